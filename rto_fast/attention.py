@@ -1,0 +1,126 @@
+"""Causal attention over packed rows, registered with transformers under the name "rto_packed".
+
+A packed forward passes cu_seq_lens_q (S+1,) int32 and max_length_q to the model; every sequence attends to itself only:
+
+    o_t = sum_{s <= t, same sequence} softmax(q_t . k_s * scale)_s v_s
+
+CUDA, bf16 / fp16: flash-attn's varlen kernel where the package is installed, else torch's own varlen_attn. Elsewhere
+(CPU, float32): one scaled_dot_product_attention call for each run of neighbouring sequences of equal length, which is
+exact and costs sum(len^2), not (sum len)^2. Without cu_seq_lens_q it is plain causal attention, as decoding needs it.
+
+N heads, T rows, D head size.
+"""
+
+import importlib.util
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+NAME = "rto_packed"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,  # (1, N, T, D)
+    key: Tensor,  # (1, N_kv, T, D)
+    value: Tensor,  # (1, N_kv, T, D)
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """The function transformers calls; returns ((1, T, N, D), None).
+
+    Raises ValueError for what would change the result and is not computed here: attention soft-caps and sinks.
+    """
+    if softcap is not None or s_aux is not None:
+        what = "soft-capped attention" if softcap is not None else "attention sinks"
+        raise ValueError(f"rto_packed attention: {what} ({type(module).__name__}) is not supported; choose another model")
+    if cu_seq_lens_q is None:
+        if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+            raise ValueError("rto_packed attention: several queries on a longer cache need an attention mask")
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            is_causal=attention_mask is None and query.shape[2] > 1,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out.transpose(1, 2), None
+    if dropout:
+        raise ValueError("rto_packed attention: dropout must be 0; log-probs of a policy must not be random")
+    if sliding_window is not None and max_length_q > sliding_window:
+        raise ValueError(
+            f"rto_packed attention: a sequence of {max_length_q} rows exceeds the model's sliding window of "
+            f"{sliding_window}; set --data.max-length to at most {sliding_window}"
+        )
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _varlen_cuda(query, key, value, cu_seq_lens_q, max_length_q, scaling)[None], None
+    return _runs_of_equal_length(query, key, value, cu_seq_lens_q, scaling)[None], None
+
+
+def _runs_of_equal_length(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float | None) -> Tensor:
+    bounds = cu_seqlens.tolist()
+    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    runs = [(length, len(list(same))) for length, same in groupby(lengths) if length]
+    sizes = [length * count for length, count in runs]
+    outputs = []
+    # split, not slices: the backward of a split is one concatenation, that of K slices is K tensors of full size
+    for (length, count), *qkv in zip(
+        runs, query[0].split(sizes, 1), key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True
+    ):
+        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in qkv)  # (count, N, length, D)
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        outputs.append(o.transpose(1, 2).reshape(count * length, o.shape[1], o.shape[3]))
+    return torch.cat(outputs)
+
+
+def _varlen_cuda(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
+) -> Tensor:
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, N, D)
+    if importlib.util.find_spec("flash_attn") is not None:
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(
+            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, softmax_scale=scale, causal=True
+        )
+    from torch.nn.attention.varlen import varlen_attn
+
+    # torch 2.11's varlen_attn has no grouped-query attention: repeat the key and value heads
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0))
+
+
+def _mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:
+    """No mask for packed rows and unpadded batches; sdpa's mask for padded ones (decoding)."""
+    if attention_mask is None:
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, attention_mask=attention_mask, **kwargs)
+
+
+def register() -> str:
+    """Make "rto_packed" known to transformers (safe to call again) and return that name."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    return NAME
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Which implementation serves, for the start-up line."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return "flash-attn varlen" if importlib.util.find_spec("flash_attn") else "torch varlen_attn"
+    return "exact per-length sdpa"

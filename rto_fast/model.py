@@ -1,0 +1,201 @@
+"""Models behind a small interface: hidden states and the head's weights, never logits.
+
+T rows, H hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from rto_fast import attention
+from rto_fast.types import PackedBatch
+
+Out = TypeVar("Out")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Head(NamedTuple):
+    """What turns hidden states into logits: z = softcap * tanh((h W^T + b) / softcap) / temperature."""
+
+    weight: Tensor
+    """(V, H)"""
+    bias: Tensor | None = None
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def options(self) -> dict[str, object]:
+        """Keyword arguments of the head operators."""
+        return {"bias": self.bias, "softcap": self.softcap, "temperature": self.temperature}
+
+
+def _hidden_states(backbone: nn.Module, batch: PackedBatch) -> Tensor:
+    """(T, H) hidden states of packed rows: the output of the last norm."""
+    return backbone(
+        input_ids=batch.input_ids[None],
+        position_ids=batch.position_ids[None],
+        use_cache=False,
+        cu_seq_lens_q=batch.cu_seqlens,
+        cu_seq_lens_k=batch.cu_seqlens,
+        max_length_q=batch.max_seqlen,
+        max_length_k=batch.max_seqlen,
+    ).last_hidden_state[0]
+
+
+def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """A policy's log-probs must be a function of its weights, in training as in scoring."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+class LanguageModel(nn.Module):
+    """A causal language model whose head is applied by the caller, inside the module's forward.
+
+    Running the head inside forward is what lets a sharding wrapper gather the head's weight and reduce its gradient.
+    """
+
+    def __init__(self, hf: PreTrainedModel):
+        super().__init__()
+        self.hf = _without_dropout(hf)
+        self.value_head: nn.Linear | None = None
+        """Set by `add_value_head`: a critic on this model's own hidden states."""
+
+    def forward(self, batch: PackedBatch, fn: Callable[[Tensor, Head], Out]) -> Out:
+        """fn(hidden (T, H), head) on packed rows."""
+        return fn(_hidden_states(self.hf.base_model, batch), self.head())
+
+    def head(self) -> Head:
+        output = self.hf.get_output_embeddings()
+        config = self.hf.config
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return Head(output.weight, output.bias, getattr(config, "final_logit_softcapping", None), 1.0 / scale)
+
+    def add_value_head(self) -> None:
+        self.value_head = _value_head(self.hf.config.hidden_size).to(self.hf.device, torch.float32)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.hf.get_output_embeddings().weight.shape[0]
+
+
+class ScalarModel(nn.Module):
+    """A backbone with one number per row: a critic (value of the row's state) or a reward model (score of the text).
+
+    output = (w . h_t + b - mean) / std in float32; mean and std are a reward model's calibration, 0 and 1 otherwise.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, head: nn.Linear, mean: float = 0.0, std: float = 1.0):
+        super().__init__()
+        self.backbone = _without_dropout(backbone)
+        self.head = head
+        self.mean, self.std = mean, std
+
+    def forward(self, batch: PackedBatch, index: Tensor) -> Tensor:
+        """(R,) float32 values of the rows `index` (R,)."""
+        hidden = _hidden_states(self.backbone, batch)[index]
+        return (self.head(hidden.float())[:, 0] - self.mean) / self.std
+
+
+def _value_head(hidden_size: int) -> nn.Linear:
+    """Starts at zero: the first advantages are rewards to go, not noise."""
+    head = nn.Linear(hidden_size, 1, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _check_folder(path: str, field: str) -> None:
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
+        raise ValueError(f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2")
+
+
+def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, object]:
+    return {
+        "pretrained_model_name_or_path": path,
+        "dtype": dtype,
+        "attn_implementation": attention.register(),
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,
+    }
+
+
+def load_language_model(
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    field: str = "model.path",
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a Hugging Face causal language model (a folder or a hub id; safetensors only).
+
+    Raises ValueError naming `field` when the folder holds no model.
+    """
+    _check_folder(path, field)
+    hf = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    return LanguageModel(hf).to(device)
+
+
+def critic_from(model: LanguageModel) -> ScalarModel:
+    """A critic with its own copy of the model's backbone and a head of zeros."""
+    backbone = type(model.hf.base_model)(model.hf.config)
+    backbone.load_state_dict(model.hf.base_model.state_dict())
+    weight = model.hf.get_output_embeddings().weight
+    critic = ScalarModel(backbone.to(weight.dtype), _value_head(model.hf.config.hidden_size))
+    return critic.to(weight.device)
+
+
+def load_scalar_model(
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    field: str = "rto.reward_model",
+    trust_remote_code: bool = False,
+) -> ScalarModel:
+    """Load a reward model, as a scorer or as a critic's start: a backbone and a head `score` or `value_head` (1, H).
+
+    `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
+    """
+    _check_folder(path, field)
+    weights = _read_head(path, field)
+    backbone = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    head = _value_head(weights["weight"].shape[1])
+    with torch.no_grad():
+        head.weight.copy_(weights["weight"])
+        if "bias" in weights:
+            head.bias.copy_(weights["bias"])
+    mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
+    return ScalarModel(backbone, head, mean, std).to(device)
+
+
+def _read_head(path: str, field: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    index = Path(path).expanduser() / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        import json
+
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    found: dict[str, Tensor] = {}
+    for name in names:
+        with safe_open(cached_file(path, name), framework="pt") as file:
+            for key in file.keys():
+                module, _, kind = key.rpartition(".")
+                if module.split(".")[-1] in ("score", "value_head") and kind in ("weight", "bias"):
+                    found[kind] = file.get_tensor(key).float()
+    if "weight" not in found or found["weight"].ndim != 2 or found["weight"].shape[0] != 1:
+        raise ValueError(f"{field}: {path!r} holds no score.weight or value_head.weight of shape (1, hidden); give a reward model")
+    return found
