@@ -1,0 +1,125 @@
+"""The one training loop: it knows batches and losses, but no stage, model or kernel by name."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rto_fast.config import OptimConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The micro-batches of one optimizer step."""
+
+    batches: list[Any]
+    total: float
+    """Weight of the whole step over all micro-batches (tokens, answers or pairs): the loss sums are divided by it."""
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    """What the stage has to say before this step, e.g. about the rollout that it trains on."""
+
+
+class Stage(Protocol):
+    num_steps: int
+
+    def steps(self) -> Iterator[Step]: ...
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a sum over rows, and statistics that are sums too; all on the device."""
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Everything that changes while a stage runs. Random streams are derived from the seed and these counters."""
+
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    progress: dict[str, float] = field(default_factory=dict)
+    """Counters and controllers of the stage, e.g. its iteration and its KL coefficient."""
+
+    def parameters(self) -> dict[str, list[Tensor]]:
+        """The trained parameters of each network by its name; gradients are clipped per network."""
+        networks: dict[str, list[Tensor]] = {}
+        for group in self.optimizer.param_groups:
+            networks.setdefault(group["network"], []).extend(group["params"])
+        return networks
+
+
+def parameter_groups(network: str, module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """A module's trained parameters in AdamW groups: matrices decay, norms and biases do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [{**group, "network": network, "lr": lr, "peak_lr": lr} for group in groups if group["params"]]
+
+
+def make_state(groups: list[dict[str, Any]], config: OptimConfig) -> TrainState:
+    """AdamW over the groups, nothing trained yet."""
+    return TrainState(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True))
+
+
+def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Share of the peak learning rate at `step` (0-based): a linear warm-up, then the schedule down to min_lr."""
+    warmup = math.ceil(config.warmup * num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, num_steps - warmup)
+    falling = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.min_lr + (1 - config.min_lr) * falling
+
+
+def train(
+    stage: Stage,
+    state: TrainState,
+    config: OptimConfig,
+    log: Callable[[int, dict[str, float]], None],
+    log_every: int = 1,
+    autocast: torch.dtype | None = None,
+) -> None:
+    """Run the stage to its end: normalise, backward, clip, step, log.
+
+    log(step, metrics) is called every `log_every` steps and whenever the stage reports; only then do statistics reach
+    the host. Raises FloatingPointError, before the optimizer moves, when a logged step's gradient is not finite.
+    """
+    device = state.optimizer.param_groups[0]["params"][0].device
+    for step in stage.steps():
+        if step.total <= 0:
+            continue
+        factor = lr_factor(state.step, stage.num_steps, config)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        sums: dict[str, Tensor] = {}
+        for batch in step.batches:
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                loss, stats = stage.loss(batch)
+            (loss / step.total).backward()
+            for name, value in {"loss": loss.detach(), **stats}.items():
+                sums[name] = sums[name] + value if name in sums else value
+        norms = {f"grad_norm/{name}": _clip(ps, config.max_grad_norm) for name, ps in state.parameters().items()}
+        logged = (state.step + 1) % log_every == 0 or bool(step.metrics) or state.step + 1 == stage.num_steps
+        if logged:
+            metrics = {name: value / step.total for name, value in sums.items()}
+            metrics = {k: float(v) for k, v in {**step.metrics, **metrics, **norms, "lr": config.lr * factor}.items()}
+            if not all(math.isfinite(metrics[name]) for name in norms):
+                raise FloatingPointError(
+                    f"step {state.step + 1}: the gradient is not finite (loss {metrics['loss']}); the weights were left "
+                    "as they were: lower this stage's optim.lr or look at the batch"
+                )
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        if logged:
+            log(state.step, metrics)
+
+
+def _clip(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Scale one network's gradients down to max_norm; the norm before that, on the device."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm

@@ -1,0 +1,25 @@
+"""Losses on response rows: sums, never means; the loop divides by the weight of the whole optimizer step.
+
+R response rows.
+"""
+
+import torch
+from torch import Tensor
+
+
+def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
+    """Supervised fine-tuning: -sum_t w_t log pi(y_t | s_t). All (R,); differentiable in logprobs."""
+    return -(logprobs * weights).sum()
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float | None) -> Tensor:
+    """PPO's value loss: sum_t w_t 1/2 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2).
+
+    Schulman et al. 2017's value term, clipped as PPO implementations do; `clip=None` leaves the maximum out.
+    All (R,) float32; differentiable in values.
+    """
+    error = (values - returns).square()
+    if clip is not None:
+        moved = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (moved - returns).square())
+    return 0.5 * (error * weights).sum()

@@ -1,0 +1,129 @@
+"""From scores to advantages: RTO's token reward, GAE and whitening over a whole rollout.
+
+R response rows, S sequences.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rto_fast.config import RewardConfig
+from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae
+from rto_fast.scoring import Scores, sequence_sums
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    rewards: Tensor
+    """(R,) float32"""
+    advantages: Tensor
+    """(R,) float32, whitened over the rollout"""
+    returns: Tensor
+    """(R,) float32: what the critic aims at, not whitened"""
+    statistics: dict[str, Tensor]
+    """Means over the rollout, on the device."""
+
+
+def compute_advantages(
+    scores: Scores,
+    cu_seqlens: Tensor,
+    config: RewardConfig,
+    *,
+    beta_2: float,
+    gamma: float,
+    lam: float,
+    sentence_scores: Tensor | None = None,
+    truncated: Tensor | None = None,
+    sentence_ends: Tensor | None = None,
+) -> Advantages:
+    """Reward, GAE and whitening moments in one launch; then A <- (A - mean) / max(std, 1e-8) over all counted rows.
+
+    `beta_2` is given apart from the config because it may adapt; sentence_scores (S,) float32 are normalised reward-model
+    scores; truncated (S,) bool says which answers hit the length limit. Raises ValueError when a reward is not finite.
+    """
+    counted = ~truncated if truncated is not None and config.truncated == "mask" else None
+    terminal = None
+    if truncated is not None and config.missing_eos_penalty:
+        terminal = truncated.float() * -config.missing_eos_penalty
+    out = token_reward_gae(
+        scores.policy,
+        scores.reference,
+        scores.dpo,
+        scores.values,
+        cu_seqlens,
+        beta_1=config.beta_1,
+        beta_2=beta_2,
+        clip=config.clip,
+        scores=sentence_scores if config.beta_3 else None,
+        beta_3=config.beta_3,
+        score_clip=config.score_clip,
+        terminal=terminal,
+        granularity=config.granularity,
+        sentence_ends=sentence_ends,
+        shaping_only=config.shaping_only,
+        gamma=gamma,
+        lam=lam,
+        counted=counted,
+    )
+    if not torch.isfinite(out.rewards).all():
+        raise ValueError(_blame(scores, sentence_scores, config))
+    count, mean, variance = merge_moments(out.moments)
+    advantages = (out.advantages - mean) / variance.sqrt().clamp_min(1e-8)
+    return Advantages(
+        out.rewards, advantages, out.returns, _statistics(scores, cu_seqlens, config, beta_2, out, sentence_scores, truncated)
+    )
+
+
+def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig) -> str:
+    """One sentence on where a reward that is not finite came from."""
+    sources = {
+        "the policy's log-probs": scores.policy,
+        "the reference's log-probs (sft)": scores.reference,
+        "the DPO model's log-probs": scores.dpo if config.beta_1 else None,
+        "the critic's values": scores.values,
+        "the reward model's scores": sentence_scores,
+    }
+    bad = [f"{name} ({int((~x.isfinite()).sum())} of {x.numel()})" for name, x in sources.items() if x is not None and not x.isfinite().all()]
+    origin = ", ".join(bad) or "the reward's coefficients"
+    return f"rto.reward: a reward is not finite, from {origin}; nothing was updated: check that model, or lower its stage's learning rate"
+
+
+def _statistics(
+    scores: Scores,
+    cu_seqlens: Tensor,
+    config: RewardConfig,
+    beta_2: float,
+    out,
+    sentence_scores: Tensor | None,
+    truncated: Tensor | None,
+) -> dict[str, Tensor]:
+    """Each component's mean, |mean|, clip fraction and share of the return's magnitude."""
+    log_ratio = scores.policy - scores.reference
+    parts = {"kl": -beta_2 * log_ratio}
+    stats: dict[str, Tensor] = {}
+    if scores.dpo is not None and config.beta_1:
+        raw = config.beta_1 * (scores.dpo - scores.reference)
+        parts["dense"] = raw.clamp(-config.clip, config.clip)
+        if math.isfinite(config.clip):
+            stats["reward/dense_clipped"] = (raw.abs() > config.clip).float().mean()
+        stats["reward/implicit_per_answer"] = sequence_sums(scores.dpo - scores.reference, cu_seqlens).mean()
+    if sentence_scores is not None and config.beta_3:
+        parts["score"] = config.beta_3 * sentence_scores.clamp(-config.score_clip, config.score_clip)
+        stats["reward/score"] = sentence_scores.mean()
+    total = sum(part.abs().sum() for part in parts.values()).clamp_min(1e-12)
+    for name, part in parts.items():
+        stats[f"reward/{name}_mean"] = part.mean()
+        stats[f"reward/{name}_abs"] = part.abs().mean()
+        stats[f"reward/{name}_share"] = part.abs().sum() / total
+    ratio = -log_ratio
+    stats["reward/per_answer"] = sequence_sums(out.rewards, cu_seqlens).mean()
+    stats["kl/per_answer"] = sequence_sums(log_ratio, cu_seqlens).mean()
+    stats["kl/k1"] = log_ratio.mean()
+    stats["kl/k3"] = (ratio.expm1() - ratio).mean()
+    stats["values/mean"] = scores.values.mean()
+    stats["values/explained"] = 1 - (out.returns - scores.values).var(unbiased=False) / out.returns.var(unbiased=False).clamp_min(1e-12)
+    if truncated is not None:
+        stats["answers/truncated"] = truncated.float().mean()
+    return stats

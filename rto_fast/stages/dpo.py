@@ -1,0 +1,119 @@
+"""Direct preference optimization: pi_dpo, whose log-ratio to pi_ref is RTO's token reward.
+
+    loss = -sum_pairs log sigmoid(beta (log pi/pi_ref (chosen) - log pi/pi_ref (rejected)))
+
+Rafailov et al. 2023, eq. 7 (arXiv:2305.18290); IPO and label smoothing by configuration.
+
+Departures: the reference's log-probs are computed once, before training, so only one model is in memory.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rto_fast.config import DPOConfig
+from rto_fast.data.encode import EncodedPair
+from rto_fast.kernels.preference_head import preference_head
+from rto_fast.loop import Step
+from rto_fast.model import Head, LanguageModel
+from rto_fast.packing import microbatches, pack
+from rto_fast.scoring import response_logprobs, sequence_sums
+from rto_fast.seeds import permutation
+from rto_fast.types import PackedBatch, Rows
+
+
+class Batch(NamedTuple):
+    packed: PackedBatch
+    rows: Rows
+    """2B sequences: the B chosen, then the B rejected."""
+    reference: Tensor
+    """(2B,) float32: log pi_ref of each answer"""
+
+
+class DPO:
+    """Epochs over pairs; the model given starts as pi_ref and ends as pi_dpo."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        pairs: list[EncodedPair],
+        config: DPOConfig,
+        *,
+        seed: int,
+        microbatch_rows: int,
+        workspace_mb: int,
+        device: torch.device,
+    ):
+        self.model = model.train()
+        self.pairs = pairs
+        self.config = config
+        self.seed = seed
+        self.microbatch_rows = microbatch_rows
+        self.workspace_mb = workspace_mb
+        self.device = device
+        self.batch_size = min(config.batch_size, len(pairs))
+        self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
+        self.reference: Tensor | None = None
+
+    def steps(self) -> Iterator[Step]:
+        if self.reference is None:
+            self.reference = self._reference_logprobs()
+        per_epoch = len(self.pairs) // self.batch_size
+        for step in range(self.num_steps):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0:
+                order = permutation(len(self.pairs), self.seed, "dpo", epoch)
+            chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield Step([self._batch(group) for group in self._groups(chosen)], len(chosen))
+
+    def _groups(self, items: list[int]) -> list[list[int]]:
+        """Pairs stay whole: their answers meet in the loss."""
+        lengths = [2 * len(p.prompt) + len(p.chosen) + len(p.rejected) - 2 for p in (self.pairs[i] for i in items)]
+        return [[items[i] for i in group] for group in microbatches(lengths, self.microbatch_rows)]
+
+    def _pack(self, items: list[int]) -> tuple[PackedBatch, Rows]:
+        pairs = [self.pairs[i] for i in items]
+        return pack([p.prompt for p in pairs] * 2, [p.chosen for p in pairs] + [p.rejected for p in pairs])
+
+    def _batch(self, items: list[int]) -> Batch:
+        packed, rows = self._pack(items)
+        reference = self.reference[:, items].reshape(-1)
+        return Batch(packed.to(self.device), rows.to(self.device), reference.to(self.device))
+
+    @torch.no_grad()
+    def _reference_logprobs(self) -> Tensor:
+        """(2, pairs) float32 on the CPU: log pi_ref of the chosen and of the rejected answers."""
+        sums = torch.zeros(2, len(self.pairs))
+        for group in self._groups(list(range(len(self.pairs)))):
+            packed, rows = (x.to(self.device) for x in self._pack(group))
+            logprobs = response_logprobs(self.model, packed, rows, self.workspace_mb)
+            sums[:, group] = sequence_sums(logprobs, rows.cu_seqlens).view(2, -1).cpu()
+        return sums
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        packed, rows = batch.packed, batch.rows
+
+        def head_rows(hidden: Tensor, head: Head):
+            return preference_head(
+                hidden[rows.index],
+                head.weight.to(hidden.dtype),
+                packed.target_ids[rows.index],
+                rows.cu_seqlens,
+                batch.reference,
+                beta=self.config.beta,
+                label_smoothing=self.config.label_smoothing,
+                loss=self.config.loss,
+                workspace_mb=self.workspace_mb,
+                **head.options(),
+            )
+
+        out = self.model(packed, head_rows)
+        chosen, rejected = ((out.logprobs - batch.reference) * self.config.beta).view(2, -1).detach().sum(1)
+        return out.loss, {
+            "accuracy": (out.margins > 0).float().sum(),
+            "margin": out.margins.detach().sum(),
+            "reward_chosen": chosen,
+            "reward_rejected": rejected,
+        }

@@ -1,0 +1,292 @@
+"""Reinforced Token Optimization: PPO on the token rewards of a DPO model.
+
+Each iteration (algorithm 2 of arXiv:2404.18922):
+  1. answer prompts with the current policy                                    rollout
+  2. log-probs of policy, reference and DPO model, and values, in one call     score
+  3. token rewards (eq. 4.6), GAE, whitening over the whole rollout            compute_advantages
+  4. epochs of mini-batches of the clipped PPO loss and the value loss         loss
+
+    loss = sum_t w_t [max(-A_t r_t, -A_t clip(r_t, 1 +- eps)) - entropy_coef H_t] + coef * value loss,   r_t = pi/pi_old
+
+The same stage with beta_1 = 0 is PPO, with granularity = "response" the paper's DPPO (sparse DPO).
+
+Departures from the paper, each by configuration: 1. a bound c on the token reward (the authors' code has it); 2. a reward
+model's score at the last token (its later versions); 3. a penalty for, or masking of, answers cut off at the limit, which
+the authors' code ends with an EOS that was never sampled; 4. an adaptive beta_2; 5. early stopping of an iteration.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rto_fast.config import RTOConfig
+from rto_fast.kernels.ppo_head import ppo_head
+from rto_fast.loop import Step, TrainState
+from rto_fast.losses import value_loss
+from rto_fast.model import Head, LanguageModel, ScalarModel
+from rto_fast.packing import cumulative, microbatches, pack, segment_gather
+from rto_fast.rewards import compute_advantages
+from rto_fast.rollout import Completion, Sampling, rollout
+from rto_fast.scoring import Scores, score
+from rto_fast.seeds import derive, permutation
+from rto_fast.types import PackedBatch, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One iteration's answers and what the update needs of them. Arrays are (R,) float32 over all response rows."""
+
+    answers: list[Completion]
+    offsets: Tensor
+    """(S+1,) int32 on the CPU: rows of each answer"""
+    weights: list[float]
+    """Weight of each answer: 0 = masked out"""
+    old_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    packed: PackedBatch
+    rows: Rows
+    weights: Tensor
+    """(R,) float32, as are the next four"""
+    old_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    critic_only: bool
+
+
+class RTO:
+    """PPO iterations as optimizer steps. What changes from iteration to iteration is in `state`."""
+
+    def __init__(
+        self,
+        policy: LanguageModel,
+        reference: LanguageModel,
+        dpo: LanguageModel | None,
+        critic: ScalarModel | None,
+        prompts: list[list[int]],
+        config: RTOConfig,
+        state: TrainState,
+        *,
+        eos_token_ids: tuple[int, ...],
+        max_new_tokens: int,
+        seed: int,
+        microbatch_rows: int,
+        workspace_mb: int,
+        device: torch.device,
+        reward_model: ScalarModel | None = None,
+        sentence_end_ids: frozenset[int] = frozenset(),
+        on_rollout: Callable[[int], None] | None = None,
+    ):
+        """`critic=None`: the policy's own value head (a shared trunk). `dpo=None` needs beta_1 = 0."""
+        if dpo is None and config.reward.beta_1:
+            raise ValueError(f"rto: beta_1 = {config.reward.beta_1} needs a DPO model; run the dpo stage or give --dpo.model")
+        if critic is None and policy.value_head is None:
+            raise ValueError("rto: without a critic the policy needs a value head: call policy.add_value_head()")
+        self.policy = policy.train()
+        self.reference, self.dpo, self.reward_model = (
+            m.eval().requires_grad_(False) if m is not None else None for m in (reference, dpo, reward_model)
+        )
+        self.critic = critic.train() if critic is not None else None
+        self.prompts = prompts
+        self.config = config
+        self.state = state
+        self.eos_token_ids = eos_token_ids
+        self.sampling = Sampling(
+            config.sampling.temperature, config.sampling.top_k, config.sampling.top_p, max_new_tokens
+        )
+        self.seed = seed
+        self.microbatch_rows = microbatch_rows
+        self.workspace_mb = workspace_mb
+        self.device = device
+        self.sentence_end_ids = sentence_end_ids
+        self.on_rollout = on_rollout
+        self.iterations = config.iterations or max(1, math.ceil(config.epochs * len(prompts) / config.rollouts))
+        self.num_steps = self.iterations * config.ppo_epochs * math.ceil(config.rollouts / config.minibatch)
+        state.progress.setdefault("beta_2", config.reward.beta_2)
+
+    def steps(self) -> Iterator[Step]:
+        for iteration in range(self.iterations):
+            self.state.progress["iteration"] = iteration
+            experience, metrics = self._score(self._answer(iteration))
+            for epoch in range(self.config.ppo_epochs):
+                self._moved: list[tuple[Tensor, float]] = []
+                order = permutation(len(experience.answers), self.seed, "rto", iteration, epoch)
+                for start in range(0, len(order), self.config.minibatch):
+                    chosen = order[start : start + self.config.minibatch]
+                    yield self._step(experience, chosen, metrics, iteration)
+                    metrics = {}
+                if self.config.stop_kl is not None:
+                    kl = float(sum(k for k, _ in self._moved)) / max(1e-9, sum(w for _, w in self._moved))
+                    if kl > self.config.stop_kl:
+                        break
+
+    def _answer(self, iteration: int) -> list[Completion]:
+        """Answers to the next prompts; each pass over the prompts is in a new order."""
+        count = self.config.rollouts
+        first = iteration * count
+        passes = range(first // len(self.prompts), (first + count - 1) // len(self.prompts) + 1)
+        order = [i for p in passes for i in permutation(len(self.prompts), self.seed, "prompts", p)]
+        skip = first - passes[0] * len(self.prompts)
+        return rollout(
+            self.policy.hf,
+            [self.prompts[i] for i in order[skip : skip + count]],
+            self.sampling,
+            self.eos_token_ids,
+            seed=derive(self.seed, "rollout", iteration),
+            max_batch=self.config.sampling.batch_size,
+            progress=self.on_rollout,
+        )
+
+    @torch.no_grad()
+    def _score(self, answers: list[Completion]) -> tuple[Experience, dict[str, Tensor | float]]:
+        order, parts, offsets = [], [], []
+        for group in microbatches([len(a.prompt) + len(a.response) - 1 for a in answers], self.microbatch_rows):
+            packed, rows = self._pack([answers[i] for i in group])
+            parts.append(
+                score(
+                    packed,
+                    rows,
+                    policy=self.policy,
+                    reference=self.reference,
+                    dpo=self.dpo if self.config.reward.beta_1 else None,
+                    critic=self.critic,
+                    workspace_mb=self.workspace_mb,
+                )
+            )
+            order += group
+        answers = [answers[i] for i in order]
+        offsets = cumulative([len(a.response) for a in answers])
+        scores = Scores(*(_concatenate([getattr(p, name) for p in parts]) for name in Scores.__slots__))
+        truncated = torch.tensor([a.finish == "length" for a in answers])
+        reward = self.config.reward
+        out = compute_advantages(
+            scores,
+            offsets.to(self.device),
+            reward,
+            beta_2=self.state.progress["beta_2"],
+            gamma=self.config.gamma,
+            lam=self.config.lam,
+            sentence_scores=self._sentence_scores(answers) if reward.beta_3 else None,
+            truncated=truncated.to(self.device),
+            sentence_ends=self._sentence_ends(answers) if reward.granularity == "sentence" else None,
+        )
+        masked = truncated if reward.truncated == "mask" else torch.zeros_like(truncated)
+        metrics: dict[str, Tensor | float] = {**out.statistics, **self._answer_statistics(answers, scores)}
+        metrics["iteration"] = self.state.progress["iteration"] + 1
+        metrics["beta_2"] = self.state.progress["beta_2"]
+        self._adapt_beta_2(float(out.statistics["kl/per_answer"]), len(answers))
+        weights = (~masked).float().tolist()
+        return Experience(answers, offsets, weights, scores.policy, scores.values, out.advantages, out.returns), metrics
+
+    def _answer_statistics(self, answers: list[Completion], scores: Scores) -> dict[str, Tensor | float]:
+        sampled = torch.tensor([p for a in answers for p in a.logprobs], device=self.device)
+        gap = (sampled - scores.policy).abs()
+        return {
+            "answers/length": sum(len(a.response) for a in answers) / len(answers),
+            "sampler_gap/mean": gap.mean(),
+            "sampler_gap/max": gap.max(),
+        }
+
+    def _adapt_beta_2(self, kl: float, count: int) -> None:
+        """Proportional controller of Ziegler et al. 2019, section 2.2 (arXiv:1909.08593)."""
+        target = self.config.reward.adaptive_kl_target
+        if target is not None:
+            error = min(max(kl / target - 1, -0.2), 0.2)
+            self.state.progress["beta_2"] *= 1 + error * count / self.config.reward.adaptive_kl_horizon
+
+    def _sentence_scores(self, answers: list[Completion]) -> Tensor:
+        """(S,) float32 scores of the reward model at each answer's last token."""
+        scores = torch.zeros(len(answers), device=self.device)
+        for group in microbatches([len(a.prompt) + len(a.response) for a in answers], self.microbatch_rows):
+            # one more target, never read, makes the answer's last token a row of its own
+            packed, rows = pack([answers[i].prompt for i in group], [[*answers[i].response, 0] for i in group])
+            last = rows.index[rows.cu_seqlens[1:].long() - 1]
+            scores[group] = self.reward_model(packed.to(self.device), last.to(self.device))
+        return scores
+
+    def _sentence_ends(self, answers: list[Completion]) -> Tensor:
+        ends = [token in self.sentence_end_ids for a in answers for token in a.response]
+        return torch.tensor(ends, device=self.device)
+
+    def _pack(self, answers: list[Completion]) -> tuple[PackedBatch, Rows]:
+        packed, rows = pack([a.prompt for a in answers], [a.response for a in answers], self.config.average)
+        return packed.to(self.device), rows.to(self.device)
+
+    def _step(self, experience: Experience, chosen: list[int], metrics: dict, iteration: int) -> Step:
+        answers, weights = experience.answers, experience.weights
+        chosen = [i for i in chosen if weights[i] > 0]
+        batches = []
+        for group in microbatches([len(answers[i].prompt) + len(answers[i].response) - 1 for i in chosen], self.microbatch_rows):
+            items = [chosen[g] for g in group]
+            packed, rows = self._pack([answers[i] for i in items])
+            at = segment_gather(experience.offsets, items).to(self.device)
+            batches.append(
+                Batch(
+                    packed,
+                    rows,
+                    packed.weights[rows.index],
+                    *(getattr(experience, n)[at] for n in ("old_logprobs", "old_values", "advantages", "returns")),
+                    critic_only=iteration < self.config.critic.warmup_iterations,
+                )
+            )
+        per_token = self.config.average == "token"
+        return Step(batches, sum(len(answers[i].response) if per_token else 1 for i in chosen), metrics)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        packed, rows, weights = batch.packed, batch.rows, batch.weights
+        config = self.config
+
+        def head_rows(hidden: Tensor, head: Head):
+            hidden = hidden[rows.index]
+            own = self.policy.value_head(hidden.float())[:, 0] if self.critic is None else None
+            if batch.critic_only:
+                return None, own
+            out = ppo_head(
+                hidden,
+                head.weight.to(hidden.dtype),
+                packed.target_ids[rows.index],
+                batch.old_logprobs,
+                batch.advantages,
+                weights,
+                clip=config.clip,
+                entropy_coef=config.entropy_coef,
+                workspace_mb=self.workspace_mb,
+                **head.options(),
+            )
+            return out, own
+
+        out, values = (None, None) if batch.critic_only and self.critic is not None else self.policy(packed, head_rows)
+        if self.critic is not None:
+            values = self.critic(packed, rows.index)
+        values_loss = value_loss(values, batch.old_values, batch.returns, weights, config.critic.clip)
+        loss = config.critic.coef * values_loss
+        stats = {"value_loss": values_loss.detach()}
+        if out is not None:
+            loss = loss + out.loss
+            stats |= self._policy_statistics(out, batch)
+        return loss, stats
+
+    def _policy_statistics(self, out, batch: Batch) -> dict[str, Tensor]:
+        log_ratio = out.logprobs - batch.old_logprobs
+        ratio = log_ratio.exp()
+        k3 = ((ratio - 1 - log_ratio) * batch.weights).sum()
+        self._moved.append((k3, float(batch.weights.sum()) if self.config.stop_kl is not None else 1.0))
+        return {
+            "policy_loss": out.loss.detach(),
+            "ratio_gap": ((ratio - 1).abs() * batch.weights).sum(),
+            "clipped": (((ratio - 1).abs() > self.config.clip).float() * batch.weights).sum(),
+            "k3": k3,
+        }
+
+
+def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)
