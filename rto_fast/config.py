@@ -41,6 +41,8 @@ class DataConfig:
     """Split of a hub dataset."""
     demonstrations: str | None = None
     """Rows with prompt and completion for SFT; without it SFT learns from the chosen answers."""
+    evaluation: str | None = None
+    """Rows with a prompt for evaluation; without it held-out pairs serve."""
     columns: dict[str, str] = field(default_factory=dict)
     """Other column names, as wanted name and yours: {prompt: question}."""
     template: Literal["auto", "chat", "plain", "none"] = "auto"

@@ -1,0 +1,1 @@
+"""Measuring policies: answers to held-out prompts, and what a judge of them says."""

@@ -1,0 +1,103 @@
+"""Answers of a policy to held-out prompts, and their return, KL, length and implicit reward with 95 % intervals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from rto_fast.model import LanguageModel
+from rto_fast.packing import microbatches, pack
+from rto_fast.rollout import Completion, Sampling, rollout
+from rto_fast.scoring import response_logprobs
+from rto_fast.seeds import derive
+from rto_fast.stats import Estimate, mean_estimate, win_rate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy's answers and one number per answer, in the order of the prompts."""
+
+    answers: list[Completion]
+    kl: np.ndarray
+    """log pi/pi_ref of the answer, nats"""
+    implicit: np.ndarray
+    """beta log pi_dpo/pi_ref of the answer: DPO's own reward"""
+    oracle: np.ndarray | None
+    """Return under a known oracle"""
+
+    @property
+    def judged(self) -> np.ndarray:
+        """What decides a comparison: the oracle where there is one, else DPO's reward."""
+        return self.implicit if self.oracle is None else self.oracle
+
+    def summary(self) -> dict[str, Any]:
+        lengths = np.array([len(a.response) for a in self.answers], float)
+        figures = {"kl": self.kl, "implicit_reward": self.implicit, "length": lengths}
+        if self.oracle is not None:
+            figures = {"oracle_return": self.oracle, **figures}
+        out: dict[str, Any] = {name: interval(mean_estimate(x)) for name, x in figures.items()}
+        return {**out, "eos_rate": sum(a.finish == "eos" for a in self.answers) / len(self.answers), "answers": len(self.answers)}
+
+
+def interval(estimate: Estimate) -> dict[str, float]:
+    """As results.json has it: the mean and the half-width of its 95 % interval."""
+    return {"mean": estimate.value, "ci95": estimate.ci95}
+
+
+def evaluate(
+    policy: LanguageModel,
+    *,
+    reference: LanguageModel,
+    dpo: LanguageModel | None,
+    beta: float,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    eos_token_ids: tuple[int, ...],
+    seed: int,
+    batch_size: int,
+    microbatch_rows: int,
+    workspace_mb: int,
+    oracle: Callable[[list[int], list[int]], float] | None = None,
+) -> Evaluation:
+    """Let the policy answer every prompt and score the answers. All policies share the random numbers of `seed`."""
+    answers = rollout(
+        policy.hf, prompts, sampling, eos_token_ids, seed=derive(seed, "evaluation"), max_batch=batch_size
+    )
+    own, ref = (answer_logprobs(m, answers, microbatch_rows, workspace_mb) for m in (policy, reference))
+    implicit = [np.zeros(1)] * len(answers)
+    if dpo is not None:
+        scored = answer_logprobs(dpo, answers, microbatch_rows, workspace_mb)
+        implicit = [beta * (d - r) for d, r in zip(scored, ref, strict=True)]
+    return Evaluation(
+        answers,
+        kl=np.array([(o - r).sum() for o, r in zip(own, ref, strict=True)]),
+        implicit=np.array([x.sum() for x in implicit]),
+        oracle=None if oracle is None else np.array([oracle(a.prompt, a.response) for a in answers]),
+    )
+
+
+@torch.no_grad()
+def answer_logprobs(
+    model: LanguageModel, answers: list[Completion], microbatch_rows: int, workspace_mb: int
+) -> list[np.ndarray]:
+    """Each answer's (tokens,) log-probs under the model, on the host."""
+    out: list[np.ndarray] = [np.zeros(0)] * len(answers)
+    for group in microbatches([len(a.prompt) + len(a.response) - 1 for a in answers], microbatch_rows):
+        packed, rows = pack([answers[i].prompt for i in group], [answers[i].response for i in group])
+        device = model.hf.device
+        logprobs = response_logprobs(model, packed.to(device), rows.to(device), workspace_mb).double().cpu().numpy()
+        for i, part in zip(group, np.split(logprobs, rows.cu_seqlens[1:-1].numpy()), strict=True):
+            out[i] = part
+    return out
+
+
+def win_rates(evaluations: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    """win_rate[a][b]: how often a's answer beats b's on the same prompt, ties half."""
+    table: dict[str, dict[str, Any]] = {name: {} for name in evaluations}
+    for a, b in combinations(evaluations, 2):
+        for one, other in ((a, b), (b, a)):
+            table[one][other] = interval(win_rate(evaluations[one].judged, evaluations[other].judged))
+    return table

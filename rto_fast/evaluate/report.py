@@ -1,0 +1,70 @@
+"""What a run says at its end: a table on the terminal, samples.md in its folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rto_fast.evaluate.policies import Evaluation
+
+COLUMNS = {"oracle_return": "oracle return", "implicit_reward": "DPO reward", "kl": "KL to sft", "length": "tokens"}
+
+
+def _figure(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f} +- {value['ci95']:.3f}"
+
+
+def _table(rows: list[list[str]], say: Callable[[str], None]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Every policy's figures with 95 % intervals, and who wins against whom."""
+    policies = results["policies"]
+    columns = [c for c in COLUMNS if all(c in p for p in policies.values())]
+    count = next(iter(policies.values()))["answers"]
+    say(f"\n{count} held-out prompts, mean +- 95 % interval; wins judged by {results['judge'].replace('_', ' ')}")
+    header = ["", *(COLUMNS[c] for c in columns), "stops", *(f"beats {name}" for name in policies)]
+    rows = [header]
+    for name, policy in policies.items():
+        wins = results["win_rate"].get(name, {})
+        beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in policies]
+        rows.append([name, *(_figure(policy[c]) for c in columns), f"{100 * policy['eos_rate']:.0f} %", *beats])
+    _table(rows, say)
+    if "credit_auc" in results:
+        say(f"  DPO's token reward tells right tokens from wrong ones with AUC {_figure(results['credit_auc'])}")
+    say("")
+
+
+def print_sweep(rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+    """Return and KL over b1/b2 and c: a return that falls while the KL grows is over-optimisation."""
+    columns = [c for c in COLUMNS if all(c in row for row in rows)]
+    say("Over-optimisation: short RTO runs over b1/b2 and the clip c")
+    table = [["b1/b2", "c", *(COLUMNS[c] for c in columns), "stops"]]
+    for row in rows:
+        clip = "none" if row["clip"] is None else f"{row['clip']:g}"
+        table.append([f"{row['ratio']:g}", clip, *(_figure(row[c]) for c in columns), f"{100 * row['eos_rate']:.0f} %"])
+    _table(table, say)
+    say("")
+
+
+def write_samples(
+    path: Path, tokenizer: PreTrainedTokenizerBase, evaluations: dict[str, Evaluation], count: int
+) -> None:
+    """samples.md: the first `count` prompts and every policy's answer to them."""
+    lines = ["# Samples", "", "Answers to held-out prompts; special tokens are shown.", ""]
+    some = next(iter(evaluations.values()))
+    for i in range(min(count, len(some.answers))):
+        lines += [f"## {i + 1}", "", *_quote(tokenizer.decode(some.answers[i].prompt)), ""]
+        for name, evaluation in evaluations.items():
+            reward = evaluation.judged[i]
+            lines += [f"**{name}** ({reward:+.3f})", "", *_quote(tokenizer.decode(evaluation.answers[i].response)), ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _quote(text: str) -> list[str]:
+    """Indented as code, so that whatever a model wrote stays text."""
+    return ["    " + line for line in text.splitlines()] or ["    "]

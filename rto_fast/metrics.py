@@ -1,0 +1,60 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard events and the progress bar."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+SHOWN = {
+    "loss": "loss",
+    "accuracy": "acc",
+    "reward/per_answer": "reward",
+    "kl/per_answer": "kl",
+    "answers/length": "len",
+    "tokens_per_second": "tok/s",
+}
+"""The few numbers beside the progress bar, and their short names."""
+
+
+class StageLog:
+    """A stage's log, called as log(step, metrics).
+
+    metrics.jsonl gets one line per call: {"stage", "step", "seconds", ...metrics}; events of the same names go to tb/.
+    """
+
+    def __init__(self, folder: Path, stage: str, num_steps: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.stage = stage
+        self.started = time.perf_counter()
+        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.events = SummaryWriter(folder / "tb" / stage)
+        # a log file gets a line now and then, a terminal a moving bar
+        quiet = {} if sys.stderr.isatty() else {"mininterval": 15.0}
+        self.bar = tqdm(total=num_steps, desc=f"{stage:4}", unit="step", dynamic_ncols=True, **quiet)
+        self.shown: dict[str, str] = {}
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        seconds = round(time.perf_counter() - self.started, 3)
+        self.file.write(json.dumps({"stage": self.stage, "step": step, "seconds": seconds, **metrics}) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            self.events.add_scalar(f"{self.stage}/{name}", value, step)
+        self.shown |= {short: f"{metrics[name]:.4g}" for name, short in SHOWN.items() if name in metrics}
+        self.bar.set_postfix(self.shown, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def note(self, text: str) -> None:
+        """Say what goes on between two steps."""
+        self.bar.set_postfix({**self.shown, "now": text}, refresh=False)
+        self.bar.update(0)
+
+    def __enter__(self) -> "StageLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.events.close()
+        self.file.close()

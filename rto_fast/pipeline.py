@@ -1,0 +1,288 @@
+"""What a run does, in order: data, SFT, DPO, RTO, evaluation, sweep. Stages that are finished are not run again."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rto_fast import attention, loop
+from rto_fast.config import Config, RTOConfig
+from rto_fast.corpus import Corpus, load_corpus
+from rto_fast.data.fingerprint import check_same_tokenizer
+from rto_fast.evaluate.policies import Evaluation, evaluate, interval, win_rates
+from rto_fast.evaluate.report import print_sweep, print_table, write_samples
+from rto_fast.export import check_export, is_finished, save_stage
+from rto_fast.folder import claim
+from rto_fast.metrics import StageLog
+from rto_fast.model import DTYPES, LanguageModel, critic_from, load_language_model, load_scalar_model
+from rto_fast.preflight import check_packing
+from rto_fast.rollout import Sampling
+from rto_fast.stages.dpo import DPO
+from rto_fast.stages.rto import RTO
+from rto_fast.stages.sft import SFT
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs of the run."""
+
+    config: Config
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    """of the stored weights"""
+    autocast: torch.dtype | None
+    """of the arithmetic, where it differs"""
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: tuple[int, ...]
+    corpus: Corpus
+
+    def load(self, path: str, field: str = "model.path") -> LanguageModel:
+        model = load_language_model(
+            path,
+            dtype=self.dtype,
+            device=self.device,
+            field=field,
+            trust_remote_code=self.config.model.trust_remote_code,
+        )
+        if self.config.model.gradient_checkpointing:
+            model.hf.gradient_checkpointing_enable()
+        return model
+
+    def stage_path(self, stage: str) -> str:
+        """Where a stage's model is: given by the user, or made by this run."""
+        given = {"sft": self.config.sft.model, "dpo": self.config.dpo.model}.get(stage)
+        return given or str(self.folder / stage)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        return {"microbatch_rows": self.config.microbatch_rows, "workspace_mb": self.config.workspace_mb}
+
+
+def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run a configuration whole and return what results.json holds."""
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    context = prepare(config, say)
+    for stage in config.stages:
+        _run_stage(context, stage, say)
+    results: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
+    if config.eval.prompts and context.corpus.evaluation:
+        results |= _evaluate(context, say)
+    if config.sweep.ratios:
+        results["sweep"] = _sweep(context, say)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    (context.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    say(f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: " + ", ".join(
+        context.stage_path(s) for s in config.stages))
+    return results
+
+
+def prepare(config: Config, say: Callable[[str], None]) -> Context:
+    """Claim the output folder, load tokenizer and data, and check that packed rows are exact for this model."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else torch.device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {config.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
+    automatic = config.model.dtype == "auto"
+    dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
+    autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
+    folder = claim(config)
+    config, oracle_name = _embedded_task(config, folder)
+    tokenizer = AutoTokenizer.from_pretrained(
+        config.model.path, trust_remote_code=config.model.trust_remote_code
+    )
+    model = load_language_model(config.model.path, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
+    eos = _eos_token_ids(tokenizer, model)
+    _check_context(config, model)
+    corpus = load_corpus(config, tokenizer, oracle_name)
+    context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus)
+    for name, path in (("sft.model", config.sft.model), ("dpo.model", config.dpo.model), ("rto.reward_model", config.rto.reward_model)):
+        if path:
+            check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(path), "model.path", name)
+    pairs = corpus.pairs[:2]
+    gap = check_packing(model, [(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)], config.workspace_mb)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    say(
+        f"rto_fast {config.recipe}: {type(model.hf).__name__} {millions:.2f} M parameters, {device}, "
+        f"{str(autocast or dtype).removeprefix('torch.')}, attention: {attention.describe(device, autocast or dtype)}, "
+        f"packed = alone to {gap:.1e} nat"
+    )
+    for line in corpus.describe():
+        say(line)
+    return context
+
+
+def _embedded_task(config: Config, folder: Path) -> tuple[Config, bool]:
+    """The quickstart names its embedded task; write it, and point the paths at its files."""
+    if config.data.path != "quickstart":
+        return config, False
+    from rto_fast.quickstart.task import write_task
+
+    task = folder / "task"
+    if not task.exists():
+        write_task(task, config.seed)
+    data = replace(
+        config.data,
+        path=str(task / "pairs.jsonl"),
+        demonstrations=str(task / "demonstrations.jsonl"),
+        evaluation=str(task / "eval.jsonl"),
+    )
+    path = str(task / "model") if config.model.path in ("", "quickstart") else config.model.path
+    return replace(config, data=data, model=replace(config.model, path=path)), True
+
+
+def _eos_token_ids(tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> tuple[int, ...]:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("model.path: the tokenizer has no EOS token, so no answer could learn to stop; set eos_token in its config")
+    extra = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
+    extra = extra if isinstance(extra, list) else [extra] if extra is not None else []
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *extra]))
+
+
+def _check_context(config: Config, model: LanguageModel) -> None:
+    limit = getattr(model.hf.config, "max_position_embeddings", None)
+    need = max(config.data.max_length, config.data.max_prompt + config.max_new_tokens)
+    if limit and need > limit:
+        raise ValueError(
+            f"data.max_length: prompt and answer may take {need} tokens, but the model's context is {limit}; "
+            f"set --data.max-length {limit} and --data.max-prompt below it"
+        )
+
+
+def _run_stage(context: Context, stage: str, say: Callable[[str], None]) -> None:
+    folder = context.folder / stage
+    given = {"sft": context.config.sft.model, "dpo": context.config.dpo.model}.get(stage)
+    if given:
+        say(f"{stage}: using {given}")
+        return
+    if is_finished(folder):
+        say(f"{stage}: finished already, using {folder}")
+        return
+    started = time.perf_counter()
+    model = {"sft": _sft, "dpo": _dpo, "rto": _rto}[stage](context)
+    save_stage(folder, model, context.tokenizer, {"stage": stage, "seconds": round(time.perf_counter() - started, 1)})
+    check_export(folder, model, lambda path: context.load(path))
+
+
+def _train(context: Context, name: str, stage: loop.Stage, state: loop.TrainState, optim) -> None:
+    with StageLog(context.folder, name, stage.num_steps) as log:
+        if isinstance(stage, RTO):
+            stage.on_rollout = lambda count: log.note(f"{count} answered")
+        loop.train(stage, state, optim, log, context.config.log_every, context.autocast)
+
+
+def _sft(context: Context) -> LanguageModel:
+    config = context.config.sft
+    model = context.load(context.config.model.path)
+    stage = SFT(model, context.corpus.demonstrations, config, seed=context.config.seed, device=context.device, **context.limits)
+    groups = loop.parameter_groups("policy", model, config.optim.lr, config.optim.weight_decay)
+    _train(context, "sft", stage, loop.make_state(groups, config.optim), config.optim)
+    return model
+
+
+def _dpo(context: Context) -> LanguageModel:
+    config = context.config.dpo
+    model = context.load(context.stage_path("sft"), "sft.model")
+    stage = DPO(model, context.corpus.pairs, config, seed=context.config.seed, device=context.device, **context.limits)
+    groups = loop.parameter_groups("policy", model, config.optim.lr, config.optim.weight_decay)
+    _train(context, "dpo", stage, loop.make_state(groups, config.optim), config.optim)
+    return model
+
+
+def _rto(context: Context, config: RTOConfig | None = None, name: str = "rto") -> LanguageModel:
+    config = config or context.config.rto
+    policy, reference = (context.load(context.stage_path("sft"), "sft.model") for _ in range(2))
+    dpo = context.load(context.stage_path("dpo"), "dpo.model") if config.reward.beta_1 else None
+    critic = None
+    if config.critic.kind == "shared":
+        policy.add_value_head()
+    elif config.critic.model:
+        critic = load_scalar_model(config.critic.model, dtype=context.dtype, device=context.device, field="rto.critic.model")
+    else:
+        critic = critic_from(reference)
+    reward_model = None
+    if config.reward_model and config.reward.beta_3:
+        reward_model = load_scalar_model(config.reward_model, dtype=context.dtype, device=context.device)
+    groups = loop.parameter_groups("policy", policy, config.optim.lr, config.optim.weight_decay)
+    if critic is not None:
+        groups += loop.parameter_groups("critic", critic, config.critic.lr, config.optim.weight_decay)
+    state = loop.make_state(groups, config.optim)
+    stage = RTO(
+        policy,
+        reference,
+        dpo,
+        critic,
+        context.corpus.prompts,
+        config,
+        state,
+        eos_token_ids=context.eos_token_ids,
+        max_new_tokens=context.config.max_new_tokens,
+        seed=context.config.seed,
+        device=context.device,
+        reward_model=reward_model,
+        sentence_end_ids=context.corpus.sentence_end_ids,
+        **context.limits,
+    )
+    _train(context, name, stage, state, config.optim)
+    return policy
+
+
+def _measure(context: Context, policy: LanguageModel, reference: LanguageModel, dpo: LanguageModel | None) -> Evaluation:
+    config = context.config
+    return evaluate(
+        policy,
+        reference=reference,
+        dpo=dpo,
+        beta=config.dpo.beta,
+        prompts=context.corpus.evaluation[: config.eval.prompts],
+        sampling=Sampling(config.eval.temperature, None, config.eval.top_p, config.max_new_tokens),
+        eos_token_ids=context.eos_token_ids,
+        seed=config.seed,
+        batch_size=config.rto.sampling.batch_size,
+        oracle=context.corpus.oracle,
+        **context.limits,
+    )
+
+
+def _judges(context: Context) -> tuple[LanguageModel, LanguageModel | None]:
+    reference = context.load(context.stage_path("sft"), "sft.model")
+    has_dpo = "dpo" in context.config.stages or context.config.dpo.model
+    return reference, context.load(context.stage_path("dpo"), "dpo.model") if has_dpo else None
+
+
+def _evaluate(context: Context, say: Callable[[str], None]) -> dict[str, Any]:
+    reference, dpo = _judges(context)
+    evaluations: dict[str, Evaluation] = {}
+    for stage in context.config.stages:
+        policy = {"sft": reference, "dpo": dpo}.get(stage) or context.load(context.stage_path(stage))
+        evaluations[stage] = _measure(context, policy, reference, dpo)
+    results: dict[str, Any] = {
+        "policies": {name: e.summary() for name, e in evaluations.items()},
+        "win_rate": win_rates(evaluations),
+        "judge": "implicit_reward" if context.corpus.oracle is None else "oracle_return",
+    }
+    if context.corpus.credit is not None and dpo is not None:
+        results["credit_auc"] = interval(context.corpus.credit(evaluations["sft"].answers, reference, dpo, **context.limits))
+    write_samples(context.folder / "samples.md", context.tokenizer, evaluations, context.config.eval.samples)
+    print_table(results, say)
+    return results
+
+
+def _sweep(context: Context, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Short RTO runs over b1/b2 and c: what each gains, and where it over-optimises."""
+    config = context.config
+    reference, dpo = _judges(context)
+    rows = []
+    for ratio in config.sweep.ratios:
+        for clip in config.sweep.clips:
+            reward = replace(config.rto.reward, beta_2=config.rto.reward.beta_1 / ratio, clip=clip)
+            policy = _rto(context, replace(config.rto, reward=reward, iterations=config.sweep.iterations), f"sweep-{ratio:g}-{clip:g}")
+            summary = _measure(context, policy, reference, dpo).summary()
+            rows.append({"ratio": ratio, "clip": clip if clip != float("inf") else None, **asdict(reward), **summary})
+    print_sweep(rows, say)
+    return rows
