@@ -1,0 +1,83 @@
+"""A key/value cache whose rows have lengths of their own: no left padding, and rows can leave and enter.
+
+B rows, N key/value heads, D head dim, C capacity in positions. Each layer holds keys and values (B, N, C, D);
+row b's position p is always at [b, :, p].
+"""
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+class RowCache(Cache):
+    """Replaces transformers' dynamic cache for rows of unequal length.
+
+    Two ways of writing, chosen before each model call: `begin_prefill` appends whole prompts as new rows,
+    `begin_step` appends one position to each of the first `num_rows` rows. Layers are allocated at their first
+    write, so heads and dims may differ from layer to layer.
+    """
+
+    def __init__(self, max_rows: int, capacity: int):
+        super().__init__(layers=[])
+        self.max_rows, self.capacity = max_rows, capacity
+        self.storage: list[list[Tensor]] = []
+        """[keys, values] of each layer."""
+        self._first_row = 0
+        self._positions: Tensor | None = None
+        self._num_rows = self._width = 0
+        self._index: dict[int, Tensor] = {}
+
+    def begin_prefill(self, first_row: int) -> None:
+        self._first_row, self._positions, self._width = first_row, None, 0
+
+    def begin_step(self, positions: Tensor, width: int) -> None:
+        """positions (B,) int64: where each row writes; width: the longest row, counting what it is about to write."""
+        self._positions, self._num_rows, self._width = positions, positions.shape[0], width
+        self._index.clear()
+        if width > self.capacity:
+            self._grow(max(width, self.capacity * 3 // 2))
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        while len(self.storage) <= layer_idx:
+            self.storage.append([])
+        if not self.storage[layer_idx]:
+            # zeros, not empty: a masked position still enters the attention's sum as 0 * value, and 0 * nan is nan
+            self.storage[layer_idx] = [
+                x.new_zeros(self.max_rows, x.shape[1], self.capacity, x.shape[3]) for x in (key_states, value_states)
+            ]
+        keys, values = self.storage[layer_idx]
+        if self._positions is None:
+            rows, length = slice(self._first_row, self._first_row + key_states.shape[0]), key_states.shape[2]
+            keys[rows, :, :length] = key_states
+            values[rows, :, :length] = value_states
+            return key_states, value_states
+        for store, new in ((keys, key_states), (values, value_states)):
+            store.view(-1, store.shape[3]).index_copy_(0, self._lines(store.shape[1]), new.reshape(-1, new.shape[3]))
+        return keys[: self._num_rows, :, : self._width], values[: self._num_rows, :, : self._width]
+
+    def _lines(self, num_heads: int) -> Tensor:
+        """(B * N,) line numbers of this step's writes in a layer seen as (max_rows * N * C, D)."""
+        if num_heads not in self._index:
+            heads = torch.arange(self._num_rows * num_heads, device=self._positions.device).view(-1, num_heads)
+            self._index[num_heads] = (heads * self.capacity + self._positions[:, None]).view(-1)
+        return self._index[num_heads]
+
+    def move_rows(self, source: Tensor, target: Tensor) -> None:
+        """Copy rows `source` over rows `target` (int64, disjoint)."""
+        for layer in self.storage:
+            for store in layer:
+                store[target, :, : self._width] = store[source, :, : self._width]
+
+    def _grow(self, capacity: int) -> None:
+        for layer in self.storage:
+            for i, old in enumerate(layer):
+                layer[i] = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+                layer[i][:, :, : self.capacity] = old
+        self.capacity = capacity
+
+    # what transformers asks a cache for when it builds a mask itself (prefill)
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0 if self._positions is None else self._width - 1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
