@@ -1,0 +1,75 @@
+"""The words of the quickstart task: twenty animals, four facts about each, and everything else that may be said."""
+
+ATTRIBUTES = {"colour": "is", "sound": "says", "food": "eats", "hobby": "enjoys"}
+"""What can be asked for -> the verb of the sentence that answers it."""
+
+_TABLE = """
+dog     brown  woof    meat    running
+cat     grey   meow    fish    sleeping
+cow     white  moo     grass   standing
+horse   black  neigh   carrots running
+pig     pink   oink    nuts    digging
+duck    yellow quack   worms   swimming
+lion    orange roar    meat    sleeping
+snake   green  hiss    mice    hiding
+mouse   grey   squeak  seeds   hiding
+frog    green  croak   insects jumping
+wolf    grey   howl    meat    running
+bee     yellow buzz    honey   flying
+owl     white  hoot    mice    flying
+goat    white  baa     leaves  climbing
+bear    brown  growl   honey   digging
+fox     orange squeak  insects jumping
+sheep   black  baa     grass   standing
+parrot  red    squawk  seeds   singing
+monkey  brown  squeak  fruit   climbing
+whale   blue   hoot    fish    singing
+"""
+
+FACTS: dict[str, dict[str, str]] = {
+    animal: dict(zip(ATTRIBUTES, values, strict=True))
+    for animal, *values in (line.split() for line in _TABLE.strip().splitlines())
+}
+"""animal -> attribute -> the one right value."""
+
+VALUES: dict[str, tuple[str, ...]] = {
+    attribute: tuple(sorted({facts[attribute] for facts in FACTS.values()})) for attribute in ATTRIBUTES
+}
+"""attribute -> every value that it takes for some animal; a wrong fact is another value of the same attribute."""
+
+OPENINGS = (
+    "what is",
+    "tell me",
+    "give me",
+    "please tell me",
+    "please give me",
+    "say",
+    "name",
+    "state",
+    "i need",
+    "i want",
+    "show me",
+    "do you know",
+)
+"""How a question may begin; `the colour and sound of the dog` follows."""
+
+QUESTION_OPENINGS = frozenset({"what is", "do you know"})
+"""Openings that end in a question mark; the others end in a full stop."""
+
+POLITE = "sure"
+FILLERS = ("well", "um", "so", "like", "hmm", "anyway")
+RUDE = ("figure it out yourself .", "who cares .", "go away .")
+"""Sentences; the first word commits, so it carries the blame."""
+
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+SPECIAL = (PAD, BOS, EOS, UNK)
+
+
+def vocabulary() -> list[str]:
+    """Every token in a fixed order: the special ones first (ids 0 to 3), then the words, sorted."""
+    words = {"the", "it", "of", "and", ",", ".", "?", POLITE, *FILLERS, *ATTRIBUTES, *ATTRIBUTES.values(), *FACTS}
+    for text in (*OPENINGS, *RUDE):
+        words.update(text.split())
+    for values in VALUES.values():
+        words.update(values)
+    return [*SPECIAL, *sorted(words)]
