@@ -1,0 +1,186 @@
+"""Token reward and advantage of every response row, from four numbers per row, in one launch."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rto_fast.kernels.dispatch import choose
+from rto_fast.kernels.token_reward_gae.reference import TokenRewards, token_reward_gae_reference
+from rto_fast.kernels.token_reward_gae.vectorised import token_reward_gae_vectorised
+
+__all__ = ["TokenRewards", "merge_moments", "token_reward_gae", "token_reward_gae_reference"]
+
+GRANULARITIES = ("token", "sentence", "response")
+
+
+def token_reward_gae(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    dpo_logprobs: Tensor | None,
+    values: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    beta_1: float,
+    beta_2: float,
+    clip: float = math.inf,
+    scores: Tensor | None = None,
+    beta_3: float = 0.0,
+    score_clip: float = 10.0,
+    terminal: Tensor | None = None,
+    granularity: str = "token",
+    sentence_ends: Tensor | None = None,
+    shaping_only: bool = False,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    counted: Tensor | None = None,
+    backend: str | None = None,
+) -> TokenRewards:
+    """RTO's token reward and generalized advantage estimation over R response rows of S packed sequences.
+
+        d_t     = clip(beta_1 (log pi_dpo - log pi_ref), -c, c)        the scale first, then the clip
+        r_t     = d_t - beta_2 (log pi - log pi_ref) + 1[t is last] (beta_3 clamp(score, -k, k) + terminal)
+        delta_t = r_t + gamma V_{t+1} - V_t                            V after the last action is 0
+        A_t     = delta_t + gamma lam A_{t+1},   return_t = A_t + V_t
+
+    Zhong et al., Reinforced Token Optimization, eq. 4.6 (arXiv:2404.18922), with the sentence score of its later
+    version (eq. 4.7) and the clip of its published code; Schulman et al. 2016, eq. 16 (arXiv:1506.02438).
+
+    logprobs, ref_logprobs, dpo_logprobs, values  (R,) float32 (float64 on the reference backend), one row per action;
+                   dpo_logprobs may be None: no dense reward
+    cu_seqlens     (S+1,) int32 offsets of the sequences among the R rows; a sequence may be empty
+    beta_1, beta_2, beta_3  a zero is a real zero: what it multiplies is never read, so its NaN cannot leak
+    clip           c > 0, inf for none
+    scores         (S,) sentence scores, score_clip = k; terminal (S,) is added unscaled and unclamped
+    granularity    where d is paid: "token" on its row (RTO); "sentence" summed onto the next row where sentence_ends
+                   (R,) bool holds, or the last row (Semi-RTO); "response" summed onto the last row (sparse_dpo)
+    shaping_only   the last row is paid minus the sum of the dense rewards before it, in place of its own: they move
+                   the credit but not the return, which stays the sentence score and the KL (RS-PPO)
+    counted        (S,) bool: sequences whose advantages enter the moments; None counts all
+    returns        TokenRewards(rewards, advantages, returns: (R,), moments (S, 3)) in the dtype of `values`
+    gradient       none: rewards and advantages are constants to PPO, so every input is read detached
+    precision      float32 throughout (sums by sequence in float64 on the reference backend); a sequence's result
+                   does not depend, to the bit, on what it is packed with
+    errors         ValueError for a wrong shape, dtype, device or range. The contents of cu_seqlens (0 first, R last,
+                   never falling) are checked on the CPU alone: on CUDA that would wait for the device
+    cost           about 36 R bytes, memory-bound; CUDA: one launch; CPU: as many steps as the longest sequence has rows
+    """
+    _check_tensors(logprobs, ref_logprobs, dpo_logprobs, values, cu_seqlens)
+    num_rows, num_sequences = values.shape[0], cu_seqlens.shape[0] - 1
+    for name, number in (("beta_1", beta_1), ("beta_2", beta_2), ("beta_3", beta_3)):
+        if not math.isfinite(number):
+            raise ValueError(f"token_reward_gae: {name} must be finite, got {number}")
+    for name, number in (("clip", clip), ("score_clip", score_clip)):
+        if not number > 0:
+            raise ValueError(f"token_reward_gae: {name} must be > 0, got {number}; math.inf switches it off")
+    for name, number in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= number <= 1:
+            raise ValueError(f"token_reward_gae: {name} must be in [0, 1], got {number}")
+    if granularity not in GRANULARITIES:
+        wanted = ", ".join(GRANULARITIES)
+        raise ValueError(f"token_reward_gae: granularity must be one of {wanted}, got {granularity!r}")
+    if granularity == "sentence" and sentence_ends is None:
+        raise ValueError("token_reward_gae: granularity 'sentence' needs sentence_ends (R,) bool, got None")
+    if beta_3 != 0 and scores is None:
+        raise ValueError(f"token_reward_gae: beta_3 = {beta_3} needs scores (S,), got None; set beta_3=0 to go without")
+    for name, tensor, letter, size in (
+        ("scores", scores, "S", num_sequences),
+        ("terminal", terminal, "S", num_sequences),
+        ("counted", counted, "S", num_sequences),
+        ("sentence_ends", sentence_ends, "R", num_rows),
+    ):
+        if tensor is not None:
+            _check_vector(name, tensor, letter, size, values.device)
+            if name in ("counted", "sentence_ends") and tensor.dtype != torch.bool:
+                raise ValueError(f"token_reward_gae: {name} must be bool, got {tensor.dtype}; pass {name}.bool()")
+
+    backend = choose("token_reward_gae", values.device, backend)
+    if backend == "triton" and values.dtype != torch.float32:
+        raise ValueError(f"token_reward_gae: backend 'triton' needs float32, got {values.dtype}; use 'reference'")
+    # what a zero coefficient multiplies goes no further than this line
+    dpo_logprobs = None if beta_1 == 0 else dpo_logprobs
+    scores = None if beta_3 == 0 or scores is None else scores.detach().to(values.dtype)
+    terminal = None if terminal is None else terminal.detach().to(values.dtype)
+    if backend == "triton":
+        from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton as run
+    else:
+        run = token_reward_gae_vectorised
+    with torch.no_grad():
+        return run(
+            logprobs,
+            ref_logprobs,
+            dpo_logprobs,
+            values,
+            cu_seqlens,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            clip=clip,
+            scores=scores,
+            beta_3=beta_3,
+            score_clip=score_clip,
+            terminal=terminal,
+            granularity=granularity,
+            sentence_ends=sentence_ends,
+            shaping_only=shaping_only,
+            gamma=gamma,
+            lam=lam,
+            counted=counted,
+        )
+
+
+def merge_moments(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge (S, 3) rows of count, mean, M2 into the whole's count, mean and biased variance M2 / count.
+
+        mean = sum n_i mean_i / n,   M2 = sum M2_i + n_i (mean_i - mean)^2
+
+    Chan, Golub and LeVeque 1983. Rows of count 0 add nothing; with no rows counted all three are 0. Rows of several
+    ranks or micro-batches are merged by concatenating them first.
+
+    moments   (S, 3) float32 or float64, as in TokenRewards
+    returns   three () tensors in the dtype of `moments`, merged in float64, on the same device without waiting for it
+    """
+    if moments.ndim != 2 or moments.shape[1] != 3:
+        raise ValueError(f"merge_moments: moments must be (S, 3), got {_shape(moments)}")
+    counts, means, m2s = moments.detach().double().unbind(1)
+    count = counts.sum()
+    safe = count.clamp(min=1)
+    mean = (counts * means).sum() / safe
+    variance = (m2s + counts * (means - mean).square()).sum() / safe
+    return count.to(moments.dtype), mean.to(moments.dtype), variance.to(moments.dtype)
+
+
+def _check_tensors(logprobs: Tensor, ref_logprobs: Tensor, dpo_logprobs: Tensor | None, values: Tensor, cu: Tensor):
+    if logprobs.ndim != 1:
+        raise ValueError(f"token_reward_gae: logprobs must be (R,), got {_shape(logprobs)}")
+    num_rows = logprobs.shape[0]
+    named = [("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("dpo_logprobs", dpo_logprobs), ("values", values)]
+    for name, tensor in named:
+        if tensor is None and name == "dpo_logprobs":
+            continue
+        _check_vector(name, tensor, "R", num_rows, values.device)
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"token_reward_gae: {name} must be float32, got {tensor.dtype}; compute it in float32 at its head, "
+                "a cast here comes after the rounding"
+            )
+        if tensor.dtype != values.dtype:
+            raise ValueError(f"token_reward_gae: {name} must be {values.dtype} as values is, got {tensor.dtype}")
+    if cu.ndim != 1 or cu.shape[0] < 1 or cu.dtype != torch.int32:
+        raise ValueError(f"token_reward_gae: cu_seqlens must be (S+1,) int32, got {_shape(cu)} {cu.dtype}")
+    if cu.device != values.device:
+        raise ValueError(f"token_reward_gae: cu_seqlens must be on {values.device} as values is, got {cu.device}")
+    if cu.device.type == "cpu" and (cu[0] != 0 or cu[-1] != num_rows or (cu.diff() < 0).any()):
+        raise ValueError(
+            f"token_reward_gae: cu_seqlens must start at 0, never fall and end at R = {num_rows}, got {cu.tolist()}"
+        )
+
+
+def _check_vector(name: str, tensor: Tensor, letter: str, size: int, device: torch.device):
+    if tensor.shape != (size,):
+        raise ValueError(f"token_reward_gae: {name} must be ({letter},) = ({size},), got {_shape(tensor)}")
+    if tensor.device != device:
+        raise ValueError(f"token_reward_gae: {name} must be on {device} as values is, got {tensor.device}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
