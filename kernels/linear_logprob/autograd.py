@@ -1,0 +1,43 @@
+"""linear_logprob's forward and its recomputing backward, over a backend's row functions."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .chunked import Head, Statistics, gradients, statistics
+
+
+class LinearLogprob(torch.autograd.Function):
+    """(logprobs, lse, entropy or None) of hidden (T, H): keeps three numbers per row for the backward, no logits."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head, entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        stats = statistics(hidden, weight, bias, target, head, entropy)
+        ctx.save_for_backward(hidden, weight, bias, target, *stats)
+        ctx.head = head
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(stats.lse)
+        return tuple(stats)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_logprobs: Tensor | None, _, d_entropy: Tensor | None):
+        hidden, weight, bias, target, *stats = ctx.saved_tensors
+        if d_logprobs is None and d_entropy is None:
+            return (None,) * 6
+        if d_logprobs is None:
+            d_logprobs = torch.zeros_like(stats[0])
+        grads = gradients(
+            hidden,
+            weight,
+            bias,
+            target,
+            ctx.head,
+            Statistics(*stats),
+            d_logprobs.contiguous(),
+            None if d_entropy is None else d_entropy.contiguous(),
+            ctx.needs_input_grad[:3],
+        )
+        return *grads, None, None, None
