@@ -14,17 +14,19 @@ from rto_fast import attention, loop
 from rto_fast.config import Config, RTOConfig
 from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.fingerprint import check_same_tokenizer
-from rto_fast.evaluate.policies import Evaluation, evaluate, interval, win_rates
+from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.export import check_export, is_finished, save_stage
 from rto_fast.folder import claim
 from rto_fast.metrics import StageLog
 from rto_fast.model import DTYPES, LanguageModel, critic_from, load_language_model, load_scalar_model
 from rto_fast.preflight import check_packing
-from rto_fast.rollout import Sampling
+from rto_fast.quickstart.judge import Oracle
+from rto_fast.rollout import Completion, Sampling
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rto import RTO
 from rto_fast.stages.sft import SFT
+from rto_fast.stats import credit_auc
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Context:
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: tuple[int, ...]
     corpus: Corpus
+    oracle: Oracle | None
+    """The quickstart's judge of answers."""
 
     def load(self, path: str, field: str = "model.path") -> LanguageModel:
         model = load_language_model(
@@ -92,15 +96,16 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
     folder = claim(config)
-    config, oracle_name = _embedded_task(config, folder)
+    config, embedded = _embedded_task(config, folder)
     tokenizer = AutoTokenizer.from_pretrained(
         config.model.path, trust_remote_code=config.model.trust_remote_code
     )
     model = load_language_model(config.model.path, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
-    eos = _eos_token_ids(tokenizer, model)
     _check_context(config, model)
-    corpus = load_corpus(config, tokenizer, oracle_name)
-    context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus)
+    corpus = load_corpus(config.data, tokenizer, config.seed)
+    eos = _eos_token_ids(corpus, model)
+    oracle = Oracle(tokenizer) if embedded else None
+    context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle)
     for name, path in (("sft.model", config.sft.model), ("dpo.model", config.dpo.model), ("rto.reward_model", config.rto.reward_model)):
         if path:
             check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(path), "model.path", name)
@@ -112,7 +117,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         f"{str(autocast or dtype).removeprefix('torch.')}, attention: {attention.describe(device, autocast or dtype)}, "
         f"packed = alone to {gap:.1e} nat"
     )
-    for line in corpus.describe():
+    for line in corpus.notes:
         say(line)
     return context
 
@@ -136,12 +141,11 @@ def _embedded_task(config: Config, folder: Path) -> tuple[Config, bool]:
     return replace(config, data=data, model=replace(config.model, path=path)), True
 
 
-def _eos_token_ids(tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> tuple[int, ...]:
-    if tokenizer.eos_token_id is None:
-        raise ValueError("model.path: the tokenizer has no EOS token, so no answer could learn to stop; set eos_token in its config")
+def _eos_token_ids(corpus: Corpus, model: LanguageModel) -> tuple[int, ...]:
+    """The template's and the tokenizer's EOS, and those of the model's generation config."""
     extra = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
     extra = extra if isinstance(extra, list) else [extra] if extra is not None else []
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *extra]))
+    return tuple(dict.fromkeys([*corpus.eos_token_ids, *extra]))
 
 
 def _check_context(config: Config, model: LanguageModel) -> None:
@@ -244,7 +248,7 @@ def _measure(context: Context, policy: LanguageModel, reference: LanguageModel, 
         eos_token_ids=context.eos_token_ids,
         seed=config.seed,
         batch_size=config.rto.sampling.batch_size,
-        oracle=context.corpus.oracle,
+        oracle=context.oracle and context.oracle.answer_return,
         **context.limits,
     )
 
@@ -264,13 +268,20 @@ def _evaluate(context: Context, say: Callable[[str], None]) -> dict[str, Any]:
     results: dict[str, Any] = {
         "policies": {name: e.summary() for name, e in evaluations.items()},
         "win_rate": win_rates(evaluations),
-        "judge": "implicit_reward" if context.corpus.oracle is None else "oracle_return",
+        "judge": "implicit_reward" if context.oracle is None else "oracle_return",
     }
-    if context.corpus.credit is not None and dpo is not None:
-        results["credit_auc"] = interval(context.corpus.credit(evaluations["sft"].answers, reference, dpo, **context.limits))
+    if context.oracle is not None and dpo is not None:
+        results["credit_auc"] = _credit(context, evaluations["sft"].answers, reference, dpo)
     write_samples(context.folder / "samples.md", context.tokenizer, evaluations, context.config.eval.samples)
     print_table(results, say)
     return results
+
+
+def _credit(context: Context, answers: list[Completion], reference: LanguageModel, dpo: LanguageModel) -> dict[str, float]:
+    """AUC of DPO's token reward against the oracle's signs, on the reference policy's answers."""
+    ours, theirs = (answer_logprobs(m, answers, **context.limits) for m in (dpo, reference))
+    signs = [context.oracle.answer_signs(a.prompt, a.response) for a in answers]
+    return interval(credit_auc([o - t for o, t in zip(ours, theirs, strict=True)], signs))
 
 
 def _sweep(context: Context, say: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -1,0 +1,84 @@
+"""Everything a run learns from and is measured on, as token ids: pairs, demonstrations, prompts, held-out prompts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from rto_fast.config import DataConfig
+from rto_fast.data.encode import (
+    EncodedDemonstration,
+    EncodedPair,
+    EncodingReport,
+    encode_demonstrations,
+    encode_pairs,
+    encode_prompts,
+    split,
+)
+from rto_fast.data.read import read_rows
+from rto_fast.data.rows import Normalised, to_demonstrations, to_pairs, to_prompts
+from rto_fast.data.template import Template
+
+
+@dataclass(frozen=True)
+class Corpus:
+    pairs: list[EncodedPair]
+    demonstrations: list[EncodedDemonstration]
+    prompts: list[list[int]]
+    """Distinct prompts of the pairs, to roll out from."""
+    evaluation: list[list[int]]
+    """Distinct prompts that no stage trains on."""
+    eos_token_ids: tuple[int, ...]
+    """What ends an answer."""
+    sentence_end_ids: frozenset[int]
+    """Tokens that end a sentence, for Semi-RTO."""
+    notes: list[str]
+    """What was read and dropped, for people."""
+
+
+def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
+    """Read, normalise, split by prompt and encode. Raises ValueError, naming the field, when nothing usable is left."""
+    if not config.path:
+        raise ValueError("data.path: no preference pairs given; use --data.path with a file, a directory or a hub id")
+    template = Template(tokenizer, config.template)
+    limits = {"max_length": config.max_length, "max_prompt": config.max_prompt}
+    source = to_pairs(
+        read_rows(config.path, subset=config.subset, split=config.split, limit=config.max_rows), columns=config.columns
+    )
+    rows, kept_out = split(source.items, config.held_out, seed)
+    pairs, report = encode_pairs(rows, template, **limits)
+    notes = [_note("pairs", source, report)]
+    if config.demonstrations:
+        told = to_demonstrations(read_rows(config.demonstrations), columns=config.columns)
+        demonstrations, report = encode_demonstrations(told.items, template, **limits)
+        notes.append(_note("demonstrations", told, report))
+    else:
+        demonstrations = [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
+    evaluation = kept_out
+    if config.evaluation:
+        asked = to_prompts(read_rows(config.evaluation), columns=config.columns)
+        evaluation = asked.items
+    held_out = _distinct(encode_prompts(evaluation, template, **limits)[0]) if evaluation else []
+    prompts = _distinct([p.prompt for p in pairs])
+    notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(held_out)} held out for evaluation")
+    eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
+    return Corpus(pairs, demonstrations, prompts, held_out, eos, _sentence_ends(tokenizer), notes)
+
+
+def _distinct(prompts: list[list[int]]) -> list[list[int]]:
+    return [list(p) for p in dict.fromkeys(map(tuple, prompts))]
+
+
+def _note(what: str, source: Normalised, report: EncodingReport) -> str:
+    dropped = {**source.dropped}
+    for reason, count in report.dropped.items():
+        dropped[reason] = dropped.get(reason, 0) + count
+    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+    cut = f"; {report.truncated_prompts} prompts cut at the left" if report.truncated_prompts else ""
+    return f"{what}: {len(report.kept)} used ({source.form}); dropped: {lost}{cut}"
+
+
+def _sentence_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens whose text ends a sentence: . ! ? or a line break."""
+    texts: Callable[[int], str] = lambda i: tokenizer.decode([i]).rstrip(" ")  # noqa: E731
+    return frozenset(i for i in range(len(tokenizer)) if texts(i).endswith((".", "!", "?", "\n")))
