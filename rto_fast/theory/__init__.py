@@ -1,0 +1,1 @@
+"""Exact mathematics of the method, on problems small enough to enumerate."""
