@@ -164,3 +164,9 @@ def _check(
                 raise ValueError(f"token_tree: {name}[{d}] must be float64, got {r.dtype}; see conditional_logprobs")
             if name != "policy" and not r.isfinite().all():
                 raise ValueError(f"token_tree: {name}[{d}] must be finite: every token needs a positive probability")
+
+
+if __name__ == "__main__":
+    from rto_fast.theory.experiment import main
+
+    main()

@@ -1,0 +1,43 @@
+"""The folder kernels/ must not be taken for Hugging Face's package of that name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPS = sorted(p.name for p in (ROOT / "kernels").iterdir() if (p / "__init__.py").is_file())
+
+
+def test_kernels_folder_is_no_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's kernels package"
+
+
+@pytest.mark.parametrize("folder", ["repository", "elsewhere"])
+def test_models_and_operators_import_side_by_side(folder: str, tmp_path: Path):
+    imports = "\n".join(f"import rto_fast.kernels.{op}" for op in OPS)
+    code = (
+        "from transformers import LlamaForCausalLM, GPTNeoXForCausalLM\n"
+        f"{imports}\n"
+        "import sys\n"
+        f"loaded = [m for m in sys.modules if m.split('.')[0] == 'kernels' and m.split('.')[-1] in {OPS}]\n"
+        "assert not loaded, loaded\n"
+    )
+    cwd = ROOT if folder == "repository" else tmp_path
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_operator_has_one_name_everywhere(op: str):
+    assert (ROOT / "kernels" / op / "reference.py").is_file()
+    assert (ROOT / "tests" / "kernels" / f"test_{op}.py").is_file()
