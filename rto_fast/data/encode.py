@@ -1,0 +1,217 @@
+"""Rows to token ids: what is cut, what is dropped, and how long the rest is."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rto_fast.data.parse import Message
+from rto_fast.data.template import Template, TemplateRefusal
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Token ids; a prompt starts with BOS (where there is one), a response ends in EOS."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedDemonstration:
+    """Token ids of a prompt and of the response to imitate."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingReport:
+    """What became of the rows."""
+
+    rows: int
+    kept: list[int]
+    """The index among the rows given of every item returned."""
+    dropped: dict[str, int]
+    """Reason -> number of rows."""
+    truncated_prompts: int
+    """Kept rows whose prompt lost tokens at its left end."""
+    literal_specials: int
+    """Kept rows that spell out a special token in their text; it was encoded as plain text."""
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    """"prompt", "chosen", ... -> {"min", "10%", "50%", "90%", "99%", "max", "sum"}, in tokens, of the kept rows."""
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        out = [f"kept {len(self.kept)} of {self.rows} rows"]
+        out += [f"dropped {n}: {reason}" for reason, n in sorted(self.dropped.items(), key=lambda x: -x[1])]
+        out += [f"prompts cut at the left: {self.truncated_prompts}"] if self.truncated_prompts else []
+        if self.literal_specials:
+            out.append(f"rows that spell out a special token (kept as plain text): {self.literal_specials}")
+        return out
+
+
+def encode_pairs(
+    pairs: Sequence, template: Template, *, max_length: int, max_prompt: int | None = None
+) -> tuple[list[EncodedPair], EncodingReport]:
+    """`Pair`s -> token ids.
+
+    max_prompt  a longer prompt keeps its BOS and its last tokens, max_prompt together; None: max_length // 2.
+                It is cut the same way for every stage, whatever the response, so that all of them see one prompt
+    max_length  a row is dropped when prompt + response (either of two) is longer; responses are never cut, for one
+                without its EOS would teach not to stop
+
+    Dropped, by reason: "response does not fit", "empty response" (nothing but EOS), "responses equal as tokens",
+    "special token in the text" (of a response, by a tokenizer that cannot be kept from it), "refused by the chat
+    template", "prompt has no token" (an empty prompt, and a tokenizer without BOS).
+    Raises ValueError when nothing is left, with the counts; when max_prompt is not below max_length, for a prompt that
+    fills the context leaves no room for a response.
+    """
+    return _encode(pairs, template, ("chosen", "rejected"), EncodedPair, max_length, max_prompt)
+
+
+def encode_demonstrations(
+    demonstrations: Sequence, template: Template, *, max_length: int, max_prompt: int | None = None
+) -> tuple[list[EncodedDemonstration], EncodingReport]:
+    """`Demonstration`s -> token ids; `Pair`s are taken too, for their chosen answer. As `encode_pairs`."""
+    name = "completion" if demonstrations and hasattr(demonstrations[0], "completion") else "chosen"
+    return _encode(demonstrations, template, (name,), EncodedDemonstration, max_length, max_prompt)
+
+
+def encode_prompts(
+    prompts: Sequence, template: Template, *, max_length: int, max_prompt: int | None = None
+) -> tuple[list[list[int]], EncodingReport]:
+    """Anything with a `prompt` -> the prompt's token ids, cut as in `encode_pairs`; max_length is the context that
+    prompt and answer share, of which at least one token stays for the answer."""
+    return _encode(prompts, template, (), lambda prompt: prompt, max_length, max_prompt)
+
+
+def _encode(
+    rows: Sequence, template: Template, answers: tuple[str, ...], make, max_length: int, max_prompt: int | None
+):
+    if max_length < 2:
+        raise ValueError(f"data.max_length: must be at least 2 (a prompt token and an answer token), got {max_length}")
+    if max_prompt is None:
+        max_prompt = max(1, max_length // 2)
+    if not 1 <= max_prompt < max_length:
+        raise ValueError(
+            f"data.max_prompt: must be at least 1 and below max_length = {max_length}, so that an answer fits behind "
+            f"the prompt, got {max_prompt}"
+        )
+    items, kept, dropped, cut, literal = [], [], Counter(), 0, 0
+    refusal = ""
+    lengths: dict[str, list[int]] = {name: [] for name in ("prompt", *answers)}
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        prompts, refused = _prompts(template, [row.prompt for row in chunk])
+        refusal = refusal or refused
+        encoded = [template.responses([getattr(r, name) for r in chunk], [r.prompt for r in chunk]) for name in answers]
+        for i, (row, prompt, *responses) in enumerate(zip(chunk, prompts, *encoded, strict=True)):
+            short = None if prompt is None else _cut_left(prompt, max_prompt, template.bos_id)
+            reason = _reason(template, short, responses, max_length)
+            if reason:
+                dropped[reason] += 1
+                continue
+            items.append(make(short, *responses))
+            kept.append(start + i)
+            cut += len(short) < len(prompt)
+            texts = [m.content for m in row.prompt] + [getattr(row, name) for name in answers]
+            literal += any(map(template.has_literal_special, texts))
+            for name, ids in zip(lengths, (short, *responses), strict=True):
+                lengths[name].append(len(ids))
+    if not items:
+        counts = ", ".join(f"{n} x {reason}" for reason, n in dropped.most_common()) or "there are no rows"
+        mend = f" ({refusal})" if refusal else "; raise data.max_length" if dropped["response does not fit"] else ""
+        raise ValueError(
+            f"data: none of the {len(rows)} rows is left with max_length {max_length} and max_prompt {max_prompt}: "
+            f"{counts}{mend}"
+        )
+    quantiles = {name: _quantiles(x) for name, x in lengths.items()}
+    return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, quantiles)
+
+
+def _prompts(template: Template, conversations: list) -> tuple[list[list[int] | None], str]:
+    """The prompts' ids, None for one that the chat template refuses, and what the first refusal said."""
+    try:
+        return template.prompts(conversations), ""
+    except TemplateRefusal as error:
+        refusal = str(error)
+    ids: list[list[int] | None] = []
+    for messages in conversations:
+        try:
+            ids.append(template.prompt(messages))
+        except TemplateRefusal:
+            ids.append(None)
+    return ids, refusal
+
+
+def _cut_left(prompt: list[int], max_prompt: int, bos_id: int | None) -> list[int]:
+    if len(prompt) <= max_prompt:
+        return prompt
+    if bos_id is not None and prompt[0] == bos_id:
+        return [bos_id, *prompt[len(prompt) - max_prompt + 1 :]]
+    return prompt[len(prompt) - max_prompt :]
+
+
+def _reason(template: Template, prompt: list[int] | None, responses: list[list[int]], max_length: int) -> str | None:
+    if prompt is None:
+        return "refused by the chat template"
+    if not prompt:
+        return "prompt has no token"
+    if not all(responses):
+        return "empty response"
+    if any(template.holds_special(r[:-1]) for r in responses):
+        return "special token in the text"
+    if len(prompt) + max((len(r) for r in responses), default=1) > max_length:
+        return "response does not fit"
+    if len(responses) == 2 and responses[0] == responses[1]:
+        return "responses equal as tokens"
+    return None
+
+
+def _quantiles(lengths: list[int]) -> dict[str, int]:
+    s = sorted(lengths)
+    at = {"min": 0.0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
+    return {name: s[round(q * (len(s) - 1))] for name, q in at.items()} | {"sum": sum(s)}
+
+
+def split(rows: Sequence, held_out: float | int, seed: int = 0) -> tuple[list, list]:
+    """(train, held out), decided by prompt: rows with the same prompt are on one side.
+
+    held_out  below 1: a fraction of the rows; an integer: so many rows; 0: none. As near as whole prompts come from
+              below, at least one prompt
+    seed      another seed, another choice; the order of the rows does not matter to it, and both sides keep it
+
+    Rows are anything with a `prompt` (messages or token ids); two prompts are the same when they differ in blanks only.
+    Raises ValueError when a side that should have rows would have none.
+    """
+    if held_out < 0 or (held_out >= 1 and held_out != int(held_out)):
+        raise ValueError(f"data.held_out: wanted a fraction below 1 or a count of rows, got {held_out}")
+    if held_out == 0:
+        return list(rows), []
+    wanted = max(1, round(held_out * len(rows))) if held_out < 1 else int(held_out)
+    keys = [_prompt_key(row, seed) for row in rows]
+    sizes = Counter(keys)
+    if wanted >= len(rows) or len(sizes) < 2:
+        raise ValueError(
+            f"data.held_out: cannot hold out {wanted} of {len(rows)} rows with {len(sizes)} distinct prompts (rows of "
+            "one prompt stay together); ask for fewer or give more data"
+        )
+    chosen, count = set(), 0
+    for key in sorted(sizes):
+        if count + sizes[key] <= wanted:
+            chosen.add(key)
+            count += sizes[key]
+    # no prompt has few enough rows: the one with the fewest is the closest to what was asked
+    chosen = chosen or {min(sorted(sizes), key=sizes.__getitem__)}
+    train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
+    return train, [row for row, key in zip(rows, keys, strict=True) if key in chosen]
+
+
+def _prompt_key(row, seed: int) -> bytes:
+    prompt = getattr(row, "prompt", row)
+    parts = [(m.role, " ".join(m.content.split())) if isinstance(m, Message) else m for m in prompt]
+    return hashlib.blake2b(repr((seed, parts)).encode(), digest_size=16).digest()

@@ -1,0 +1,107 @@
+"""Conversations out of strings and message lists: pure functions on one row's values."""
+
+import re
+from dataclasses import dataclass
+from os.path import commonprefix
+
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+class BadContent(Exception):
+    """A row that is well-formed and useless; `reason` is what it is counted under."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. Role "text" is not a turn but raw text that a response continues as it stands."""
+
+    role: str
+    content: str
+
+
+def as_messages(value) -> tuple[Message, ...]:
+    """A prompt column as messages: a message list, a Human/Assistant dialogue, or a string (one user turn).
+
+    Messages are {role, content} or {from, value}; content may be a list of text parts. TypeError says what is wrong.
+    """
+    if isinstance(value, str):
+        return _turns(value) if is_dialogue(value) else (Message("user", value),)
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"wanted a string or a list of messages, got {type(value).__name__}")
+    return tuple(_message(m) for m in value)
+
+
+def _message(value) -> Message:
+    if isinstance(value, Message):
+        return value
+    if not isinstance(value, dict):
+        raise TypeError(f"wanted messages {{role, content}}, got {type(value).__name__}")
+    role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+    if not isinstance(role, str):
+        raise TypeError(f"a message has no role; its keys are {', '.join(map(str, value))}")
+    if isinstance(content, list):
+        parts = [p.get("text") if isinstance(p, dict) else p for p in content]
+        if not all(isinstance(p, str) for p in parts):
+            raise TypeError("a message holds something else than text")
+        content = "".join(parts)
+    if content is None:
+        content = ""
+    if not isinstance(content, str):
+        raise TypeError(f"a message's content must be a string, got {type(content).__name__}")
+    return Message(_ROLES.get(role.lower(), role.lower()), content)
+
+
+def is_dialogue(text: str) -> bool:
+    """Whether a string is a whole "Human: ... Assistant: ..." dialogue in the manner of HH-RLHF."""
+    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def _turns(text: str) -> tuple[Message, ...]:
+    # a dialogue that is a prompt ends in an open "Assistant:", which the template writes itself
+    pieces = _TURN.split("\n\n" + text.strip())[1:]
+    turns = [Message(_ROLES.get(r.lower(), r.lower()), c.strip()) for r, c in zip(*[iter(pieces)] * 2, strict=True)]
+    return tuple(turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns)
+
+
+def split_dialogue(text: str) -> tuple[tuple[Message, ...], str]:
+    """A dialogue string -> (history, the last assistant turn)."""
+    pieces = _TURN.split("\n\n" + text.strip())
+    if pieces[-2] != "Assistant":
+        raise BadContent("last turn is not the assistant's", "the dialogue ends in a Human turn")
+    history = text.strip()[: -len(pieces[-1])] if pieces[-1] else text.strip()
+    return _turns(history), pieces[-1].strip()
+
+
+def split_conversation(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
+    """A message list -> (history, the last assistant turn)."""
+    if not messages or messages[-1].role != "assistant":
+        raise BadContent("last turn is not the assistant's", "the conversation does not end in an assistant turn")
+    return messages[:-1], messages[-1].content
+
+
+def only_assistant(messages: tuple[Message, ...]) -> str:
+    """The text of a response that is written as a message list."""
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise BadContent("response is not one assistant turn", f"{len(messages)} turns where one was expected")
+    return messages[0].content
+
+
+def split_common_prefix(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Two texts with the same beginning -> (prompt, chosen, rejected), cut before the last shared blank, so that no
+    word is split; each response keeps the blank in front of it."""
+    shared = commonprefix([chosen, rejected])
+    cut = max(shared.rfind(blank) for blank in " \n\t")
+    if cut < 1 or not shared[:cut].strip():
+        raise BadContent("no shared prompt", "chosen and rejected do not begin with the same words")
+    return shared[:cut], chosen[cut:], rejected[cut:]
+
+
+def is_unicode(text: str) -> bool:
+    """False for a string with a lone surrogate, which JSON allows and no tokenizer takes."""
+    return _SURROGATE.search(text) is None

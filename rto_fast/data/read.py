@@ -1,0 +1,240 @@
+"""Rows out of files: .jsonl, .json (plain or .gz), .parquet, a directory of those, or a data set of the hub.
+
+Local files need neither the network nor the `datasets` package; that is imported only for a hub id and for a directory
+written by its `save_to_disk`.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+MAX_LINE_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 4 * 2**30
+
+_SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout", "held_out")
+_DATASETS_OWN_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+
+
+def read_rows(
+    path: str | Path, *, subset: str | None = None, split: str | None = None, limit: int | None = None
+) -> list[dict]:
+    """All rows (or the first `limit`) of a data set, as dicts, in their order.
+
+    path    a file, a directory, or a hub id such as "Anthropic/hh-rlhf"; what exists on disk is never looked up online
+    subset  a directory: the folder inside it; the hub: the configuration of that name, else `data_dir`
+    split   a directory: the files named after it ("train.jsonl.gz", "test-00000-of-00002.parquet"); default "train",
+            or every file when none is named after a split. A file is one split already.
+
+    Raises ValueError, one line, naming the file (and the line in it) for what is missing or malformed: broken JSON,
+    a row that is not an object, a key given twice, NaN or Infinity, text that is not UTF-8, a line above 64 MiB.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"data: limit must be at least 1, got {limit}")
+    local = Path(path).expanduser()
+    if local.is_dir():
+        rows = _directory(local, subset, split)
+    elif local.exists():
+        rows = _one_file(local, subset, split)
+    elif _looks_local(str(path)):
+        raise ValueError(f"data.path: there is no file or directory {str(path)!r}")
+    else:
+        rows = _hub(str(path), subset, split, limit)
+    rows = list(islice(rows, limit))
+    if not rows:
+        raise ValueError(f"data.path: {str(path)!r} holds no rows")
+    return rows
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((*SUFFIXES, ".gz", ".csv"))
+
+
+def _one_file(path: Path, subset: str | None, split: str | None) -> Iterator[dict]:
+    if subset is not None:
+        raise ValueError(f"data.subset: {str(path)!r} is a single file and has no subset {subset!r}; leave subset out")
+    if split not in (None, "train") and not _named_after(path, split):
+        raise ValueError(f"data.split: {str(path)!r} is a single file and has no split {split!r}; leave split out")
+    return _read_file(path)
+
+
+def _directory(path: Path, subset: str | None, split: str | None) -> Iterator[dict]:
+    if subset is not None:
+        if not (path / subset).is_dir():
+            folders = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir())) or "none"
+            raise ValueError(f"data.subset: {str(path)!r} has no folder {subset!r}; its folders: {folders}")
+        path = path / subset
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _saved_to_disk(path, split)
+    return _read_files(_files_of_split(path, split))
+
+
+def _read_files(files: list[Path]) -> Iterator[dict]:
+    for file in files:
+        yield from _read_file(file)
+
+
+def _files_of_split(path: Path, split: str | None) -> list[Path]:
+    folders = [d for d in (path, path / "data", path / (split or "train")) if d.is_dir()]
+    files = [f for d in folders for f in sorted(d.iterdir()) if f.name.endswith(SUFFIXES)]
+    files = [f for f in files if f.name not in _DATASETS_OWN_FILES]
+    if not files:
+        raise ValueError(f"data.path: directory {str(path)!r} holds no {', '.join(SUFFIXES)} file")
+    wanted = [f for f in files if _named_after(f, split or "train") or f.parent.name == (split or "train")]
+    if not wanted and split in (None, "train") and not any(_named_after(f, w) for f in files for w in _SPLIT_WORDS):
+        wanted = files
+    if not wanted:
+        names = ", ".join(f.name for f in files[:12])
+        raise ValueError(f"data.split: {str(path)!r} has no file for split {split or 'train'!r}; it holds {names}")
+    stems = [f.parent / f.name.split(".")[0] for f in wanted]
+    for stem, file in zip(stems, wanted, strict=True):
+        # the same data in two forms would be trained on twice
+        if stems.count(stem) > 1:
+            twins = ", ".join(f.name for s, f in zip(stems, wanted, strict=True) if s == stem)
+            raise ValueError(
+                f"data.path: {twins} in {str(file.parent)!r} look like copies; give the path of one of them"
+            )
+    return wanted
+
+
+def _named_after(file: Path, split: str) -> bool:
+    return re.search(rf"(^|[-_.]){re.escape(split)}([-_.]|$)", file.name) is not None
+
+
+def _read_file(path: Path) -> Iterator[dict]:
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"data.path: cannot read {str(path)!r}; wanted a file ending in {', '.join(SUFFIXES)}")
+    if path.name.endswith(".parquet"):
+        return _parquet(path)
+    return _guarded(path, _json_lines(path) if ".jsonl" in path.suffixes else _json(path))
+
+
+def _guarded(path: Path, rows: Iterator[dict]) -> Iterator[dict]:
+    """The same rows; a broken .gz or an unreadable file becomes a ValueError that names it."""
+    try:
+        yield from rows
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _open(path: Path):
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def _json_lines(path: Path) -> Iterator[dict]:
+    number = 0
+    with _open(path) as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{path}, line {number}: longer than {MAX_LINE_BYTES // 2**20} MiB; one row per line")
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                yield _object(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
+
+
+def _json(path: Path) -> Iterator[dict]:
+    with _open(path) as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_JSON_BYTES // 2**30} GiB; write it as .jsonl, one row per line")
+    start = text[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if start == b"{":
+        # many files named .json hold one object per line
+        yield from _json_lines(path)
+        return
+    rows = _parse(text, str(path))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: wanted a list of objects or one object per line, got {type(rows).__name__}")
+    for i, row in enumerate(rows, 1):
+        yield _object(row, f"{path}, item {i}")
+
+
+def _parse(text: bytes, where: str):
+    try:
+        return json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: JSON nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _no_constant(name: str):
+    raise ValueError(f"{name} is not JSON; write null or leave the field out")
+
+
+def _no_duplicates(pairs: list[tuple]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"key {next(k for k in names if names.count(k) > 1)!r} appears twice in one object")
+    return found
+
+
+def _object(row, where: str) -> dict:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: wanted an object with named columns, got {type(row).__name__}")
+    return row
+
+
+def _parquet(path: Path) -> Iterator[dict]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
+
+
+def _datasets(path: str):
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"data.path: {path!r} is no local file; to load it from the hub: pip install datasets"
+        ) from None
+    return datasets
+
+
+def _saved_to_disk(path: Path, split: str | None) -> Iterator[dict]:
+    saved = _datasets(str(path)).load_from_disk(str(path))
+    if isinstance(saved, dict):
+        if (split or "train") not in saved:
+            raise ValueError(f"data.split: {str(path)!r} has no split {split or 'train'!r}; it has {', '.join(saved)}")
+        saved = saved[split or "train"]
+    return iter(saved)
+
+
+def _hub(path: str, subset: str | None, split: str | None, limit: int | None) -> Iterator[dict]:
+    datasets = _datasets(path)
+    split = split or "train"
+    if limit is not None and "[" not in split:
+        split = f"{split}[:{limit}]"
+    try:
+        where = {}
+        if subset is not None:
+            # Anthropic/hh-rlhf keeps its subsets as folders, most others as configurations
+            where = {"name": subset} if subset in datasets.get_dataset_config_names(path) else {"data_dir": subset}
+        return iter(datasets.load_dataset(path, split=split, **where))
+    except (OSError, ValueError) as error:
+        asked = f"{path!r}" + (f", subset {subset!r}" if subset else "") + f", split {split!r}"
+        raise ValueError(
+            f"data.path: cannot load {asked} from the hub ({_first_line(error)}); offline, give a local path"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,290 @@
+"""One shape for every preference, prompt and demonstration row, whatever form the data came in.
+
+A column that is missing or of the wrong type is a mistake of the whole data set: ValueError at the first such row.
+Bad content (an empty response, two equal ones) is a fact of real data: the row is dropped and counted by its reason.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rto_fast.data.parse import (
+    BadContent,
+    Message,
+    as_messages,
+    is_dialogue,
+    is_unicode,
+    only_assistant,
+    split_common_prefix,
+    split_conversation,
+    split_dialogue,
+)
+
+COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked."""
+
+    prompt: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An answer to imitate; an empty prompt means that the whole text is the answer."""
+
+    prompt: tuple[Message, ...]
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Normalised:
+    """The usable rows and what became of the others."""
+
+    items: list
+    rows: list[int]
+    """The row of the input (from 0) that each item came from."""
+    dropped: dict[str, int]
+    """Reason -> number of rows."""
+    form: str
+    """The form of the first row, in words."""
+
+
+def to_pairs(rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False) -> Normalised:
+    """Rows -> `Pair`s. Understood are, by the types of their columns,
+
+    chosen, rejected          whole dialogues "\\n\\nHuman: ...\\n\\nAssistant: ..." (HH-RLHF), split before the last
+                              turn, whose history must be the same in both; whole message lists likewise; any other
+                              two strings are split at the last word boundary of their common beginning
+    prompt, chosen, rejected  prompt: a message list, a dialogue string or a question (one user turn);
+                              answers: strings, or message lists that end in the assistant's turn
+
+    columns  where a column has another name: {"prompt": "question"}
+    strict   a row that would be dropped is an error
+
+    Raises ValueError, one line, with the row number (from 1) and the column: column missing, value of a wrong type;
+    and when no usable row is left, with the counts of the reasons.
+    """
+    return _normalise(rows, _pair, columns, strict)
+
+
+def to_prompts(
+    rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False
+) -> Normalised:
+    """Rows -> `Prompt`s: a prompt column (message list, dialogue string, question), the prompt of a preference row, or
+    of a `messages` row without its last turn. Arguments and errors as in `to_pairs`."""
+    return _normalise(rows, _prompt, columns, strict)
+
+
+def to_demonstrations(
+    rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False
+) -> Normalised:
+    """Rows -> `Demonstration`s: prompt + completion, messages (the last assistant turn is the completion), the chosen
+    answer of a preference row, or text (no prompt). Arguments and errors as in `to_pairs`."""
+    return _normalise(rows, _demonstration, columns, strict)
+
+
+def detect_kind(row: Mapping, columns: Mapping[str, str] | None = None) -> str:
+    """ "pairs", "demonstrations" or "prompts", from the columns of one row."""
+    found = {name for name in COLUMNS if (columns or {}).get(name, name) in row}
+    if {"chosen", "rejected"} <= found:
+        return "pairs"
+    if found & {"completion", "messages", "text", "chosen"}:
+        return "demonstrations"
+    if "prompt" in found:
+        return "prompts"
+    raise ValueError(
+        f"data: none of the columns prompt, chosen, rejected, completion, messages, text; found {_names(row)}; "
+        'name yours with columns, e.g. {"prompt": "question", "completion": "answer"}'
+    )
+
+
+class _Row:
+    """One raw row behind canonical column names."""
+
+    __slots__ = ("columns", "form", "number", "raw")
+
+    def __init__(self, raw: Mapping, number: int, columns: Mapping[str, str]):
+        self.raw, self.number, self.columns, self.form = raw, number, columns, ""
+
+    def __contains__(self, name: str) -> bool:
+        return self.columns.get(name, name) in self.raw
+
+    def get(self, name: str):
+        actual = self.columns.get(name, name)
+        if actual not in self.raw:
+            asked = f" (given as columns[{name!r}])" if name in self.columns else ""
+            raise ValueError(
+                f"data row {self.number}: no column {actual!r}{asked}; found {_names(self.raw)}; "
+                f'name yours with columns, e.g. {{"{name}": "<your column>"}}'
+            )
+        return self.raw[actual]
+
+    def text(self, name: str, value=None) -> str:
+        """A response: a string that is not blank."""
+        value = self.get(name) if value is None else value
+        if value is None:
+            raise BadContent("empty response", f"column {name!r} is null")
+        if not isinstance(value, str):
+            raise self.wrong(name, "a string", value)
+        if not value.strip():
+            raise BadContent("empty response", f"column {name!r} is blank")
+        return value
+
+    def messages(self, name: str) -> tuple[Message, ...]:
+        value = self.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value):
+            raise BadContent("empty prompt", f"column {name!r} is empty")
+        messages = self.as_messages(name, value)
+        if not messages or not messages[-1].content.strip():
+            raise BadContent("empty prompt", f"the last turn of column {name!r} is blank")
+        return messages
+
+    def as_messages(self, name: str, value) -> tuple[Message, ...]:
+        try:
+            return as_messages(value)
+        except TypeError as error:
+            raise ValueError(f"data row {self.number}: column {self.columns.get(name, name)!r}: {error}") from None
+
+    def wrong(self, name: str, wanted: str, value) -> ValueError:
+        actual = self.columns.get(name, name)
+        return ValueError(f"data row {self.number}: column {actual!r} must be {wanted}, got {type(value).__name__}")
+
+
+def _pair(row: _Row) -> Pair:
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if chosen is None or rejected is None:
+        raise BadContent("empty response", f"column {'chosen' if chosen is None else 'rejected'!r} is null")
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        raise row.wrong("rejected", f"a {type(chosen).__name__} like 'chosen'", rejected)
+    if isinstance(chosen, list):
+        pair = _pair_of_messages(row, chosen, rejected)
+    else:
+        pair = _pair_of_strings(row, chosen, rejected)
+    for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        row.text(name, text)
+    if pair.chosen.strip() == pair.rejected.strip():
+        raise BadContent("chosen equals rejected", "the two responses are the same")
+    return pair
+
+
+def _pair_of_messages(row: _Row, chosen: list, rejected: list) -> Pair:
+    chosen, rejected = row.as_messages("chosen", chosen), row.as_messages("rejected", rejected)
+    if "prompt" in row and chosen and chosen[0].role == "assistant":
+        row.form = "prompt + message lists chosen, rejected"
+        return Pair(row.messages("prompt"), only_assistant(chosen), only_assistant(rejected))
+    row.form = "whole conversations as message lists chosen, rejected"
+    (history, good), (other, bad) = split_conversation(chosen), split_conversation(rejected)
+    return Pair(_shared(history, other), good, bad)
+
+
+def _pair_of_strings(row: _Row, chosen, rejected) -> Pair:
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(text, str):
+            raise row.wrong(name, "a string or a list of messages", text)
+    if is_dialogue(chosen) and is_dialogue(rejected):
+        row.form = "whole Human/Assistant dialogues as strings chosen, rejected (HH-RLHF)"
+        (history, good), (other, bad) = split_dialogue(chosen), split_dialogue(rejected)
+        return Pair(_shared(history, other), good, bad)
+    if "prompt" in row:
+        row.form = (
+            f"prompt ({'messages' if isinstance(row.get('prompt'), list) else 'string'}) + strings chosen, rejected"
+        )
+        return Pair(row.messages("prompt"), chosen, rejected)
+    row.form = "strings chosen, rejected that begin with the prompt"
+    if not chosen.strip() or not rejected.strip():
+        raise BadContent("empty response", f"column {'rejected' if chosen.strip() else 'chosen'!r} is blank")
+    if chosen.strip() == rejected.strip():
+        raise BadContent("chosen equals rejected", "the two texts are the same")
+    prompt, good, bad = split_common_prefix(chosen, rejected)
+    return Pair((Message("text", prompt),), good, bad)
+
+
+def _shared(history: tuple[Message, ...], other: tuple[Message, ...]) -> tuple[Message, ...]:
+    if history != other:
+        raise BadContent("histories differ", "chosen and rejected differ before their last turn")
+    if not history or not history[-1].content.strip():
+        raise BadContent("empty prompt", "the turn before the response is blank or missing")
+    return history
+
+
+def _prompt(row: _Row) -> Prompt:
+    if "messages" in row and "prompt" not in row:
+        row.form = "messages"
+        messages = row.messages("messages")
+        return Prompt(split_conversation(messages)[0] if messages[-1].role == "assistant" else messages)
+    if "prompt" not in row and "chosen" in row and "rejected" in row:
+        return Prompt(_pair(row).prompt)
+    row.form = "prompt"
+    return Prompt(row.messages("prompt"))
+
+
+def _demonstration(row: _Row) -> Demonstration:
+    if "completion" not in row:
+        if "chosen" in row:
+            return _chosen(row)
+        if "messages" in row:
+            row.form = "messages, the last assistant turn is the response"
+            prompt, completion = split_conversation(row.messages("messages"))
+            return Demonstration(prompt, row.text("messages", completion))
+        if "text" in row:
+            row.form = "text without a prompt"
+            return Demonstration((), row.text("text"))
+    row.form = "prompt + completion"
+    prompt, completion = row.messages("prompt"), row.get("completion")
+    if isinstance(completion, list):
+        completion = only_assistant(row.as_messages("completion", completion))
+    return Demonstration(prompt, row.text("completion", completion))
+
+
+def _chosen(row: _Row) -> Demonstration:
+    if "rejected" in row:
+        pair = _pair(row)
+        return Demonstration(pair.prompt, pair.chosen)
+    row.form = "prompt + chosen"
+    return Demonstration(row.messages("prompt"), row.text("chosen"))
+
+
+def _normalise(rows: Sequence[Mapping], parse: Callable[[_Row], object], columns, strict: bool) -> Normalised:
+    columns = dict(columns or {})
+    if unknown := [name for name in columns if name not in COLUMNS]:
+        raise ValueError(f"data.columns: unknown column {unknown[0]!r}; the names are {', '.join(COLUMNS)}")
+    items, kept, dropped, first, form = [], [], Counter(), "", ""
+    for i, raw in enumerate(rows):
+        row = _Row(raw, i + 1, columns)
+        try:
+            item = parse(row)
+            _check_unicode(item)
+            items.append(item)
+            kept.append(i)
+        except BadContent as bad:
+            if strict:
+                raise ValueError(f"data row {i + 1}: {bad.reason}: {bad}") from None
+            dropped[bad.reason] += 1
+            first = first or f"row {i + 1}: {bad}"
+        form = form or row.form
+    if not items:
+        counts = ", ".join(f"{n} x {reason}" for reason, n in dropped.most_common()) or "there are no rows"
+        raise ValueError(f"data: none of the {len(rows)} rows can be used: {counts}" + (f" ({first})" if first else ""))
+    return Normalised(items, kept, dict(dropped), form)
+
+
+def _check_unicode(item) -> None:
+    answers = [getattr(item, name, "") for name in ("chosen", "rejected", "completion")]
+    if not all(map(is_unicode, [*answers, *(m.content for m in item.prompt)])):
+        raise BadContent("not Unicode text", "a string holds half a surrogate pair")
+
+
+def _names(row: Mapping) -> str:
+    names = [repr(str(name)) for name in row]
+    return ", ".join(names[:16]) + (", ..." if len(names) > 16 else "") if names else "no columns"

@@ -1,0 +1,215 @@
+"""From messages to token ids: the prompt as the model expects it, and a response whose last action is EOS.
+
+Prompt and response are tokenised apart and joined as tokens. Tokenising the joined text could merge the last letters of
+one with the first of the other, and the prompt of a rollout would not be the prompt of the pair it came from.
+"""
+
+import re
+from collections.abc import Sequence
+
+from jinja2.exceptions import TemplateError
+
+from rto_fast.data.parse import Message
+
+STYLES = ("auto", "chat", "plain", "none")
+
+_PLAIN_NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
+_PROBE = "qqprobeqq"
+
+
+class TemplateRefusal(ValueError):
+    """A conversation that the chat template does not accept (two user turns in a row, a system turn, ...)."""
+
+
+class Template:
+    """How one tokenizer writes prompts and responses.
+
+    tokenizer  a Hugging Face tokenizer
+    style      "chat"   the tokenizer's own chat template, with its generation prompt
+               "plain"  "\\n\\nHuman: ...\\n\\nAssistant:" for every tokenizer; the response starts with a blank
+               "none"   the contents as they stand, nothing between them (stories, completions)
+               "auto"   chat where the tokenizer has a template, else plain
+
+    Ids: the prompt begins with exactly one BOS where the tokenizer has one (in "chat": where the template or the
+    tokenizer itself writes one); the response ends in exactly one EOS, `eos_id`: the token that closes the assistant's
+    turn in the chat template (<end_of_turn>, <|im_end|>), else the tokenizer's EOS. What a tokenizer would add by
+    itself is never added. Special tokens spelled out in the data stay text.
+
+    Raises ValueError for an unknown style, "chat" without a chat template, and a tokenizer without EOS.
+    """
+
+    def __init__(self, tokenizer, style: str = "auto"):
+        if style not in STYLES:
+            raise ValueError(f"data.template: wanted one of {', '.join(STYLES)}, got {style!r}")
+        if style == "chat" and not tokenizer.chat_template:
+            raise ValueError("data.template: 'chat' needs a tokenizer with a chat template; use 'plain' or 'auto'")
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "data: the tokenizer has no EOS token, so no answer could end; set eos_token in tokenizer_config.json"
+            )
+        self.tokenizer = tokenizer
+        self.style = style if style != "auto" else ("chat" if tokenizer.chat_template else "plain")
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int = tokenizer.eos_token_id
+        specials = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        specials |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        self._specials = specials
+        self._literal = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
+        # an unknown word is an honest token of a text, every other special id in one would be an accident
+        self._banned = (set(specials.values()) - {tokenizer.unk_token_id}) | {self.eos_id}
+        self._lead = " " if self.style == "plain" else ""
+        self._adds_bos = self.style != "chat" or self._tokenizer_adds_bos()
+        if self.style == "chat":
+            self._read_assistant_turn()
+        self._eos_texts = tuple({tokenizer.eos_token, tokenizer.convert_ids_to_tokens(self.eos_id)})
+        self._joint = self._find_joint()
+
+    def prompts(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids of each prompt. Raises TemplateRefusal (a ValueError) for what the chat template does not take."""
+        texts = [self.prompt_text(messages) for messages in conversations]
+        chat = self.style == "chat"
+        ids = self._encode(texts, split_special_tokens=not chat)
+        if chat:
+            for i, messages in enumerate(conversations):
+                if _is_raw(messages):
+                    ids[i] = self._encode(texts[i : i + 1])[0]
+                elif any(self.has_literal_special(m.content) for m in messages):
+                    ids[i] = self._chat_around_literals(messages)
+        return [self._one_bos(x, messages) for x, messages in zip(ids, conversations, strict=True)]
+
+    def responses(self, texts: Sequence[str], prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids of each response to the prompt beside it, EOS last. A response that is nothing but EOS is empty."""
+        bodies = [self._without_eos(text) for text in texts]
+        ids: list[list[int]] = [[] for _ in texts]
+        fresh = [i for i, messages in enumerate(prompts) if not messages]
+        going_on = [i for i, messages in enumerate(prompts) if messages]
+        for i, x in zip(fresh, self._encode([bodies[i] for i in fresh]), strict=True):
+            ids[i] = x
+        led = [
+            bodies[i] if self.style == "none" or _is_raw(prompts[i]) else self._lead + bodies[i].lstrip()
+            for i in going_on
+        ]
+        for i, x in zip(going_on, self._continue(led), strict=True):
+            ids[i] = x
+        return [[*x, self.eos_id] if body.strip() else [] for x, body in zip(ids, bodies, strict=True)]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """`prompts` for one."""
+        return self.prompts([messages])[0]
+
+    def response(self, text: str, messages: Sequence[Message]) -> list[int]:
+        """`responses` for one."""
+        return self.responses([text], [messages])[0]
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The prompt as text (without a BOS that the tokenizer or this class would add)."""
+        if self.style == "none" or not messages or _is_raw(messages):
+            return "".join(m.content for m in messages)
+        if self.style == "chat":
+            return self._render(messages, add_generation_prompt=True)
+        turns = [f"\n\n{_PLAIN_NAMES.get(m.role, m.role.capitalize())}: {m.content}" for m in messages]
+        return "".join(turns) + "\n\nAssistant:"
+
+    def has_literal_special(self, text: str) -> bool:
+        """Whether a special token is spelled out in a text; it is encoded as the letters it is made of."""
+        return self._literal.search(text) is not None
+
+    def holds_special(self, ids: Sequence[int]) -> bool:
+        """Whether the tokenizer made a special token out of mere text, which a few (unigram, word-level) insist on."""
+        return not self._banned.isdisjoint(ids)
+
+    def _encode(self, texts: Sequence[str], *, split_special_tokens: bool = True) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=split_special_tokens,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+
+    def _find_joint(self) -> tuple[str, list[int]] | None:
+        """A text and its ids behind which a continuation can be cut off; None where a text reads the same anywhere.
+
+        SentencePiece-style tokenizers put a blank before every text, also before one that continues another.
+        """
+        for joint in ("\n", ".", ":", "a"):
+            prefix, whole, alone = self._encode([joint, joint + "b", "b"])
+            if self.tokenizer.unk_token_id not in prefix and whole[: len(prefix)] == prefix:
+                return (joint, prefix) if whole[len(prefix) :] != alone else None
+        return None
+
+    def _continue(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that go on from a prompt, without the blank that would be put before a text of its own."""
+        if self._joint is None:
+            return self._encode(texts)
+        joint, prefix = self._joint
+        ids = [
+            x[len(prefix) :] if x[: len(prefix)] == prefix else None for x in self._encode([joint + t for t in texts])
+        ]
+        return [self._encode([t])[0] if x is None else x for t, x in zip(texts, ids, strict=True)]
+
+    def _one_bos(self, ids: list[int], messages: Sequence[Message]) -> list[int]:
+        if self.bos_id is None:
+            return ids
+        start = 0
+        while start < len(ids) and ids[start] == self.bos_id:
+            start += 1
+        if start or self._adds_bos or not messages or _is_raw(messages):
+            return [self.bos_id, *ids[start:]]
+        return ids
+
+    def _tokenizer_adds_bos(self) -> bool:
+        return self.bos_id is not None and self.tokenizer("a")["input_ids"][:1] == [self.bos_id]
+
+    def _without_eos(self, text: str) -> str:
+        while (cut := text.rstrip()).endswith(self._eos_texts):
+            text = cut[: -max(len(e) for e in self._eos_texts if cut.endswith(e))].rstrip()
+        return text
+
+    def _render(self, messages: Sequence[Message], **options) -> str:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except TemplateError as error:
+            raise TemplateRefusal(f"the chat template refuses this conversation: {error}") from None
+
+    def _read_assistant_turn(self) -> None:
+        """What the chat template writes between its generation prompt and an answer (at most blanks count), and which
+        special token it closes the answer with."""
+        user = Message("user", "a")
+        asked = self._render([user], add_generation_prompt=True)
+        answered = self._render([user, Message("assistant", _PROBE)], add_generation_prompt=False)
+        before, found, after = answered.partition(_PROBE)
+        if found and before.startswith(asked) and not before[len(asked) :].strip():
+            self._lead = before[len(asked) :]
+        closing = self._literal.match(after.lstrip()) if found else None
+        if closing and self._specials[closing[0]] != self.bos_id:
+            self.eos_id = self._specials[closing[0]]
+
+    def _chat_around_literals(self, messages: Sequence[Message]) -> list[int]:
+        """The chat prompt's ids when a content spells out special tokens: only the template's own become special.
+
+        The spellings travel through the template as private characters and come back in the pieces between its
+        special tokens.
+        """
+        names = list(self._specials)
+        hidden = {name: chr(0xF0000 + i) for i, name in enumerate(names)}
+        shown = {ord(mark): name for name, mark in hidden.items()}
+        quoted = [Message(m.role, self._literal.sub(lambda found: hidden[found[0]], m.content)) for m in messages]
+        rendered = self._render(quoted, add_generation_prompt=True)
+        ids, start = [], 0
+        for found in [*self._literal.finditer(rendered), None]:
+            piece = rendered[start : found.start() if found else None].translate(shown)
+            ids += self._encode([piece])[0] if piece else []
+            if found:
+                ids.append(self._specials[found[0]])
+                start = found.end()
+        return ids
+
+
+def _is_raw(messages: Sequence[Message]) -> bool:
+    return len(messages) == 1 and messages[0].role == "text"
