@@ -67,13 +67,15 @@ def test_parity_with_the_float64_loop(granularity, shaping_only, backend):
     assert_as_good_as_eager(tensors(LENGTHS), options, backend)
 
 
-@pytest.mark.parametrize("granularity", ["token", "sentence"])
-def test_triton_across_the_edges_of_its_blocks(granularity):
-    # 512 rows are one block; the long one carries a sentence and an advantage across two edges
+@pytest.mark.parametrize(("granularity", "shaping_only"), [("token", True), ("sentence", False), ("sentence", True)])
+def test_triton_across_the_edges_of_its_blocks(granularity, shaping_only):
+    # a block is 512 rows: the third sequence is unpaid across an edge until its last row; in the fourth one sentence
+    # crosses an edge and one ends on it
     data = tensors([511, 512, 513, 1026])
-    data["sentence_ends"] &= torch.rand(data["values"].shape[0], device=DEVICE) < 0.01
-    data["sentence_ends"][511 + 511] = True
-    assert_as_good_as_eager(data, FULL | dict(granularity=granularity, shaping_only=True), "triton")
+    fourth = 511 + 512 + 513
+    data["sentence_ends"][:] = False
+    data["sentence_ends"][[fourth + 300, fourth + 700, fourth + 1023]] = True
+    assert_as_good_as_eager(data, FULL | dict(granularity=granularity, shaping_only=shaping_only), "triton")
 
 
 def test_a_sequence_of_5000_rows():
