@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from rto_fast import attention, loop
 from rto_fast.config import Config, RTOConfig
@@ -71,6 +72,7 @@ class Context:
 def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Run a configuration whole and return what results.json holds."""
     started = time.perf_counter()
+    disable_progress_bar()  # one bar per file that transformers reads or writes hides ours
     torch.manual_seed(config.seed)
     context = prepare(config, say)
     for stage in config.stages:

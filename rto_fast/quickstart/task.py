@@ -33,7 +33,7 @@ def write_task(folder: Path, seed: int) -> None:
     demonstrations.jsonl {prompt, completion}: answers of both authors to the training prompts, for SFT.
     pairs.jsonl {prompt, chosen, rejected}: two answers of unequal oracle return, labelled by Bradley-Terry.
     eval.jsonl {prompt}: distinct prompts that occur in neither of the others.
-    tokenizer/ and model/: Hugging Face folders; the model is a randomly initialised Llama in float32.
+    model/: a Hugging Face folder with the tokenizer and a randomly initialised Llama in float32.
 
     Texts are words joined by single spaces and hold no special tokens. The same seed gives the same bytes. Costs about
     two seconds. ValueError when the folder holds anything.
@@ -48,7 +48,7 @@ def write_task(folder: Path, seed: int) -> None:
     _write_lines(partial / "demonstrations.jsonl", demonstrations(train, NUM_DEMONSTRATIONS, seed))
     _write_lines(partial / "pairs.jsonl", preference_pairs(train, NUM_PAIRS, seed))
     _write_lines(partial / "eval.jsonl", ({"prompt": q.prompt} for q in held_out))
-    build_tokenizer().save_pretrained(partial / "tokenizer")
+    build_tokenizer().save_pretrained(partial / "model")
     fresh_model(seed).save_pretrained(partial / "model")
     os.replace(partial, folder)
 
