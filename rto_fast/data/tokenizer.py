@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _USUAL_EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
 
 
@@ -18,6 +19,8 @@ def load_tokenizer(path: str | Path):
     text = str(path)
     if not folder.is_dir() and (folder.exists() or text.startswith(("/", "./", "../", "~")) or text.count("/") > 1):
         raise ValueError(f"model.path: there is no folder {text!r}")
+    if folder.is_dir() and not any((folder / name).exists() for name in _FILES):
+        raise ValueError(f"model.path: {text!r} holds no tokenizer; wanted one of {', '.join(_FILES)} in it")
     try:
         if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
             if (folder / "tokenizer.json").exists():
