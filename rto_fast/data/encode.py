@@ -42,7 +42,8 @@ class EncodingReport:
     literal_specials: int
     """Kept rows that spell out a special token in their text; it was encoded as plain text."""
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
-    """"prompt", then "chosen" and "rejected" or "response" -> {"min", "10%", "50%", "90%", "99%", "max", "sum"}, in tokens, of the kept rows."""
+    """For "prompt", then "chosen" and "rejected" or "response": {"min", "10%", "50%", "90%", "99%", "max", "sum"} of
+    the kept rows' numbers of tokens."""
 
     def lines(self) -> list[str]:
         """The report for people."""
