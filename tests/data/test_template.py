@@ -20,6 +20,7 @@ TOKENIZERS = {
     "chatml": byte_level(bos=None, template=CHATML, eos="<|eot|>"),
     "llama 2": sentencepiece_style(template=LLAMA2),
     "sentencepiece": sentencepiece_style(),
+    "blank once": sentencepiece_style(template=LLAMA2, once=True),
 }
 TEMPLATES = {name: Template(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 TEMPLATES |= {f"{name}, none": Template(tokenizer, "none") for name, tokenizer in TOKENIZERS.items()}
@@ -135,6 +136,12 @@ def test_spelled_special_tokens_stay_text():
     # at the very end it is what the writer meant by it: EOS, once
     assert TEMPLATES["bytes"].response("a </s></s> ", ASKED) == TEMPLATES["bytes"].response("a", ASKED)
     assert TEMPLATES["bytes"].response("</s>", ASKED) == []
+
+
+@pytest.mark.parametrize("name", ["llama 3", "chatml", "llama 2", "blank once"])
+def test_the_way_around_spelled_tokens_leads_to_the_same_ids(name):
+    template = TEMPLATES[name]
+    assert template._chat_around_literals(HISTORY) == template.prompt(HISTORY)
 
 
 def test_a_tokenizer_that_cannot_be_kept_from_special_tokens_is_noticed():

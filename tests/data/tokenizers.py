@@ -37,8 +37,9 @@ def byte_level(*, adds: str = "", template: str | None = None, bos: str | None =
     return tokenizer
 
 
-def sentencepiece_style(*, adds_bos: bool = True, template: str | None = None):
-    """Puts a blank before every text, falls back to bytes, adds BOS: the first Llamas."""
+def sentencepiece_style(*, adds_bos: bool = True, template: str | None = None, once: bool = False):
+    """Puts a blank before every text, falls back to bytes, adds BOS: the first Llamas. `once`: not again behind a
+    special token, as later ones do."""
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?!"]
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a")]
     names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *letters, *("".join(m) for m in merges)]
@@ -51,7 +52,10 @@ def sentencepiece_style(*, adds_bos: bool = True, template: str | None = None):
             byte_fallback=True,
         )
     )
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if once:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    else:
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
