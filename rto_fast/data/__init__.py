@@ -13,6 +13,7 @@ from rto_fast.data.encode import (
     encode_prompts,
     split,
 )
+from rto_fast.data.fingerprint import Fingerprint, check_same_tokenizer, fingerprint
 from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import (
@@ -33,16 +34,19 @@ __all__ = [
     "EncodedDemonstration",
     "EncodedPair",
     "EncodingReport",
+    "Fingerprint",
     "Message",
     "Normalised",
     "Pair",
     "Prompt",
     "Template",
     "TemplateRefusal",
+    "check_same_tokenizer",
     "detect_kind",
     "encode_demonstrations",
     "encode_pairs",
     "encode_prompts",
+    "fingerprint",
     "load_tokenizer",
     "read_rows",
     "split",

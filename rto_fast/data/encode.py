@@ -42,7 +42,8 @@ class EncodingReport:
     literal_specials: int
     """Kept rows that spell out a special token in their text; it was encoded as plain text."""
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
-    """"prompt", "chosen", ... -> {"min", "10%", "50%", "90%", "99%", "max", "sum"}, in tokens, of the kept rows."""
+    """For "prompt", then "chosen" and "rejected" or "response": {"min", "10%", "50%", "90%", "99%", "max", "sum"} of
+    the kept rows' numbers of tokens."""
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -103,7 +104,9 @@ def _encode(
         )
     items, kept, dropped, cut, literal = [], [], Counter(), 0, 0
     refusal = ""
-    lengths: dict[str, list[int]] = {name: [] for name in ("prompt", *answers)}
+    # a demonstration's response may come from a column `completion` or `chosen`
+    names = ("prompt", *answers) if len(answers) != 1 else ("prompt", "response")
+    lengths: dict[str, list[int]] = {name: [] for name in names}
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
         prompts, refused = _prompts(template, [row.prompt for row in chunk])
@@ -120,7 +123,7 @@ def _encode(
             cut += len(short) < len(prompt)
             texts = [m.content for m in row.prompt] + [getattr(row, name) for name in answers]
             literal += any(map(template.has_literal_special, texts))
-            for name, ids in zip(lengths, (short, *responses), strict=True):
+            for name, ids in zip(names, (short, *responses), strict=True):
                 lengths[name].append(len(ids))
     if not items:
         counts = ", ".join(f"{n} x {reason}" for reason, n in dropped.most_common()) or "there are no rows"

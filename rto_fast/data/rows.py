@@ -96,7 +96,8 @@ def to_demonstrations(
 
 def detect_kind(row: Mapping, columns: Mapping[str, str] | None = None) -> str:
     """ "pairs", "demonstrations" or "prompts", from the columns of one row."""
-    found = {name for name in COLUMNS if (columns or {}).get(name, name) in row}
+    columns = _checked(columns, row)
+    found = {name for name in COLUMNS if columns.get(name, name) in row}
     if {"chosen", "rejected"} <= found:
         return "pairs"
     if found & {"completion", "messages", "text", "chosen"}:
@@ -256,9 +257,7 @@ def _chosen(row: _Row) -> Demonstration:
 
 
 def _normalise(rows: Sequence[Mapping], parse: Callable[[_Row], object], columns, strict: bool) -> Normalised:
-    columns = dict(columns or {})
-    if unknown := [name for name in columns if name not in COLUMNS]:
-        raise ValueError(f"data.columns: unknown column {unknown[0]!r}; the names are {', '.join(COLUMNS)}")
+    columns = _checked(columns, rows[0] if rows else {})
     items, kept, dropped, first, form = [], [], Counter(), "", ""
     for i, raw in enumerate(rows):
         row = _Row(raw, i + 1, columns)
@@ -277,6 +276,18 @@ def _normalise(rows: Sequence[Mapping], parse: Callable[[_Row], object], columns
         counts = ", ".join(f"{n} x {reason}" for reason, n in dropped.most_common()) or "there are no rows"
         raise ValueError(f"data: none of the {len(rows)} rows can be used: {counts}" + (f" ({first})" if first else ""))
     return Normalised(items, kept, dict(dropped), form)
+
+
+def _checked(columns: Mapping[str, str] | None, row: Mapping) -> dict[str, str]:
+    columns = dict(columns or {})
+    for name, actual in columns.items():
+        if name not in COLUMNS:
+            raise ValueError(f"data.columns: unknown column {name!r}; the names are {', '.join(COLUMNS)}")
+        if row and actual not in row:
+            raise ValueError(
+                f"data.columns: {name!r} is to be {actual!r}, which row 1 does not have; found {_names(row)}"
+            )
+    return columns
 
 
 def _check_unicode(item) -> None:

@@ -63,6 +63,9 @@ class Template:
             self._read_assistant_turn()
         self._eos_texts = tuple({tokenizer.eos_token, tokenizer.convert_ids_to_tokens(self.eos_id)})
         self._joint = self._find_joint()
+        # whether a text behind a special token reads as one of its own (with a blank put before it) or goes on
+        behind = self._encode([f"{tokenizer.eos_token}b"], split_special_tokens=False)[0]
+        self._restarts = behind[1:] == self._encode(["b"])[0]
 
     def prompts(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of each prompt. Raises TemplateRefusal (a ValueError) for what the chat template does not take."""
@@ -204,7 +207,8 @@ class Template:
         ids, start = [], 0
         for found in [*self._literal.finditer(rendered), None]:
             piece = rendered[start : found.start() if found else None].translate(shown)
-            ids += self._encode([piece])[0] if piece else []
+            if piece:
+                ids += self._encode([piece])[0] if start == 0 or self._restarts else self._continue([piece])[0]
             if found:
                 ids.append(self._specials[found[0]])
                 start = found.end()

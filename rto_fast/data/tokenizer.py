@@ -1,9 +1,11 @@
 """A tokenizer from a model folder, from a folder that holds nothing but tokenizer files, or from the hub."""
 
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _USUAL_EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
 
 
@@ -18,7 +20,11 @@ def load_tokenizer(path: str | Path):
     text = str(path)
     if not folder.is_dir() and (folder.exists() or text.startswith(("/", "./", "../", "~")) or text.count("/") > 1):
         raise ValueError(f"model.path: there is no folder {text!r}")
+    if folder.is_dir() and not any((folder / name).exists() for name in _FILES):
+        raise ValueError(f"model.path: {text!r} holds no tokenizer; wanted one of {', '.join(_FILES)} in it")
     try:
+        if (folder / "tokenizer.json").exists():
+            _check_file(folder / "tokenizer.json")
         if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
             if (folder / "tokenizer.json").exists():
                 return _with_usual_specials(folder / "tokenizer.json")
@@ -28,6 +34,13 @@ def load_tokenizer(path: str | Path):
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"model.path: no tokenizer can be loaded from {text!r} ({first[:300]})") from None
+
+
+def _check_file(file: Path) -> None:
+    # the tokenizers library raises a bare Exception for these
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{file.name} describes no model")
 
 
 def _with_usual_specials(file: Path):

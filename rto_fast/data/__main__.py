@@ -1,0 +1,161 @@
+"""`python -m rto_fast.data --path ... --model.path ...`: what a model would be trained on, token by token.
+
+Prints the form of the data, a few rows with their weights (0: prompt, not trained; 1: trained), the lengths, and what
+was cut and dropped. Nothing is written. A mistake is one line on stderr and exit code 2.
+"""
+
+import os
+import sys
+from collections import Counter
+from dataclasses import astuple, dataclass, field
+from typing import Literal
+
+import tyro
+
+from rto_fast.data.encode import encode_demonstrations, encode_pairs, encode_prompts
+from rto_fast.data.read import read_rows
+from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pairs, to_prompts
+from rto_fast.data.show import TokenPrinter, table
+from rto_fast.data.template import Template
+from rto_fast.data.tokenizer import load_tokenizer
+
+_NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
+_ENCODE = {"pairs": encode_pairs, "demonstrations": encode_demonstrations, "prompts": encode_prompts}
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    path: str
+    """Folder or hub id of the model; a folder with tokenizer files alone will do."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a model would be trained on, token by token, and what would be cut and dropped."""
+
+    path: str
+    """.jsonl, .json (also .gz), .parquet, a directory of those, or a hub id such as Anthropic/hh-rlhf."""
+    model: ModelPath
+    subset: str | None = None
+    """Folder inside the directory, or configuration (else data_dir) of the hub's data set."""
+    split: str | None = None
+    """Default: train."""
+    kind: Literal["auto", "pairs", "demonstrations", "prompts"] = "auto"
+    """How to read the rows: preference pairs (DPO), demonstrations (SFT), prompts (RTO). auto: by the columns."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns with another name, e.g. --columns prompt question completion answer."""
+    template: Literal["auto", "chat", "plain", "none"] = "auto"
+    """chat: the tokenizer's own; plain: Human/Assistant; none: the bare texts; auto: chat where there is one."""
+    max_prompt: int | None = None
+    """A longer prompt loses tokens at its left end. Default: half of max_length."""
+    max_length: int | None = None
+    """A row is dropped when prompt + response are longer. Default: the model's context, else 2048."""
+    rows: int = 3
+    """How many rows to print."""
+    limit: int | None = None
+    """Read only so many rows."""
+    whole: bool = False
+    """Print every token of a long row instead of its two ends."""
+    ids: bool = False
+    """Print the id behind every token."""
+
+
+def main() -> None:
+    options = tyro.cli(Inspect, prog="python -m rto_fast.data", description=Inspect.__doc__)
+    try:
+        for line in inspect(options):
+            print(line)
+        sys.stdout.flush()
+    except ValueError as error:
+        sys.stdout.flush()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # the reader (head, less) went away: not our error, and python must not complain about it while closing stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def inspect(options: Inspect):
+    """The lines of the report."""
+    if options.rows < 0:
+        raise ValueError(f"rows: must be 0 or more, got {options.rows}")
+    raw = read_rows(options.path, subset=options.subset, split=options.split, limit=options.limit)
+    kind = detect_kind(raw[0], options.columns) if options.kind == "auto" else options.kind
+    rows = _NORMALISE[kind](raw, columns=options.columns)
+    tokenizer = load_tokenizer(options.model.path)
+    template = Template(tokenizer, options.template)
+    context = _context(options.model.path)
+    max_length = (context or 2048) if options.max_length is None else options.max_length
+    max_prompt = max(1, max_length // 2) if options.max_prompt is None else options.max_prompt
+    items, report = _ENCODE[kind](rows.items, template, max_length=max_length, max_prompt=max_prompt)
+
+    bos = "none" if template.bos_id is None else f"{tokenizer.bos_token} ({template.bos_id})"
+    eos = f"{tokenizer.convert_ids_to_tokens(template.eos_id)} ({template.eos_id})"
+    yield f"data      {options.path}: {len(raw)} rows, read as {kind}"
+    yield f"form      {rows.form}"
+    about = f"{len(tokenizer)} tokens, BOS {bos}, EOS {eos}, context {context or 'unknown'}"
+    yield f"model     {options.model.path}: {about}"
+    yield f"template  {template.style}" + (" (chosen by auto)" if options.template == "auto" else "")
+    yield f"limits    max_length {max_length}, max_prompt {max_prompt}"
+    if context and max_length > context:
+        yield f"warning   max_length {max_length} is more than the model's context of {context} tokens"
+    yield ""
+    yield from _examples(options, template, kind, items, rows, report.kept)
+    yield from table(report.lengths)
+    yield ""
+    yield from _summary(raw, rows, report, tokenizer, items)
+
+
+def _examples(options: Inspect, template: Template, kind: str, items: list, rows: Normalised, kept: list[int]):
+    names = {"pairs": ("prompt", "chosen", "rejected"), "demonstrations": ("prompt", "response"), "prompts": ()}[kind]
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+    printer = TokenPrinter(
+        template.tokenizer,
+        template.eos_id,
+        colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
+        ids=options.ids,
+        whole=options.whole,
+        unicode=encoding.startswith("utf"),
+    )
+    for item, i in zip(items[: options.rows], kept, strict=False):
+        yield f"row {rows.rows[i] + 1}"
+        whole = len(template.prompt(rows.items[i].prompt))
+        for name in names or ("prompt",):
+            tokens = getattr(item, name) if names else item
+            weight = int(name != "prompt")
+            cut = f", cut at the left from {whole}" if weight == 0 and len(tokens) < whole else ""
+            yield f"  {name}: {len(tokens)} tokens of weight {weight}{cut}"
+            yield from printer.lines(tokens, weight, first=name == "prompt")
+        yield ""
+
+
+def _summary(raw: list, rows: Normalised, report, tokenizer, items: list):
+    yield f"kept {len(report.kept)} of {len(raw)} rows"
+    for reason, n in (Counter(rows.dropped) + Counter(report.dropped)).most_common():
+        hint = ": raise --max-length, or lower --max-prompt" if reason == "response does not fit" else ""
+        yield f"  dropped {n}: {reason}{hint}"
+    if report.truncated_prompts:
+        yield f"  prompts cut at the left: {report.truncated_prompts}"
+    if report.literal_specials:
+        yield f"  rows that spell out a special token, encoded as plain text: {report.literal_specials}"
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        lists = [x for item in items for x in ([item] if isinstance(item, list) else astuple(item))]
+        if found := sum(x.count(unknown) for x in lists):
+            share = 100 * found / sum(map(len, lists))
+            yield f"  unknown to the tokenizer ({tokenizer.unk_token}): {share:.2g} % of the tokens"
+
+
+def _context(path: str) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(os.path.expanduser(path))
+    except (OSError, ValueError, KeyError):
+        # a folder with nothing but a tokenizer
+        return None
+    return getattr(config, "max_position_embeddings", None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Token ids made visible: what a person reads in a terminal when checking what trains and what does not."""
+
+import shutil
+from collections.abc import Sequence
+
+_DIM, _GREEN, _BOLD, _RED, _OFF = "\033[2m", "\033[32m", "\033[1m", "\033[31m", "\033[0m"
+
+
+def _byte_letters() -> dict[str, int]:
+    """Letter -> byte of byte-level vocabularies (GPT-2's): a printable byte stands for itself, the others follow from
+    code point 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
+class TokenPrinter:
+    """Writes token ids as lines "weight | token | token ...", in colour only where asked.
+
+    A blank is written as an underline sign, everything unprintable as an escape (data must not drive the terminal).
+    """
+
+    def __init__(self, tokenizer, eos_id: int, *, colour: bool, ids: bool, whole: bool, unicode: bool = True):
+        self.tokenizer, self.eos_id = tokenizer, eos_id
+        self.colour, self.ids, self.whole = colour, ids, whole
+        self.blank = "▁" if unicode else "_"
+        self.width = max(40, min(160, shutil.get_terminal_size((120, 20)).columns))
+
+    def lines(self, tokens: Sequence[int], weight: int, *, first: bool) -> list[str]:
+        """`first`: whether these tokens open the sequence, so that a BOS is one (it may have the id of EOS)."""
+        names = [self._name(t, first and i == 0, i == len(tokens) - 1 and weight > 0) for i, t in enumerate(tokens)]
+        if self.whole or len(names) <= 200:
+            lines = self._wrap(names)
+        else:
+            lines = [*self._wrap(names[:100]), f" ... {len(names) - 160} more ...", *self._wrap(names[-60:])]
+        return [self._paint(f"    {weight} |{line}", weight) for line in lines]
+
+    def _wrap(self, names: list[str]) -> list[str]:
+        lines, line = [], ""
+        for name in names:
+            if line and len(line) + len(name) + 9 > self.width:
+                lines.append(line)
+                line = ""
+            line += name + "|"
+        return [*lines, line]
+
+    def _name(self, token: int, at_start: bool, at_end: bool) -> str:
+        if at_start and token == self.tokenizer.bos_token_id:
+            text = f"[BOS {self.tokenizer.bos_token}]"
+        elif token == self.eos_id and at_end:
+            text = f"[EOS {self.tokenizer.convert_ids_to_tokens(token)}]"
+        elif token in self.tokenizer.all_special_ids:
+            text = f"[{self.tokenizer.convert_ids_to_tokens(token)}]"
+        else:
+            text = self._escape(self._text(token))
+        return f"{text} {token}" if self.ids else text
+
+    def _text(self, token: int) -> str:
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        if name.startswith("<0x") and name.endswith(">"):
+            byte = int(name[3:-1], 16)
+            return chr(byte) if byte < 128 else name
+        if "▁" in name:
+            return name.replace("▁", " ")
+        text = self.tokenizer.decode([token])
+        if "\ufffd" in text and all(c in _BYTES for c in name):
+            # part of a character, the rest of which is in the neighbouring tokens
+            return "".join(f"\\x{_BYTES[c]:02x}" for c in name)
+        return text
+
+    def _escape(self, text: str) -> str:
+        out = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("|", "\\|"))
+        return out.replace(" ", self.blank) or "''"
+
+    def _paint(self, line: str, weight: int) -> str:
+        if not self.colour:
+            return line
+        line = line.replace("[BOS", f"{_BOLD}[BOS").replace("[EOS", f"{_BOLD}{_RED}[EOS")
+        return f"{_GREEN if weight else _DIM}{line}{_OFF}"
+
+
+def table(lengths: dict[str, dict[str, int]]) -> list[str]:
+    """Length quantiles, one row per kind of token list."""
+    heads = list(next(iter(lengths.values())))
+    out = ["  " + f"{'tokens':<10}" + "".join(f"{h:>9}" for h in heads)]
+    return out + [f"  {name:<10}" + "".join(f"{q[h]:>9}" for h in heads) for name, q in lengths.items()]
