@@ -20,12 +20,12 @@ def check_head(
     """Raise a ValueError that names the argument, what it has to be, what it is and the remedy."""
     if hidden.dim() != 2:
         raise ValueError(
-            f"{op}: hidden must be (rows, H), got {tuple(hidden.shape)}; flatten it with hidden.view(-1, hidden.shape[-1])"
+            f"{op}: hidden must be (rows, H), got {tuple(hidden.shape)}; flatten it with hidden.flatten(0, -2)"
         )
     rows, width = hidden.shape
     if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
         raise ValueError(
-            f"{op}: weight must be (V, H) with V > 0 and H = {width}, got {tuple(weight.shape)}; pass lm_head.weight as it is"
+            f"{op}: weight must be (V, H) with V > 0 and H = {width}, got {tuple(weight.shape)}; pass lm_head.weight"
         )
     if hidden.dtype not in FLOATS:
         raise ValueError(f"{op}: hidden must be float32, bfloat16 or float16, got {hidden.dtype}; cast it")

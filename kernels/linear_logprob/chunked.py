@@ -113,5 +113,5 @@ def _tile(buffer: Tensor, h: Tensor, w: Tensor) -> Tensor:
 
 
 def _fits(hidden: Tensor, head: Head) -> bool:
-    """Whether a float32 copy of all hidden states stays within the workspace: else rows are converted chunk by chunk."""
+    """Whether a float32 copy of all hidden states stays within the workspace; if not, they are converted by chunks."""
     return 4 * hidden.numel() <= workspace_bytes(hidden.device, head.workspace_mb)

@@ -88,7 +88,8 @@ def d_logits_(
 ) -> Tensor:
     """Turn a tile of raw logits into its gradient, up to `row_scale`:
 
-    d z_j = d_logprob ([j = y] - p_j) - d_entropy p_j (log p_j + entropy), times d z / d raw = (1 - (z/cap)^2) / temperature
+    d z_j = d_logprob ([j = y] - p_j) - d_entropy p_j (log p_j + entropy)
+    d raw_j = d z_j (1 - (temperature z_j / softcap)^2) / temperature
 
     `dtype`, of the operands of the GEMMs that follow, is always z's here. The target's p - 1 is expm1(log p),
     which keeps its digits when p is almost 1.

@@ -1,0 +1,120 @@
+"""PPO's clipped policy loss from hidden states, with its gradient computed in the forward."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rto_fast.kernels.dispatch import choose
+from rto_fast.kernels.linear_logprob import row_functions
+from rto_fast.kernels.linear_logprob.checks import check_head, check_like
+from rto_fast.kernels.linear_logprob.chunked import Head
+from rto_fast.kernels.workspace import accumulator
+
+from . import rows as torch_rows
+from .autograd import PPOLoss
+from .reference import ppo_head_reference
+from .surrogate import Decisions, Surrogate
+
+__all__ = ["PPOHead", "ppo_head", "ppo_head_reference"]
+
+
+class PPOHead(NamedTuple):
+    """A loss and what it was made of."""
+
+    loss: Tensor
+    """() float32: a sum over rows; differentiable."""
+    logprobs: Tensor
+    """(R,) float32 of the current policy, detached; 0 on rows of weight 0."""
+    entropy: Tensor | None
+    """(R,) float32, detached; 0 on rows of weight 0; None unless entropy_coef or return_entropy asks for it."""
+
+
+def ppo_head(
+    hidden: Tensor,  # (R, H)
+    weight: Tensor,  # (V, H)
+    target: Tensor,  # (R,) int64
+    old_logprobs: Tensor,  # (R,) float32, as are all that follow
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    clip: float = 0.2,
+    entropy_coef: float = 0.0,
+    kl_coef: float = 0.0,
+    kl: str = "k3",
+    ref_logprobs: Tensor | None = None,  # (R,) float32
+    bias: Tensor | None = None,  # (V,)
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_entropy: bool = False,
+    workspace_mb: int | None = None,
+    backend: str | None = None,
+) -> PPOHead:
+    """Sum over rows of the clipped surrogate of PPO (arXiv:1707.06347, eq. 7), minus entropy, plus KL:
+
+        loss = sum_t w_t ( max(-A_t r_t, -A_t clip(r_t, 1 - clip, 1 + clip)) - entropy_coef H_t + kl_coef KL_t )
+        r_t = exp(logp_t - old_t);  KL_t with d = logp_t - ref_t: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
+
+    with logp_t and H_t those of `linear_logprob`, whose bias, temperature, softcap, dtypes and precision hold here.
+    A loss is a sum: whatever it is to be averaged over belongs in `weights`. A row of weight 0 adds exactly nothing to
+    the loss or to a gradient, whatever it holds (NaN included), and reports 0.
+
+    Differentiable in hidden, weight and bias through `loss`. Their gradients are computed in the forward and scaled,
+    on the device, by the gradient of the loss: a loss can be differentiated once (a second time is a RuntimeError).
+
+    Cost: 6 R V H FLOPs, all in the forward: 4 R V H with a frozen weight, 2 R V H under no_grad. Memory: one buffer of
+    logits of at most `workspace_mb` (default: 64 MiB on CPU, 1 GiB on CUDA), all V columns of a chunk of rows, and the
+    gradients; half-precision weights add a float32 (V, H) sum when there are several chunks. A workspace too
+    small for 32 rows, or half precision on CPU with a large weight, costs a fourth GEMM (the logits are recomputed).
+
+    Deterministic; chunks depend on V, the device and `workspace_mb` only.
+
+    Raises ValueError as `linear_logprob` does, for an unknown `kl`, and for kl_coef without ref_logprobs.
+    """
+    backend = choose("ppo_head", hidden.device, backend)
+    check_head("ppo_head", hidden, weight, target, bias, temperature, softcap, workspace_mb, backend)
+    dtype = accumulator(hidden.dtype)
+    given = {"old_logprobs": old_logprobs, "advantages": advantages, "weights": weights, "ref_logprobs": ref_logprobs}
+    for name, x in given.items():
+        if x is not None:
+            check_like("ppo_head", name, x, hidden.shape[:1], dtype, hidden.device)
+    if kl not in ("k1", "k2", "k3"):
+        raise ValueError(f"ppo_head: kl must be one of k1, k2, k3, got {kl!r}")
+    if kl_coef and ref_logprobs is None:
+        raise ValueError(f"ppo_head: kl_coef = {kl_coef} needs ref_logprobs, got None; pass them or set kl_coef=0")
+    if not clip > 0.0:
+        raise ValueError(f"ppo_head: clip must be > 0, got {clip}; float('inf') turns clipping off")
+
+    decisions = Decisions(
+        *(None if x is None else x.detach().contiguous() for x in (target, old_logprobs, advantages, weights)),
+        ref_logprobs.detach().contiguous() if kl_coef else None,
+    )
+    live, index = weights != 0, None
+    if backend == "triton":
+        hidden = hidden.masked_fill(~live[:, None], 0.0)
+    elif not live.all():
+        index = live.nonzero()[:, 0]
+        hidden = hidden.index_select(0, index)
+        decisions = Decisions(*(None if x is None else x.index_select(0, index) for x in decisions))
+    head = Head(temperature, softcap, workspace_mb, row_functions(backend))
+    ppo_rows = torch_rows
+    if backend == "triton":
+        from . import kernel as ppo_rows
+    loss, logprobs, entropy = PPOLoss.apply(
+        hidden,
+        weight,
+        bias,
+        decisions,
+        Surrogate(clip, entropy_coef, kl_coef, kl),
+        head,
+        ppo_rows,
+        return_entropy or entropy_coef != 0.0,
+        torch.is_grad_enabled(),
+    )
+    if index is not None:
+        logprobs, entropy = (
+            None if x is None else x.new_zeros(weights.shape).index_copy_(0, index, x) for x in (logprobs, entropy)
+        )
+    elif backend == "triton":
+        logprobs, entropy = (None if x is None else x.masked_fill(~live, 0.0) for x in (logprobs, entropy))
+    return PPOHead(loss, logprobs, entropy)

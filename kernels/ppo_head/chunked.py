@@ -1,0 +1,94 @@
+"""ppo_head's loss and gradients in one pass over chunks of rows: logits, row functions, and two GEMMs back.
+
+R rows, H hidden, V vocabulary. A row's gradient is known as soon as its log-prob is, so that no logits are recomputed:
+three GEMMs instead of four. This needs all V logits of a row at once; a workspace too small for a few dozen rows takes
+the two passes of linear_logprob instead.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rto_fast.kernels.linear_logprob.chunked import Head, gradients, statistics
+from rto_fast.kernels.workspace import accumulator, matmul_, operand, workspace_bytes
+
+from .surrogate import Decisions, Surrogate, surrogate
+
+# fewer rows make every GEMM a reading of the whole weight
+MIN_ROWS = 32
+
+
+class Result(NamedTuple):
+    loss: Tensor
+    logprobs: Tensor
+    entropy: Tensor | None
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None]
+    """Of hidden, weight and bias."""
+
+
+def ppo(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Decisions,
+    s: Surrogate,
+    head: Head,
+    ppo_rows: ModuleType,
+    entropy: bool,
+    needs: tuple[bool, bool, bool],
+) -> Result:
+    """Loss, statistics and the gradients in `needs`."""
+    limit = workspace_bytes(hidden.device, head.workspace_mb)
+    dtype = accumulator(hidden.dtype)
+    c = limit // (dtype.itemsize * weight.shape[0])
+    upcast = operand(weight[:0]).dtype != weight.dtype
+    if c < min(MIN_ROWS, hidden.shape[0]) or (upcast and 4 * weight.numel() > limit):
+        return _two_passes(hidden, weight, bias, rows, s, head, entropy, needs)
+    return _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c)
+
+
+def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs) -> Result:
+    stats = statistics(hidden, weight, bias, rows.target, head, entropy)
+    loss, d_logprobs, d_entropy = surrogate(stats.logprobs, stats.entropy, rows, s)
+    grads = (None, None, None)
+    if any(needs):
+        grads = gradients(hidden, weight, bias, rows.target, head, stats, d_logprobs, d_entropy, needs)
+    return Result(loss.sum(), stats.logprobs, stats.entropy, grads)
+
+
+def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c) -> Result:
+    num_rows, vocab = hidden.shape[0], weight.shape[0]
+    dtype, device = accumulator(hidden.dtype), hidden.device
+    need_h, need_w, need_b = needs
+    buffer = torch.empty(min(c, num_rows), vocab, device=device, dtype=dtype)
+    loss, logprobs = (torch.empty(num_rows, device=device, dtype=dtype) for _ in range(2))
+    entropies = torch.empty_like(logprobs) if entropy else None
+    d_hidden = torch.empty_like(hidden) if need_h else None
+    # one rounding: into dW itself where its dtype is that of the sum, or where one chunk of rows is the whole sum
+    w, b = operand(weight), None if bias is None else bias.to(dtype)
+    direct = weight.dtype == dtype or (num_rows <= c and w.dtype == weight.dtype)
+    d_weight = torch.empty_like(weight, dtype=weight.dtype if direct else dtype) if need_w else None
+    d_bias = torch.zeros_like(bias, dtype=dtype) if need_b else None
+
+    for t in range(0, num_rows, c):
+        chunk = slice(t, min(t + c, num_rows))
+        h = operand(hidden[chunk])
+        z = matmul_(buffer[: h.shape[0]], h, w.T)
+        loss[chunk], logprobs[chunk], part, dz, scale = ppo_rows.ppo_rows_(
+            z, b, head.transform, rows.rows(chunk.start, chunk.stop), s, entropy, any(needs), h.dtype
+        )
+        if entropy:
+            entropies[chunk] = part
+        if need_h:
+            d_h = torch.mm(dz, w) if scale is None else torch.mm(dz, w).mul_(scale[:, None])
+            d_hidden[chunk] = d_h
+        if need_w:
+            matmul_(d_weight, dz.T, h if scale is None else h * scale[:, None], add=t > 0)
+        if need_b:
+            d_bias += dz.sum(0, dtype=dtype) if scale is None else dz.T @ scale
+    if need_w:
+        d_weight = d_weight.zero_() if num_rows == 0 else d_weight
+        d_weight = d_weight.to(weight.dtype)
+    return Result(loss.sum(), logprobs, entropies, (d_hidden, d_weight, d_bias.to(bias.dtype) if need_b else None))

@@ -1,0 +1,46 @@
+"""What happens to a chunk of logits between ppo_head's GEMMs, in torch: the reference backend's twin of kernel.py."""
+
+import torch
+from torch import Tensor
+
+from rto_fast.kernels.linear_logprob.rows import d_logits_, finish, fold, new_state, row_scale
+
+from .surrogate import Decisions, Surrogate, surrogate
+
+# logits that are worked on at once: 2 MiB of float32 stay in the second-level cache through every pass
+BLOCK_ELEMENTS = 1 << 19
+
+
+def ppo_rows_(
+    z: Tensor,  # [c, V] raw logits; holds d loss / d raw logits, up to the row scale, afterwards
+    bias: Tensor | None,
+    transform: tuple[float, float | None],
+    rows: Decisions,
+    s: Surrogate,
+    entropy: bool,
+    gradient: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+    """(loss (c,), logprobs (c,), entropy (c,) or None, d logits [c, V], row scale (c,) or None)."""
+    c, vocab = z.shape
+    # without an entropy or a slope the statistics leave exp(z - m) behind, which is the gradient but for a row factor
+    plain = not entropy and transform[1] is None
+    state = new_state(c, entropy, z.device, z.dtype)
+    block = max(1, BLOCK_ELEMENTS // vocab)
+    for t in range(0, c, block):
+        zb = z[t : t + block]
+        part = tuple(x[t : t + block] for x in state)
+        fold(zb if plain or not gradient else zb.clone(), bias, transform, rows.target[t : t + block], 0, part)
+    logprobs, lse, entropies = finish(state)
+    loss, d_logprob, d_entropy = surrogate(logprobs, entropies, rows, s)
+    if not gradient:
+        return loss, logprobs, entropies, z, None
+    if plain:
+        total = state[1]
+        z.scatter_(1, rows.target[:, None], (total * torch.expm1(logprobs))[:, None])
+        return loss, logprobs, None, z, d_logprob / (total * -transform[0])
+    per_row = (logprobs, lse, d_logprob, entropies, d_entropy)
+    for t in range(0, c, block):
+        part = (None if x is None else x[t : t + block] for x in per_row)
+        d_logits_(z[t : t + block], bias, transform, rows.target[t : t + block], 0, dtype, *part)
+    return loss, logprobs, entropies, z, row_scale(d_logprob, d_entropy, transform)

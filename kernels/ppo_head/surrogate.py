@@ -1,0 +1,59 @@
+"""The clipped surrogate of a row and its derivative: what ppo_head does once it has log-probs, in torch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Surrogate(NamedTuple):
+    """Numbers of the loss."""
+
+    clip: float
+    entropy_coef: float
+    kl_coef: float
+    kl: str
+
+
+class Decisions(NamedTuple):
+    """What a row brings beside its hidden state, (R,) each."""
+
+    target: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    ref_logprobs: Tensor | None
+
+    def rows(self, start: int, stop: int) -> "Decisions":
+        return Decisions(*(None if x is None else x[start:stop] for x in self))
+
+
+def surrogate(
+    logprobs: Tensor, entropy: Tensor | None, rows: Decisions, s: Surrogate
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(loss, d loss / d logprob, d loss / d entropy) of each row, weights included; None without an entropy term."""
+    ratio = torch.exp(logprobs - rows.old_logprobs)
+    free = -rows.advantages * ratio
+    clipped = -rows.advantages * ratio.clamp(1.0 - s.clip, 1.0 + s.clip)
+    loss = torch.maximum(free, clipped)
+    # the clipped side is constant where it is the larger one; inside the clip range both are the same
+    d_logprob = torch.where(free >= clipped, free, 0.0)
+    if s.kl_coef:
+        d = logprobs - rows.ref_logprobs
+        if s.kl == "k1":
+            kl, d_kl = d, torch.ones_like(d)
+        elif s.kl == "k2":
+            kl, d_kl = 0.5 * d * d, d
+        else:
+            # expm1 keeps the digits of a policy that is still close to the reference
+            e = torch.expm1(-d)
+            kl, d_kl = e + d, -e
+        loss = loss + s.kl_coef * kl
+        d_logprob = d_logprob + s.kl_coef * d_kl
+    d_entropy = None
+    if s.entropy_coef:
+        loss = loss - s.entropy_coef * entropy
+        d_entropy = -s.entropy_coef * rows.weights
+    # a row of weight 0 adds nothing, whatever its numbers are
+    live = rows.weights != 0
+    return torch.where(live, loss * rows.weights, 0.0), torch.where(live, d_logprob * rows.weights, 0.0), d_entropy
