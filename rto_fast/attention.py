@@ -44,7 +44,9 @@ def packed_attention(
     """
     if softcap is not None or s_aux is not None:
         what = "soft-capped attention" if softcap is not None else "attention sinks"
-        raise ValueError(f"rto_packed attention: {what} ({type(module).__name__}) is not supported; choose another model")
+        raise ValueError(
+            f"rto_packed attention: {what} ({type(module).__name__}) is not supported; choose another model"
+        )
     if cu_seq_lens_q is None:
         if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
             raise ValueError("rto_packed attention: several queries on a longer cache need an attention mask")

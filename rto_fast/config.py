@@ -59,7 +59,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(self.max_prompt >= 1, "data.max_prompt", "at least 1", self.max_prompt)
         _check(
-            self.max_length > self.max_prompt, "data.max_length", f"above max_prompt = {self.max_prompt}", self.max_length
+            self.max_length > self.max_prompt,
+            "data.max_length",
+            f"above max_prompt = {self.max_prompt}",
+            self.max_length,
         )
         _check(self.held_out >= 0, "data.held_out", "0 or more", self.held_out)
         _check(self.max_rows is None or self.max_rows > 0, "data.max_rows", "positive", self.max_rows)
@@ -194,7 +197,12 @@ class SamplingConfig:
         _check(self.temperature >= 0, "sampling.temperature", "0 or more", self.temperature)
         _check(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
         _check(self.top_k is None or self.top_k >= 1, "sampling.top_k", "at least 1", self.top_k)
-        _check(self.max_new_tokens is None or self.max_new_tokens >= 1, "sampling.max_new_tokens", "positive", self.max_new_tokens)
+        _check(
+            self.max_new_tokens is None or self.max_new_tokens >= 1,
+            "sampling.max_new_tokens",
+            "positive",
+            self.max_new_tokens,
+        )
         _check(self.batch_size >= 1, "sampling.batch_size", "at least 1", self.batch_size)
 
 
@@ -270,7 +278,9 @@ class RTOConfig:
                 "give --rto.reward-model, or set --rto.reward.beta-3 0"
             )
         if self.reward.shaping_only and not self.reward.beta_3:
-            raise ValueError("rto.reward.shaping_only takes the token rewards back, so it needs a sentence score: set beta_3")
+            raise ValueError(
+                "rto.reward.shaping_only takes the token rewards back, so it needs a sentence score: set beta_3"
+            )
 
 
 @dataclass(frozen=True)
@@ -341,7 +351,12 @@ class Config:
         _check(self.workspace_mb >= 1, "workspace_mb", "at least 1", self.workspace_mb)
         _check(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         _check(len(set(self.stages)) == len(self.stages), "stages", "free of repeats", self.stages)
-        _check(list(self.stages) == sorted(self.stages, key=["sft", "dpo", "rto"].index), "stages", "in the order sft dpo rto", self.stages)
+        _check(
+            list(self.stages) == sorted(self.stages, key=["sft", "dpo", "rto"].index),
+            "stages",
+            "in the order sft dpo rto",
+            self.stages,
+        )
 
     @property
     def folder(self) -> Path:
@@ -395,7 +410,9 @@ def _typed(value: Any, item: Any, default: Any, where: str) -> Any:
         value = float(value)
     choices = typing.get_args(item.type) if typing.get_origin(item.type) is Literal else ()
     if choices and value not in choices:
-        raise ValueError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}{_nearest(str(value), choices)}")
+        raise ValueError(
+            f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}{_nearest(str(value), choices)}"
+        )
     expected = _accepted(item.type)
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         kinds = " or ".join(t.__name__ for t in expected if t is not type(None))

@@ -42,4 +42,6 @@ def check_export(folder: Path, model: LanguageModel, load) -> None:
     saved, live = (m(packed, lambda hidden, head: hidden @ head.weight.T) for m in (load(str(folder)), model))
     if not torch.equal(saved, live):
         gap = (saved.float() - live.float()).abs().max().item()
-        raise ValueError(f"export: {folder} reloads to other logits (largest difference {gap:.3g}); check free disk space")
+        raise ValueError(
+            f"export: {folder} reloads to other logits (largest difference {gap:.3g}); check free disk space"
+        )

@@ -28,7 +28,9 @@ def claim(config: Config) -> Path:
     try:
         before = tomllib.loads(written.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise ValueError(f"output: {written} is not valid TOML; name another folder with --output, or delete it") from None
+        raise ValueError(
+            f"output: {written} is not valid TOML; name another folder with --output, or delete it"
+        ) from None
     changed = _differences(_flat(before), _flat(plain(config)))
     if changed:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")

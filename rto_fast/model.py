@@ -116,7 +116,9 @@ def _value_head(hidden_size: int) -> nn.Linear:
 def _check_folder(path: str, field: str) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
     if looks_local and not (Path(path).expanduser() / "config.json").is_file():
-        raise ValueError(f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2")
+        raise ValueError(
+            f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2"
+        )
 
 
 def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, object]:
@@ -197,5 +199,7 @@ def _read_head(path: str, field: str) -> dict[str, Tensor]:
                 if module.split(".")[-1] in ("score", "value_head") and kind in ("weight", "bias"):
                     found[kind] = file.get_tensor(key).float()
     if "weight" not in found or found["weight"].ndim != 2 or found["weight"].shape[0] != 1:
-        raise ValueError(f"{field}: {path!r} holds no score.weight or value_head.weight of shape (1, hidden); give a reward model")
+        raise ValueError(
+            f"{field}: {path!r} holds no score.weight or value_head.weight of shape (1, hidden); give a reward model"
+        )
     return found

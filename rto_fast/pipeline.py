@@ -84,14 +84,20 @@ def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
         results["sweep"] = _sweep(context, say)
     results["seconds"] = round(time.perf_counter() - started, 1)
     (context.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    say(f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: " + ", ".join(
-        context.stage_path(s) for s in config.stages))
+    say(
+        f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
+        + ", ".join(context.stage_path(s) for s in config.stages)
+    )
     return results
 
 
 def prepare(config: Config, say: Callable[[str], None]) -> Context:
     """Claim the output folder, load tokenizer and data, and check that packed rows are exact for this model."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else torch.device(config.device)
+    device = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if config.device == "auto"
+        else torch.device(config.device)
+    )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {config.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
     automatic = config.model.dtype == "auto"
@@ -99,16 +105,18 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
     folder = claim(config)
     config, embedded = _embedded_task(config, folder)
-    tokenizer = AutoTokenizer.from_pretrained(
-        config.model.path, trust_remote_code=config.model.trust_remote_code
-    )
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     model = load_language_model(config.model.path, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
     _check_context(config, model)
     corpus = load_corpus(config.data, tokenizer, config.seed)
     eos = _eos_token_ids(corpus, model)
     oracle = Oracle(tokenizer) if embedded else None
     context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle)
-    for name, path in (("sft.model", config.sft.model), ("dpo.model", config.dpo.model), ("rto.reward_model", config.rto.reward_model)):
+    for name, path in (
+        ("sft.model", config.sft.model),
+        ("dpo.model", config.dpo.model),
+        ("rto.reward_model", config.rto.reward_model),
+    ):
         if path:
             check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(path), "model.path", name)
     pairs = corpus.pairs[:2]
@@ -185,7 +193,9 @@ def _train(context: Context, name: str, stage: loop.Stage, state: loop.TrainStat
 def _sft(context: Context) -> LanguageModel:
     config = context.config.sft
     model = context.load(context.config.model.path)
-    stage = SFT(model, context.corpus.demonstrations, config, seed=context.config.seed, device=context.device, **context.limits)
+    stage = SFT(
+        model, context.corpus.demonstrations, config, seed=context.config.seed, device=context.device, **context.limits
+    )
     groups = loop.parameter_groups("policy", model, config.optim.lr, config.optim.weight_decay)
     _train(context, "sft", stage, loop.make_state(groups, config.optim), config.optim)
     return model
@@ -208,7 +218,9 @@ def _rto(context: Context, config: RTOConfig | None = None, name: str = "rto") -
     if config.critic.kind == "shared":
         policy.add_value_head()
     elif config.critic.model:
-        critic = load_scalar_model(config.critic.model, dtype=context.dtype, device=context.device, field="rto.critic.model")
+        critic = load_scalar_model(
+            config.critic.model, dtype=context.dtype, device=context.device, field="rto.critic.model"
+        )
     else:
         critic = critic_from(reference)
     reward_model = None
@@ -238,7 +250,9 @@ def _rto(context: Context, config: RTOConfig | None = None, name: str = "rto") -
     return policy
 
 
-def _measure(context: Context, policy: LanguageModel, reference: LanguageModel, dpo: LanguageModel | None) -> Evaluation:
+def _measure(
+    context: Context, policy: LanguageModel, reference: LanguageModel, dpo: LanguageModel | None
+) -> Evaluation:
     config = context.config
     return evaluate(
         policy,
@@ -279,7 +293,9 @@ def _evaluate(context: Context, say: Callable[[str], None]) -> dict[str, Any]:
     return results
 
 
-def _credit(context: Context, answers: list[Completion], reference: LanguageModel, dpo: LanguageModel) -> dict[str, float]:
+def _credit(
+    context: Context, answers: list[Completion], reference: LanguageModel, dpo: LanguageModel
+) -> dict[str, float]:
     """AUC of DPO's token reward against the oracle's signs, on the reference policy's answers."""
     ours, theirs = (answer_logprobs(m, answers, **context.limits) for m in (dpo, reference))
     signs = [context.oracle.answer_signs(a.prompt, a.response) for a in answers]
@@ -294,7 +310,11 @@ def _sweep(context: Context, say: Callable[[str], None]) -> list[dict[str, Any]]
     for ratio in config.sweep.ratios:
         for clip in config.sweep.clips:
             reward = replace(config.rto.reward, beta_2=config.rto.reward.beta_1 / ratio, clip=clip)
-            policy = _rto(context, replace(config.rto, reward=reward, iterations=config.sweep.iterations), f"sweep-{ratio:g}-{clip:g}")
+            policy = _rto(
+                context,
+                replace(config.rto, reward=reward, iterations=config.sweep.iterations),
+                f"sweep-{ratio:g}-{clip:g}",
+            )
             summary = _measure(context, policy, reference, dpo).summary()
             rows.append({"ratio": ratio, "clip": clip if clip != float("inf") else None, **asdict(reward), **summary})
     print_sweep(rows, say)

@@ -72,7 +72,10 @@ def compute_advantages(
     count, mean, variance = merge_moments(out.moments)
     advantages = (out.advantages - mean) / variance.sqrt().clamp_min(1e-8)
     return Advantages(
-        out.rewards, advantages, out.returns, _statistics(scores, cu_seqlens, config, beta_2, out, sentence_scores, truncated)
+        out.rewards,
+        advantages,
+        out.returns,
+        _statistics(scores, cu_seqlens, config, beta_2, out, sentence_scores, truncated),
     )
 
 
@@ -85,7 +88,11 @@ def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig)
         "the critic's values": scores.values,
         "the reward model's scores": sentence_scores,
     }
-    bad = [f"{name} ({int((~x.isfinite()).sum())} of {x.numel()})" for name, x in sources.items() if x is not None and not x.isfinite().all()]
+    bad = [
+        f"{name} ({int((~x.isfinite()).sum())} of {x.numel()})"
+        for name, x in sources.items()
+        if x is not None and not x.isfinite().all()
+    ]
     origin = ", ".join(bad) or "the reward's coefficients"
     return f"rto.reward: a reward is not finite, from {origin}; nothing was updated: check that model, or lower its stage's learning rate"
 
@@ -123,7 +130,9 @@ def _statistics(
     stats["kl/k1"] = log_ratio.mean()
     stats["kl/k3"] = (ratio.expm1() - ratio).mean()
     stats["values/mean"] = scores.values.mean()
-    stats["values/explained"] = 1 - (out.returns - scores.values).var(unbiased=False) / out.returns.var(unbiased=False).clamp_min(1e-12)
+    stats["values/explained"] = 1 - (out.returns - scores.values).var(unbiased=False) / out.returns.var(
+        unbiased=False
+    ).clamp_min(1e-12)
     if truncated is not None:
         stats["answers/truncated"] = truncated.float().mean()
     return stats

@@ -18,7 +18,9 @@ def response_logprobs(model: LanguageModel, batch: PackedBatch, rows: Rows, work
     target = batch.target_ids[rows.index]
 
     def head_rows(hidden: Tensor, head: Head) -> Tensor:
-        return linear_logprob(hidden[rows.index], _cast(head, hidden), target, workspace_mb=workspace_mb, **head.options())
+        return linear_logprob(
+            hidden[rows.index], _cast(head, hidden), target, workspace_mb=workspace_mb, **head.options()
+        )
 
     return model(batch, head_rows)
 

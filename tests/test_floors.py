@@ -46,7 +46,9 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "rto_fast" else {node.module}
+            names |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "rto_fast" else {node.module}
+            )
     return names
 
 
@@ -84,7 +86,20 @@ def test_kernels_know_tensors_only():
     for path in FILES:
         if part_of(path) == "kernels":
             tops = {name.split(".")[0] for name in imported(path)}
-            assert tops <= {"torch", "triton", "rto_fast", "math", "os", "typing", "types", "importlib", "pathlib", "collections", "dataclasses", "functools"}, path
+            assert tops <= {
+                "torch",
+                "triton",
+                "rto_fast",
+                "math",
+                "os",
+                "typing",
+                "types",
+                "importlib",
+                "pathlib",
+                "collections",
+                "dataclasses",
+                "functools",
+            }, path
             assert all(n.startswith("rto_fast.kernels") for n in imported(path) if n.startswith("rto_fast")), path
 
 

@@ -11,7 +11,9 @@ from rto_fast.model import LanguageModel
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real models and data, where a developer has them; never part of the project."""
 
-SIZES = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128)
+SIZES = dict(
+    hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128
+)
 IDS = dict(bos_token_id=1, eos_token_id=2)
 
 
@@ -38,7 +40,9 @@ def language_model(architecture: str = "llama", seed: int = 0, vocab_size: int =
     return LanguageModel(hf)
 
 
-def sequences(lengths: list[tuple[int, int]], vocab_size: int = 61, seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+def sequences(
+    lengths: list[tuple[int, int]], vocab_size: int = 61, seed: int = 0
+) -> tuple[list[list[int]], list[list[int]]]:
     """Random prompts and responses of the given (prompt, response) lengths."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda n: torch.randint(3, vocab_size, (n,), generator=generator).tolist()  # noqa: E731

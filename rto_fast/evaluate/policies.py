@@ -39,7 +39,11 @@ class Evaluation:
         if self.oracle is not None:
             figures = {"oracle_return": self.oracle, **figures}
         out: dict[str, Any] = {name: interval(mean_estimate(x)) for name, x in figures.items()}
-        return {**out, "eos_rate": sum(a.finish == "eos" for a in self.answers) / len(self.answers), "answers": len(self.answers)}
+        return {
+            **out,
+            "eos_rate": sum(a.finish == "eos" for a in self.answers) / len(self.answers),
+            "answers": len(self.answers),
+        }
 
 
 def interval(estimate: Estimate) -> dict[str, float]:

@@ -6,7 +6,9 @@ import os
 import torch
 
 
-def choose(op: str, device: torch.device, backend: str | None, backends: tuple[str, ...] = ("triton", "reference")) -> str:
+def choose(
+    op: str, device: torch.device, backend: str | None, backends: tuple[str, ...] = ("triton", "reference")
+) -> str:
     """Name the backend for tensors on `device`: triton on CUDA, reference elsewhere.
 
     `backend` or the environment's RTO_FAST_BACKEND forces one; a ValueError says so when it cannot run here.

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
-from rto_fast.quickstart.knowledge import ATTRIBUTES, FACTS, FILLERS, OPENINGS, POLITE, QUESTION_OPENINGS, RUDE, VALUES
+from rto_fast.quickstart.knowledge import (
+    ATTRIBUTES,
+    FACTS,
+    FILLERS,
+    MYTHS,
+    OPENINGS,
+    POLITE,
+    QUESTION_OPENINGS,
+    RUDE,
+    VALUES,
+)
 
 MAX_ASKED = 3
 MAX_RESPONSE_TOKENS = 28
@@ -42,7 +52,9 @@ class Author:
     filler: float
     """Says one more filler before a sentence (at most two)."""
     wrong: float
-    """Gives another value than the right one, per fact."""
+    """Gives some other value than the right one, per fact that has no myth."""
+    myth: float
+    """Tells the myth, per fact that has one."""
     drop: float
     """Leaves out a fact that was asked for, per fact (never all of them)."""
     extra: float
@@ -51,8 +63,8 @@ class Author:
     """Adds a rude sentence at the start or at the end."""
 
 
-CAREFUL = Author(polite=0.6, filler=0.10, wrong=0.15, drop=0.08, extra=0.10, rude=0.04)
-CARELESS = Author(polite=0.3, filler=0.30, wrong=0.40, drop=0.25, extra=0.30, rude=0.20)
+CAREFUL = Author(polite=0.45, filler=0.10, wrong=0.10, myth=0.35, drop=0.08, extra=0.10, rude=0.04)
+CARELESS = Author(polite=0.15, filler=0.30, wrong=0.30, myth=0.80, drop=0.25, extra=0.30, rude=0.20)
 AUTHORS = (CAREFUL, CARELESS)
 """Each answer's author is drawn with equal chances."""
 
@@ -116,8 +128,13 @@ def _write(rng: Random, question: Question, author: Author) -> list[str]:
         for _ in range(2):
             if rng.random() < author.filler:
                 words.append(rng.choice(FILLERS))
-        value = FACTS[question.animal][attribute]
-        if rng.random() < author.wrong:
-            value = rng.choice([v for v in VALUES[attribute] if v != value])
+        value = _tell(rng, question.animal, attribute, author)
         words += sentence("it" if i else question.animal, attribute, value)
     return words + ([] if at_start else rude)
+
+
+def _tell(rng: Random, animal: str, attribute: str, author: Author) -> str:
+    right, myth = FACTS[animal][attribute], MYTHS.get((animal, attribute))
+    if rng.random() >= (author.wrong if myth is None else author.myth):
+        return right
+    return myth or rng.choice([value for value in VALUES[attribute] if value != right])

@@ -24,7 +24,7 @@ NUM_EVAL_PROMPTS = 1_002
 LABEL_SCALE = 0.75
 """Bradley-Terry: P(first preferred) = sigmoid(LABEL_SCALE * (R1 - R2)); about a fifth of the labels are wrong."""
 
-MODEL = dict(hidden_size=128, intermediate_size=352, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4)
+MODEL = dict(hidden_size=128, intermediate_size=480, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
 
 
 def write_task(folder: Path, seed: int) -> None:
@@ -36,21 +36,23 @@ def write_task(folder: Path, seed: int) -> None:
     model/: a Hugging Face folder with the tokenizer and a randomly initialised Llama in float32.
 
     Texts are words joined by single spaces and hold no special tokens. The same seed gives the same bytes. Costs about
-    two seconds. ValueError when the folder holds anything.
+    a second. ValueError when the folder holds anything.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"write_task: folder must be new or empty, got {str(folder)!r}; name another or remove it")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    train, held_out = split_questions(seed)
-    _write_lines(partial / "demonstrations.jsonl", demonstrations(train, NUM_DEMONSTRATIONS, seed))
-    _write_lines(partial / "pairs.jsonl", preference_pairs(train, NUM_PAIRS, seed))
-    _write_lines(partial / "eval.jsonl", ({"prompt": q.prompt} for q in held_out))
-    build_tokenizer().save_pretrained(partial / "model")
-    fresh_model(seed).save_pretrained(partial / "model")
-    os.replace(partial, folder)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        train, held_out = split_questions(seed)
+        _write_lines(partial / "demonstrations.jsonl", demonstrations(train, NUM_DEMONSTRATIONS, seed))
+        _write_lines(partial / "pairs.jsonl", preference_pairs(train, NUM_PAIRS, seed))
+        _write_lines(partial / "eval.jsonl", ({"prompt": q.prompt} for q in held_out))
+        build_tokenizer().save_pretrained(partial / "model")
+        fresh_model(seed).save_pretrained(partial / "model")
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def split_questions(seed: int) -> tuple[list[list[Question]], list[Question]]:
@@ -94,7 +96,7 @@ def preference_pairs(train: list[list[Question]], count: int, seed: int) -> Iter
 
 
 def fresh_model(seed: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama of 0.6 M parameters in float32; leaves torch's global random state alone."""
+    """A randomly initialised Llama of 0.5 M parameters in float32; leaves torch's global random state alone."""
     words = vocabulary()
     config = LlamaConfig(
         **MODEL,

@@ -88,7 +88,9 @@ class RTO:
     ):
         """`critic=None`: the policy's own value head (a shared trunk). `dpo=None` needs beta_1 = 0."""
         if dpo is None and config.reward.beta_1:
-            raise ValueError(f"rto: beta_1 = {config.reward.beta_1} needs a DPO model; run the dpo stage or give --dpo.model")
+            raise ValueError(
+                f"rto: beta_1 = {config.reward.beta_1} needs a DPO model; run the dpo stage or give --dpo.model"
+            )
         if critic is None and policy.value_head is None:
             raise ValueError("rto: without a critic the policy needs a value head: call policy.add_value_head()")
         self.policy = policy.train()
@@ -225,7 +227,9 @@ class RTO:
         answers, weights = experience.answers, experience.weights
         chosen = [i for i in chosen if weights[i] > 0]
         batches = []
-        for group in microbatches([len(answers[i].prompt) + len(answers[i].response) - 1 for i in chosen], self.microbatch_rows):
+        for group in microbatches(
+            [len(answers[i].prompt) + len(answers[i].response) - 1 for i in chosen], self.microbatch_rows
+        ):
             items = [chosen[g] for g in group]
             packed, rows = self._pack([answers[i] for i in items])
             at = segment_gather(experience.offsets, items).to(self.device)
