@@ -1,17 +1,13 @@
 """The configuration of a run: nested frozen dataclasses, filled from a recipe (TOML) and flags.
 
-Every field's docstring is its --help text. Symbols are those of the paper (arXiv:2404.18922); "v1" is its first version's
-Table 5, "official" the authors' code.
+Every field's docstring is its --help text. Symbols are those of the paper (arXiv:2404.18922); "v1" is Table 5 of its
+first version, "official" the authors' code.
 """
 
-import difflib
 import math
-import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-RECIPES = Path(__file__).parent / "recipes"
+from typing import Literal
 
 
 def _check(ok: bool, name: str, wanted: str, got: object) -> None:
@@ -34,7 +30,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     path: str = ""
-    """Preference pairs: .jsonl(.gz), .json, .parquet, a directory, or a hub id. HH-RLHF strings and TRL rows are read."""
+    """Preference pairs: .jsonl(.gz), .json, .parquet, a directory, or a hub id; HH-RLHF strings or TRL rows."""
     subset: str | None = None
     """Subset (or data directory) of a hub dataset, e.g. helpful-base."""
     split: str = "train"
@@ -365,91 +361,3 @@ class Config:
     @property
     def max_new_tokens(self) -> int:
         return self.rto.sampling.max_new_tokens or self.data.max_length - self.data.max_prompt
-
-
-def load_recipe(name: str) -> Config:
-    """The named recipe, or a TOML file's. Unknown keys and recipes raise ValueError with the nearest real name."""
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    if not path.is_file():
-        known = sorted(p.stem for p in RECIPES.glob("*.toml"))
-        raise ValueError(f"recipe: no {name!r}{_nearest(name, known)}; recipes: {', '.join(known)}, or a .toml file")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {name}: not valid TOML: {error}") from None
-    return build(Config, {"recipe": name, **values}, f"recipe {name}")
-
-
-def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
-    """A config dataclass from nested plain values. `source` is named in errors."""
-    names = {f.name: f for f in fields(cls)}
-    built: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in names:
-            raise ValueError(f"{source}: unknown key {prefix + key!r}{_nearest(key, list(names))}")
-        default = _default(names[key])
-        if is_dataclass(default):
-            if not isinstance(value, dict):
-                raise ValueError(f"{source}: {prefix + key} must be a table, got {value!r}")
-            # a partial table keeps the field's own defaults, which can differ from its class's
-            value = build(type(default), {**plain(default), **value}, source, f"{prefix}{key}.")
-        else:
-            value = _typed(value, names[key], default, f"{source}: {prefix + key}")
-        built[key] = value
-    return cls(**built)
-
-
-def _typed(value: Any, item: Any, default: Any, where: str) -> Any:
-    import typing
-
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, str) and value in ("inf", "-inf"):
-        value = float(value)
-    choices = typing.get_args(item.type) if typing.get_origin(item.type) is Literal else ()
-    if choices and value not in choices:
-        raise ValueError(
-            f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}{_nearest(str(value), choices)}"
-        )
-    expected = _accepted(item.type)
-    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        kinds = " or ".join(t.__name__ for t in expected if t is not type(None))
-        raise ValueError(f"{where} must be a {kinds}, got {value!r}")
-    return value
-
-
-def _accepted(annotation: Any) -> tuple[type, ...]:
-    """The Python types that an annotation such as `int | None` or `tuple[float, ...]` admits."""
-    import types
-    import typing
-
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        return (str,)
-    if origin in (typing.Union, types.UnionType):
-        return tuple(t for part in typing.get_args(annotation) for t in _accepted(part))
-    return (float, int) if annotation is float else (origin or annotation,)
-
-
-def _default(item: Any) -> Any:
-    import dataclasses
-
-    return item.default if item.default is not dataclasses.MISSING else item.default_factory()
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """Nested plain values that TOML can hold: None is left out, tuples become lists."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items() if v is not None}
-        return [clean(v) for v in value] if isinstance(value, tuple | list) else value
-
-    return clean(asdict(config))

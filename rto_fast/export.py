@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.model import LanguageModel
+from rto_fast.packing import pack
 
 
 def save_stage(folder: Path, model: LanguageModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> None:
@@ -32,10 +34,8 @@ def is_finished(folder: Path) -> bool:
 
 
 @torch.no_grad()
-def check_export(folder: Path, model: LanguageModel, load) -> None:
-    """Reload the folder with load(path) and compare one batch's hidden states bit by bit; ValueError when they differ."""
-    from rto_fast.packing import pack
-
+def check_export(folder: Path, model: LanguageModel, load: Callable[[str], LanguageModel]) -> None:
+    """Reload the folder with load(path) and compare one sequence's logits bit by bit; ValueError when they differ."""
     tokens = [i % model.vocab_size for i in range(1, 9)]
     device = model.hf.device
     packed = pack([tokens[:1]], [tokens[1:]])[0].to(device)

@@ -6,7 +6,8 @@ from typing import Any
 
 import tomli_w
 
-from rto_fast.config import Config, plain
+from rto_fast.config import Config
+from rto_fast.recipe import plain
 
 FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows"}
 """Settings that may change between two calls on one folder: they do not change what is computed."""

@@ -107,8 +107,8 @@ def train(
             metrics = {k: float(v) for k, v in {**step.metrics, **metrics, **norms, "lr": config.lr * factor}.items()}
             if not all(math.isfinite(metrics[name]) for name in norms):
                 raise FloatingPointError(
-                    f"step {state.step + 1}: the gradient is not finite (loss {metrics['loss']}); the weights were left "
-                    "as they were: lower this stage's optim.lr or look at the batch"
+                    f"step {state.step + 1}: the gradient is not finite (loss {metrics['loss']}); the weights were "
+                    "left as they were: lower this stage's optim.lr or look at the batch"
                 )
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)

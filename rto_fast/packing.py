@@ -1,4 +1,4 @@
-"""Token lists to packed tensors. The only place that shifts tokens, and the only place that knows where a response starts.
+"""Token lists to packed tensors: the only place that shifts tokens, and that knows where a response starts.
 
 T rows, S sequences, R response rows.
 """
@@ -16,10 +16,10 @@ def pack(
 ) -> tuple[PackedBatch, Rows]:
     """Lay S sequences prompt + response end to end as decisions, on the CPU.
 
-    A sequence of n tokens gives n - 1 rows: row t holds token t and aims at token t + 1. The rows that aim at a response
-    token are trained: weight 1 (`average="token"`: every token counts alike) or 1/len(response) (`average="sequence"`:
-    every sequence counts alike); all others have weight 0. A prompt needs at least one token (BOS will do), since the
-    first response token is decided in some state.
+    A sequence of n tokens gives n - 1 rows: row t holds token t and aims at token t + 1. The rows that aim at a
+    response token are trained: weight 1 (`average="token"`: every token counts alike) or 1/len(response)
+    (`average="sequence"`: every sequence counts alike); all others have weight 0. A prompt needs at least one token
+    (BOS will do), since the first response token is decided in some state.
 
     Sequences keep their order. Neighbours of equal length are attended to in one call on a CPU, so callers that may
     choose the order (see `microbatches`) sort by length.

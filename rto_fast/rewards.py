@@ -38,10 +38,11 @@ def compute_advantages(
     truncated: Tensor | None = None,
     sentence_ends: Tensor | None = None,
 ) -> Advantages:
-    """Reward, GAE and whitening moments in one launch; then A <- (A - mean) / max(std, 1e-8) over all counted rows.
+    """Reward, GAE and whitening moments in one launch; then A <- (A - mean) / sqrt(max(var, 1e-8)) over counted rows.
 
-    `beta_2` is given apart from the config because it may adapt; sentence_scores (S,) float32 are normalised reward-model
-    scores; truncated (S,) bool says which answers hit the length limit. Raises ValueError when a reward is not finite.
+    `beta_2` is given apart from the config because it may adapt; sentence_scores (S,) float32 are normalised scores of
+    a reward model; truncated (S,) bool says which answers hit the length limit. Raises ValueError when a reward is not
+    finite.
     """
     counted = ~truncated if truncated is not None and config.truncated == "mask" else None
     terminal = None
@@ -70,7 +71,7 @@ def compute_advantages(
     if not torch.isfinite(out.rewards).all():
         raise ValueError(_blame(scores, sentence_scores, config))
     count, mean, variance = merge_moments(out.moments)
-    advantages = (out.advantages - mean) / variance.sqrt().clamp_min(1e-8)
+    advantages = (out.advantages - mean) * variance.clamp_min(1e-8).rsqrt()
     return Advantages(
         out.rewards,
         advantages,
@@ -94,7 +95,10 @@ def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig)
         if x is not None and not x.isfinite().all()
     ]
     origin = ", ".join(bad) or "the reward's coefficients"
-    return f"rto.reward: a reward is not finite, from {origin}; nothing was updated: check that model, or lower its stage's learning rate"
+    return (
+        f"rto.reward: a reward is not finite, from {origin}; nothing was updated: check that model, or lower its "
+        "stage's learning rate"
+    )
 
 
 def _statistics(

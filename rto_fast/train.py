@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import tyro
 
-from rto_fast.config import Config, load_recipe
+from rto_fast.config import Config
+from rto_fast.recipe import load_recipe
 
 
 def parse(args: Sequence[str]) -> Config:
@@ -36,8 +37,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            f"\nrto_fast: interrupted. Finished stages are kept in {config.folder}; the same command goes on from there "
-            "(the stage that was running starts over).",
+            f"\nrto_fast: interrupted. Finished stages are kept in {config.folder}; the same command goes on from "
+            "there (the stage that was running starts over).",
             file=sys.stderr,
         )
         return 130

@@ -10,9 +10,10 @@ Each iteration (algorithm 2 of arXiv:2404.18922):
 
 The same stage with beta_1 = 0 is PPO, with granularity = "response" the paper's DPPO (sparse DPO).
 
-Departures from the paper, each by configuration: 1. a bound c on the token reward (the authors' code has it); 2. a reward
-model's score at the last token (its later versions); 3. a penalty for, or masking of, answers cut off at the limit, which
-the authors' code ends with an EOS that was never sampled; 4. an adaptive beta_2; 5. early stopping of an iteration.
+Departures from the paper, each by configuration: 1. a bound c on the token reward (the authors' code has it); 2. a
+reward model's score at the last token (its later versions); 3. a penalty for, or masking of, answers cut off at the
+limit, which the authors' code ends with an EOS that was never sampled; 4. an adaptive beta_2; 5. early stopping of an
+iteration.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The product's RTO stage on a token tree whose best policy is known: how much of J* does it miss?
 
-8 tokens, depth 5, two fixed random Llamas as pi_ref and pi_dpo, the policy starting as pi_ref. `rto` pays each token its
-reward, `sparse_dpo` pays the same sum at the last token; both have the same best policy.
+8 tokens, depth 5, two fixed random Llamas as pi_ref and pi_dpo, the policy starting as pi_ref. `rto` pays each token
+its reward, `sparse_dpo` pays the same sum at the last token; both have the same best policy.
 """
 
 import copy
@@ -45,8 +45,8 @@ class Experiment:
     """Weight of the DPO token reward (paper: 0.1)."""
     beta_2: float = 0.03
     """Weight of the KL (paper: 0.03)."""
-    lr: float = 3e-4
-    """Learning rate of the policy; the critic's is three times that."""
+    lr: float = 1e-4
+    """Learning rate of the policy at the start, falling linearly to 0; the critic's is ten times that."""
 
 
 def tree_model(vocab: int, seed: int) -> LanguageModel:
@@ -59,7 +59,7 @@ def tree_model(vocab: int, seed: int) -> LanguageModel:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=32,
-        initializer_range=0.12,
+        initializer_range=0.07,
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -100,16 +100,18 @@ def run(experiment: Experiment, granularity: str, note: Callable[[str], None] = 
     policy = copy.deepcopy(reference)
     critic = critic_from(reference)
     ref_rows, dpo_rows = exact(reference, e.vocab, e.depth), exact(dpo, e.vocab, e.depth)
-    optim = OptimConfig(lr=e.lr, schedule="constant", warmup=0.0)
+    optim = OptimConfig(lr=e.lr, schedule="linear", warmup=0.0, min_lr=0.0)
     config = RTOConfig(
         reward=RewardConfig(e.beta_1, e.beta_2, granularity=granularity),
-        critic=CriticConfig(lr=3 * e.lr),
+        critic=CriticConfig(lr=10 * e.lr),
         iterations=e.iterations,
         rollouts=256,
         minibatch=64,
         optim=optim,
     )
-    groups = loop.parameter_groups("policy", policy, e.lr, 0.0) + loop.parameter_groups("critic", critic, 3 * e.lr, 0.0)
+    groups = loop.parameter_groups("policy", policy, e.lr, 0.0) + loop.parameter_groups(
+        "critic", critic, 10 * e.lr, 0.0
+    )
     state = loop.make_state(groups, optim)
     stage = RTO(
         policy,

@@ -1,0 +1,108 @@
+"""Recipes: TOML files as configurations, checked key by key and value by value."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from rto_fast.config import Config
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def load_recipe(name: str) -> Config:
+    """The named recipe, or a TOML file's. Unknown keys and recipes raise ValueError with the nearest real name."""
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        raise ValueError(f"recipe: no {name!r}{_nearest(name, known)}; recipes: {', '.join(known)}, or a .toml file")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {name}: not valid TOML: {error}") from None
+    return build(Config, {"recipe": name, **values}, f"recipe {name}")
+
+
+def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
+    """A config dataclass from nested plain values. `source` is named in errors."""
+    names = {f.name: f for f in dataclasses.fields(cls)}
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise ValueError(f"{source}: unknown key {prefix + key!r}{_nearest(key, list(names))}")
+        default = _default(names[key])
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: {prefix + key} must be a table, got {value!r}")
+            # a partial table keeps the field's own defaults, which can differ from its class's
+            value = build(type(default), {**plain(default), **value}, source, f"{prefix}{key}.")
+        else:
+            value = _typed(value, names[key], default, f"{source}: {prefix + key}")
+        built[key] = value
+    return cls(**built)
+
+
+def _typed(value: Any, item: dataclasses.Field, default: Any, where: str) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not _fits(value, item.type):
+        choices = [str(c) for part in (item.type, *typing.get_args(item.type)) for c in _choices(part)]
+        wanted = f"one of {', '.join(choices)}" if choices else _words(item.type)
+        raise ValueError(f"{where} must be {wanted}, got {value!r}{_nearest(str(value), choices)}")
+    return value
+
+
+def _choices(annotation: Any) -> tuple:
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a TOML value is of the type an annotation names: a class, Literal, X | None, tuple[X, ...] or dict."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return value in parts
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        each = [parts[0]] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(v, parts[1]) for v in value.values())
+    if annotation in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if annotation is float else annotation)
+
+
+def _words(annotation: Any) -> str:
+    """A type in a reader's words."""
+    if isinstance(annotation, type):
+        return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[annotation]
+    parts = [part for part in typing.get_args(annotation) if part not in (type(None), Ellipsis)]
+    words = " or ".join(dict.fromkeys(_words(part) for part in parts))
+    return f"a list, each {words}" if typing.get_origin(annotation) is tuple else words
+
+
+def _default(item: Any) -> Any:
+    return item.default if item.default is not dataclasses.MISSING else item.default_factory()
+
+
+def _nearest(name: str, known: Iterable) -> str:
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Nested plain values that TOML can hold: None is left out, tuples become lists."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items() if v is not None}
+        return [clean(v) for v in value] if isinstance(value, tuple | list) else value
+
+    return clean(dataclasses.asdict(config))
