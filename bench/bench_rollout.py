@@ -65,7 +65,7 @@ def generate(model, prompts, sampling, eos):
 )
 def test_rollout(benchmark, vocab, num_prompts, length, rounds):
     model, prompts = build(vocab), ragged_prompts(vocab, num_prompts)
-    # answers are nearly uniform noise: half of them end by themselves before half the limit
+    # answers are nearly uniform noise that would end after length / 2 tokens on average
     eos = tuple(range(vocab // (length // 2)))
     greedy = Sampling(temperature=0, max_new_tokens=12)
     ours = [a.response for a in rollout(model, prompts[:24], greedy, eos, seed=0)]
