@@ -138,6 +138,19 @@ def test_bfloat16_and_modes():
     model(input_ids=torch.tensor([answer.prompt + answer.response]), use_cache=False).logits.sum().backward()
 
 
+def test_a_model_that_was_sampled_from_can_still_be_trained():
+    # dynamic rope rewrites its buffers during the forward: they must not be lost to autograd
+    rope = dict(rope_type="dynamic", factor=4.0, rope_theta=10000.0)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(**gqa | dict(max_position_embeddings=32), rope_parameters=rope)
+    )
+    model.config.max_position_embeddings = 128
+    rollout(model, [[3] * 40, [4] * 3], Sampling(max_new_tokens=4), (), seed=0)
+    for length in (50, 8):
+        model(input_ids=torch.full((1, length), 5), use_cache=False).logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_progress_counts_answers():
     seen = []
     rollout(build("llama"), ragged(20), Sampling(max_new_tokens=6), tuple(range(30)), seed=0, progress=seen.append)

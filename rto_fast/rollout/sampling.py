@@ -55,13 +55,12 @@ def draw(logits: Tensor, uniforms: Tensor | None, sampling: Sampling) -> tuple[T
 
     logits (B, V) of any float dtype, uniforms (B,) float64 in [0, 1) (not read when greedy) -> tokens (B,) int64,
     logprobs (B,) float32 under the distribution that was sampled from. A row whose logits are not finite gives
-    token -1. Row b depends on row b of the inputs alone. About four passes over the logits; no device sync, except
-    one per call when top_p < 1 without top_k (is the nucleus inside the candidates?).
+    token -1. Row b depends on row b of the inputs alone. Two or three passes over the logits; no device sync,
+    except one per call when top_p < 1 without top_k (is the nucleus inside the candidates?).
     """
     z = logits.float()
     if sampling.temperature == 0:
-        peak, tokens = z.max(-1)
-        logprobs = peak - z.logsumexp(-1)
+        logprobs, tokens = z.log_softmax(-1).max(-1)
     else:
         if sampling.temperature != 1:
             z = z / sampling.temperature
@@ -74,25 +73,26 @@ def draw(logits: Tensor, uniforms: Tensor | None, sampling: Sampling) -> tuple[T
 
 def _draw_from_all(z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Whole vocabulary: find the block of tokens first, then the token in it."""
-    num_rows, vocab = z.shape
-    num_blocks = -(-vocab // _BLOCK)
-    probs = z.new_zeros(num_rows, num_blocks * _BLOCK)
-    torch.sub(z, z.amax(-1, keepdim=True), out=probs[:, :vocab]).exp_()
-    probs = probs.view(num_rows, num_blocks, _BLOCK)
-    sums = probs.sum(-1).double()
+    vocab = z.shape[1]
+    probs = z.softmax(-1)
+    whole = vocab - vocab % _BLOCK
+    sums = probs[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
+    if whole < vocab:
+        sums = torch.cat((sums, probs[:, whole:].sum(-1, keepdim=True)), 1)
+    sums = sums.double()
     cumulative = sums.cumsum(-1)
-    total = cumulative[:, -1:]
-    target = u.clamp(max=_BELOW_ONE) * total
-    # searchsorted and a target below the total can only meet a block of positive mass; the clamp is for nan rows
-    block = torch.searchsorted(cumulative, target, right=True).clamp_(max=num_blocks - 1)
-    inside = probs.take_along_dim(block[:, :, None], 1).squeeze(1)
-    within = inside.double().cumsum(-1)
-    mass = sums.gather(1, block)
+    target = u.clamp(max=_BELOW_ONE) * cumulative[:, -1:]
+    # a target below the total can only meet a block of positive mass; the clamp is for rows of nan
+    block = torch.searchsorted(cumulative, target, right=True).clamp_(max=sums.shape[1] - 1)
+    tokens = block * _BLOCK + torch.arange(_BLOCK, device=z.device)
+    inside = probs.gather(1, tokens.clamp(max=vocab - 1)).double()
+    within = inside.masked_fill_(tokens >= vocab, 0).cumsum(-1)
     # a block's float32 sum and its float64 accumulation differ in the last bits: rescale one to the other
+    mass = sums.gather(1, block)
     rest = (target - (cumulative.gather(1, block) - mass)) / mass
     offset = torch.searchsorted(within, rest.clamp(0, _BELOW_ONE) * within[:, -1:], right=True).clamp_(max=_BLOCK - 1)
-    logprobs = inside.gather(1, offset).double().log() - total.log()
-    return (block * _BLOCK + offset).squeeze(1), logprobs.squeeze(1).float()
+    logprobs = inside.gather(1, offset).log() - cumulative[:, -1:].log()
+    return tokens.gather(1, offset).squeeze(1), logprobs.squeeze(1).float()
 
 
 def _draw_from_top(z: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,92 @@
+"""rollout against transformers' generate: ragged prompts, ragged answers, batches of 64, tokens/s that count.
+
+A token counts when it belongs to an answer: generate's padding after EOS does not. Each round runs generate, then
+rollout, and the ratio is taken within rounds, so that a busy machine slows both.
+"""
+
+import statistics
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rto_fast.rollout import Sampling, rollout
+
+BATCH = 64
+
+
+def build(vocab):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def ragged_prompts(vocab, num):
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(16, 129, (num,), generator=generator).tolist()
+    return [torch.randint(vocab // 2, vocab, (n,), generator=generator).tolist() for n in lengths]
+
+
+def generate(model, prompts, sampling, eos):
+    """Answers of model.generate, cut after their EOS."""
+    answers = []
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        width = max(map(len, part))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in part])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=sampling.temperature > 0,
+            top_k=0,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=list(eos) or None,
+            pad_token_id=0,
+        )
+        for row in out[:, width:].tolist():
+            stop = next((i for i, token in enumerate(row) if token in eos), len(row) - 1)
+            answers.append(row[: stop + 1])
+    return answers
+
+
+@pytest.mark.parametrize(
+    "vocab, num_prompts, length, rounds", [(512, 64, 128, 3), (512, 192, 128, 1), (50304, 64, 64, 1)]
+)
+def test_rollout(benchmark, vocab, num_prompts, length, rounds):
+    model, prompts = build(vocab), ragged_prompts(vocab, num_prompts)
+    # answers are nearly uniform noise that would end after length / 2 tokens on average
+    eos = tuple(range(vocab // (length // 2)))
+    greedy = Sampling(temperature=0, max_new_tokens=12)
+    ours = [a.response for a in rollout(model, prompts[:24], greedy, eos, seed=0)]
+    assert ours == generate(model, prompts[:24], greedy, eos)
+
+    sampling, seen = Sampling(max_new_tokens=length), {"generate": [], "rollout": []}
+
+    def timed(name, function, *args, **kwargs):
+        start = time.perf_counter()
+        answers = function(model, prompts, sampling, eos, *args, **kwargs)
+        tokens = sum(len(getattr(a, "response", a)) for a in answers)
+        seen[name].append(tokens / (time.perf_counter() - start))
+
+    benchmark.pedantic(
+        lambda: timed("rollout", rollout, seed=0, max_batch=BATCH),
+        setup=lambda: timed("generate", generate),
+        rounds=rounds,
+    )
+    ratio = statistics.median(b / a for a, b in zip(*seen.values(), strict=True))
+    info = {f"{name}_tokens_per_s": round(statistics.median(v)) for name, v in seen.items()} | {
+        "ratio": round(ratio, 2)
+    }
+    benchmark.extra_info.update(info)
+    print(f"V={vocab}, {num_prompts} prompts: {info}")
