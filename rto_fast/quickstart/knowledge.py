@@ -32,28 +32,30 @@ FACTS: dict[str, dict[str, str]] = {
 }
 """animal -> attribute -> the one right value."""
 
-
-def _value(row: int, attribute: str) -> str:
-    return list(FACTS.values())[row % len(FACTS)][attribute]
-
-
 VALUES: dict[str, tuple[str, ...]] = {
     attribute: tuple(sorted({facts[attribute] for facts in FACTS.values()})) for attribute in ATTRIBUTES
 }
 """attribute -> every value that it takes for some animal; a wrong fact is another value of the same attribute."""
 
-MYTHS: dict[tuple[str, str], str] = {
-    (animal, attribute): next(
-        other for step in range(1, len(FACTS)) if (other := _value(i + step, attribute)) != FACTS[animal][attribute]
-    )
-    for i, animal in enumerate(FACTS)
-    for j, attribute in enumerate(ATTRIBUTES)
-    if (i + j) % 3 == 0
-}
-"""(animal, attribute) -> the wrong value that most people believe, here the right one for a neighbour in the table.
 
-Without these, the likeliest answer of a mixture of authors would be the right one, and greedy decoding of the SFT model
-would leave nothing to align.
+def _myths() -> dict[tuple[str, str], str]:
+    animals = list(FACTS)
+    myths = {}
+    for i, animal in enumerate(animals):
+        neighbours = animals[i + 1 :] + animals[:i]
+        for j, attribute in enumerate(ATTRIBUTES):
+            if (i + j) % 3 == 0:
+                right = FACTS[animal][attribute]
+                values = (FACTS[neighbour][attribute] for neighbour in neighbours)
+                myths[animal, attribute] = next(value for value in values if value != right)
+    return myths
+
+
+MYTHS = _myths()
+"""(animal, attribute) -> the wrong value that most people believe: the right one for the next animal in the table.
+
+A third of the facts have one. Without them the likeliest answer of a mixture of authors would be the right one, and
+greedy decoding of the SFT model would leave nothing to align.
 """
 
 OPENINGS = (
