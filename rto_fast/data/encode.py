@@ -195,7 +195,7 @@ def split(rows: Sequence, held_out: float | int, seed: int = 0) -> tuple[list, l
         raise ValueError(f"data.held_out: wanted a fraction below 1 or a count of rows, got {held_out}")
     if held_out == 0:
         return list(rows), []
-    wanted = max(1, round(held_out * len(rows))) if held_out < 1 else int(held_out)
+    wanted = int(held_out) if held_out >= 1 else max(1, min(round(held_out * len(rows)), len(rows) - 1))
     keys = [_prompt_key(row, seed) for row in rows]
     sizes = Counter(keys)
     if wanted >= len(rows) or len(sizes) < 2:

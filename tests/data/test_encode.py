@@ -141,7 +141,7 @@ def test_a_prompt_is_on_one_side(prompts, seed, wanted):
         return {r.prompt[0].content.strip() for r in side}
 
     assert asked(train).isdisjoint(asked(held))
-    count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(rows)))
+    count = wanted if isinstance(wanted, int) else max(1, min(round(wanted * len(rows)), len(rows) - 1))
     assert len(held) <= count or len(asked(held)) == 1
     again = split(rows[::-1], wanted, seed)
     assert ([*reversed(again[0])], [*reversed(again[1])]) == (train, held)
