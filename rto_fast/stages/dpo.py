@@ -84,8 +84,8 @@ class DPO:
 
     @torch.no_grad()
     def _reference_logprobs(self) -> Tensor:
-        """(2, pairs) float32 on the CPU: log pi_ref of the chosen and of the rejected answers."""
-        sums = torch.zeros(2, len(self.pairs))
+        """(2, pairs) on the CPU, in float32 or better: log pi_ref of the chosen and of the rejected answers."""
+        sums = torch.zeros(2, len(self.pairs), dtype=torch.promote_types(self.model.hf.dtype, torch.float32))
         for group in self._groups(list(range(len(self.pairs)))):
             packed, rows = (x.to(self.device) for x in self._pack(group))
             logprobs = response_logprobs(self.model, packed, rows, self.workspace_mb)

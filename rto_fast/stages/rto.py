@@ -120,6 +120,7 @@ class RTO:
         for iteration in range(self.iterations):
             self.state.progress["iteration"] = iteration
             experience, metrics = self._score(self._answer(iteration))
+            metrics["iteration"] = iteration + 1
             for epoch in range(self.config.ppo_epochs):
                 self._moved: list[tuple[Tensor, float]] = []
                 order = permutation(len(experience.answers), self.seed, "rto", iteration, epoch)
@@ -149,9 +150,9 @@ class RTO:
             progress=self.on_rollout,
         )
 
-    @torch.no_grad()
-    def _score(self, answers: list[Completion]) -> tuple[Experience, dict[str, Tensor | float]]:
-        order, parts, offsets = [], [], []
+    def _scores(self, answers: list[Completion]) -> Scores:
+        """Every model's scores of all response rows, in the order of the answers."""
+        order, parts = [], []
         for group in microbatches([len(a.prompt) + len(a.response) - 1 for a in answers], self.microbatch_rows):
             packed, rows = self._pack([answers[i] for i in group])
             parts.append(
@@ -166,9 +167,16 @@ class RTO:
                 )
             )
             order += group
-        answers = [answers[i] for i in order]
+        # back from the order of the packing, so that mini-batches do not depend on microbatch_rows
+        place = sorted(range(len(order)), key=order.__getitem__)
+        at = segment_gather(cumulative([len(answers[i].response) for i in order]), place).to(self.device)
+        columns = ([getattr(part, name) for part in parts] for name in Scores.__slots__)
+        return Scores(*(None if column[0] is None else torch.cat(column)[at] for column in columns))
+
+    @torch.no_grad()
+    def _score(self, answers: list[Completion]) -> tuple[Experience, dict[str, Tensor | float]]:
         offsets = cumulative([len(a.response) for a in answers])
-        scores = Scores(*(_concatenate([getattr(p, name) for p in parts]) for name in Scores.__slots__))
+        scores = self._scores(answers)
         truncated = torch.tensor([a.finish == "length" for a in answers])
         reward = self.config.reward
         out = compute_advantages(
@@ -184,7 +192,6 @@ class RTO:
         )
         masked = truncated if reward.truncated == "mask" else torch.zeros_like(truncated)
         metrics: dict[str, Tensor | float] = {**out.statistics, **self._answer_statistics(answers, scores)}
-        metrics["iteration"] = self.state.progress["iteration"] + 1
         metrics["beta_2"] = self.state.progress["beta_2"]
         self._adapt_beta_2(float(out.statistics["kl/per_answer"]), len(answers))
         weights = (~masked).float().tolist()
@@ -291,7 +298,3 @@ class RTO:
             "clipped": (((ratio - 1).abs() > self.config.clip).float() * batch.weights).sum(),
             "k3": k3,
         }
-
-
-def _concatenate(parts: list[Tensor | None]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat(parts)
