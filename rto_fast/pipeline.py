@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rto_fast import attention, loop
 from rto_fast.config import Config, RTOConfig
 from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.fingerprint import check_same_tokenizer
+from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.export import check_export, is_finished, save_stage
@@ -105,7 +106,9 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
     folder = claim(config)
     config, embedded = _embedded_task(config, folder)
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    if not config.model.path:
+        raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
+    tokenizer = load_tokenizer(config.model.path)
     model = load_language_model(config.model.path, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
     _check_context(config, model)
     corpus = load_corpus(config.data, tokenizer, config.seed)
@@ -118,7 +121,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         ("rto.reward_model", config.rto.reward_model),
     ):
         if path:
-            check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(path), "model.path", name)
+            check_same_tokenizer(tokenizer, load_tokenizer(path), "model.path", name)
     pairs = corpus.pairs[:2]
     gap = check_packing(model, [(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)], config.workspace_mb)
     millions = sum(p.numel() for p in model.parameters()) / 1e6

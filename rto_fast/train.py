@@ -1,6 +1,9 @@
 """python -m rto_fast.train: preference pairs in, an RTO-aligned model out."""
 
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -11,14 +14,32 @@ from rto_fast.recipe import load_recipe
 
 
 def parse(args: Sequence[str]) -> Config:
-    """Flags over the recipe that --recipe names."""
-    name = next((a.split("=", 1)[1] for a in args if a.startswith("--recipe=")), None)
-    if "--recipe" in args[:-1]:
-        name = args[args.index("--recipe") + 1]
-    default = load_recipe(name or Config.recipe)
-    return tyro.cli(
-        Config, args=args, default=default, prog="python -m rto_fast.train", config=(tyro.conf.FlagConversionOff,)
-    )
+    """Flags over the recipe that --recipe names. Raises ValueError, one line, naming the flag."""
+    name = Config.recipe
+    for flag, value in zip(args, [*args[1:], ""], strict=True):
+        if flag == "--recipe" or flag.startswith("--recipe="):
+            name = flag.partition("=")[2] or value
+    default = load_recipe(name)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Config, args=args, default=default, prog="python -m rto_fast.train", config=(tyro.conf.FlagConversionOff,)
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro's error box says, without its frame and its closing advice."""
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = re.split(r"\n[─-]{5,}\n", "\n".join(lines))
+    meant = re.search(r"Perhaps you meant:\s+(\S+)", box.replace("│", " "))
+    message = " ".join(parts[0].split()).rstrip(".")
+    return message + (f" (did you mean {meant[1]}?)" if meant else "") + "; see --help"
 
 
 def main(args: Sequence[str] | None = None) -> int:

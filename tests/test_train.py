@@ -1,0 +1,221 @@
+"""The command as a user runs it, on a tiny model and a handful of pairs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from rto_fast import pipeline
+from rto_fast.train import main
+from tests.tiny import config
+
+WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"what is the colour of a cat dog cow grey brown white it so well .".split()]
+SETTINGS = """
+[data]
+template = "none"
+max_prompt = 10
+max_length = 24
+held_out = 4
+[sft]
+batch_size = 8
+[dpo]
+batch_size = 8
+[rto]
+iterations = 2
+rollouts = 8
+minibatch = 4
+[rto.reward]
+clip = 0.1
+[eval]
+prompts = 4
+samples = 2
+"""
+
+
+def write_model(folder: Path, words: list[str] = WORDS) -> Path:
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config("llama_tied", len(words))).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_pairs(file: Path, count: int = 24) -> Path:
+    animals = ["cat", "dog", "cow"]
+    rows = [
+        {
+            "prompt": f"what is the colour of {'the ' * (i // 3 % 4)}{animals[i % 3]}",
+            "chosen": f"it is {'so ' * (i % 5)}grey .",
+            "rejected": f"well {'well ' * (i % 4)}brown",
+        }
+        for i in range(count)
+    ]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    write_model(folder / "model")
+    write_pairs(folder / "pairs.jsonl")
+    (folder / "tiny.toml").write_text(SETTINGS)
+    return folder
+
+
+def command(folder: Path, *more: str, output: str = "run") -> list[str]:
+    return [
+        *("--recipe", str(folder / "tiny.toml"), "--model.path", str(folder / "model")),
+        *("--data.path", str(folder / "pairs.jsonl"), "--output", str(folder / output), "--device", "cpu"),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(folder) -> Path:
+    assert main(command(folder)) == 0
+    return folder / "run"
+
+
+def test_a_run_leaves_models_that_transformers_loads(run):
+    for stage in ("sft", "dpo", "rto"):
+        model = AutoModelForCausalLM.from_pretrained(run / stage)
+        tokenizer = AutoTokenizer.from_pretrained(run / stage)
+        prompt = tokenizer("<bos> what is the colour of the cat", return_tensors="pt").input_ids
+        assert model.generate(prompt, max_new_tokens=4, do_sample=False).shape[1] > prompt.shape[1]
+    assert not list(run.glob("*.partial"))
+
+
+def test_a_run_writes_its_numbers(run):
+    results = json.loads((run / "results.json").read_text())
+    for name in ("sft", "dpo", "rto"):
+        assert {"mean", "ci95"} == set(results["policies"][name]["implicit_reward"])
+    assert results["policies"]["sft"]["kl"]["mean"] == 0.0
+    wins = results["win_rate"]
+    assert wins["rto"]["sft"]["mean"] + wins["sft"]["rto"]["mean"] == pytest.approx(1.0)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["sft"] * 2 + ["dpo"] * 2 + ["rto"] * 8
+    assert {"reward/per_answer", "kl/per_answer", "answers/length", "sampler_gap/max"} <= set(lines[4])
+    assert list(run.glob("tb/rto/events*")) and (run / "samples.md").read_text().count("**rto**") == 2
+    assert "[rto.reward]" in (run / "config.toml").read_text()
+
+
+def test_finished_stages_are_not_run_again(run, folder, capsys, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in run.glob("*/model.safetensors")}
+    shutil.rmtree(run / "rto")
+    trained = []
+    original = pipeline._train
+    monkeypatch.setattr(pipeline, "_train", lambda c, name, *rest: (trained.append(name), original(c, name, *rest)))
+    assert main(command(folder)) == 0
+    assert trained == ["rto"]
+    assert "sft: finished already" in capsys.readouterr().out
+    after = {p: p.stat().st_mtime_ns for p in run.glob("*/model.safetensors")}
+    assert all(after[p] == before[p] for p in before if p.parent.name != "rto")
+
+
+def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_dpo", interrupt)
+    assert main(command(folder, output="stopped")) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert (folder / "stopped" / "sft" / "stage.json").is_file()
+    monkeypatch.undo()
+    assert main(command(folder, output="stopped")) == 0
+
+
+def test_the_same_seed_makes_the_same_models(run, folder):
+    assert main(command(folder, "--microbatch-rows", "4096", output="again")) == 0
+    assert (folder / "again/rto/model.safetensors").read_bytes() == (run / "rto/model.safetensors").read_bytes()
+
+
+def test_given_models_replace_stages(run, folder):
+    given = ("--sft.model", str(run / "sft"), "--dpo.model", str(run / "dpo"))
+    assert main(command(folder, *given, output="given")) == 0
+    made = {p.parent.name for p in (folder / "given").glob("*/model.safetensors")}
+    assert made == {"rto"}
+    assert (folder / "given/rto/model.safetensors").read_bytes() == (run / "rto/model.safetensors").read_bytes()
+
+
+def bad_rows(folder: Path, name: str, *rows: dict) -> tuple[str, ...]:
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ("--data.path", str(file))
+
+
+def bad_cases(folder: Path) -> dict[str, tuple[tuple[str, ...], str]]:
+    ok = {"prompt": "what is it", "chosen": "it is grey", "rejected": "it is brown"}
+    other = folder / "other"
+    if not other.exists():
+        write_model(other, [*WORDS[:-2], "xyz", "."])
+    broken = folder / "broken"
+    if not broken.exists():
+        shutil.copytree(folder / "run" / "dpo", broken)
+        model = AutoModelForCausalLM.from_pretrained(broken)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+        model.save_pretrained(broken)
+    return {
+        "missing column": (bad_rows(folder, "column", {"prompt": "a", "chosen": "b"}), "no column 'rejected'"),
+        "empty response": (bad_rows(folder, "empty", {**ok, "chosen": " "}), "empty response"),
+        "chosen equals rejected": (bad_rows(folder, "same", {**ok, "rejected": ok["chosen"]}), "chosen equals rejected"),
+        "prompt fills the context": (("--data.max-prompt", "24"), "data.max_length must be above max_prompt = 24"),
+        "longer than the model's context": (("--data.max-length", "500"), "the model's context is 128"),
+        "unknown recipe key": (("--recipe", _recipe(folder, "[rto]\nrolouts = 8")), "did you mean 'rollouts'?"),
+        "another tokenizer": (("--dpo.model", str(other)), "dpo.model"),
+        "folder of another run": (("--output", str(folder / "run")), "holds another run"),
+        "NaN in a reward": (
+            ("--sft.model", str(folder / "run/sft"), "--dpo.model", str(broken)),
+            "rto.reward: a reward is not finite, from the DPO model's log-probs",
+        ),
+        "no such file": (("--data.path", "./nowhere.jsonl"), "no file or directory './nowhere.jsonl'"),
+        "no such model": (("--model.path", "./nowhere"), "model.path"),
+        "no GPU": (("--device", "cuda"), "device: 'cuda' asked for, but torch sees no CUDA GPU"),
+    }
+
+
+def _recipe(folder: Path, text: str) -> str:
+    file = folder / "wrong.toml"
+    file.write_text(text)
+    return str(file)
+
+
+CASES = [
+    "missing column",
+    "empty response",
+    "chosen equals rejected",
+    "prompt fills the context",
+    "longer than the model's context",
+    "unknown recipe key",
+    "another tokenizer",
+    "folder of another run",
+    "NaN in a reward",
+    "no such file",
+    "no such model",
+    "no GPU",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_and_loses_nothing(case, run, folder, capsys):
+    if case == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    flags, message = bad_cases(folder)[case]
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    extra = () if "--output" not in flags else ("--seed", "9")
+    assert main([*command(folder, *flags, *extra, output=f"bad-{case}"[:12])]) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("rto_fast: error:")]
+    assert len(lines) == 1 and message in lines[0], error
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
