@@ -38,7 +38,8 @@ def _one_line(box: str) -> str:
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     parts = re.split(r"\n[─-]{5,}\n", "\n".join(lines))
     meant = re.search(r"Perhaps you meant:\s+(\S+)", box.replace("│", " "))
-    message = " ".join(parts[0].split()).rstrip(".")
+    said = next(part for part in parts if len(part.split()) > 3)  # in plain ASCII the title is a part of its own
+    message = " ".join(said.split()).rstrip(".")
     return message + (f" (did you mean {meant[1]}?)" if meant else "") + "; see --help"
 
 
