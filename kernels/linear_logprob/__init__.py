@@ -52,7 +52,7 @@ def linear_logprob(
     Logits, sums and dW accumulate in float32 whatever the dtype, so that a difference of two log-probs keeps 1e-3 nat.
 
     Cost: 2 T V H FLOPs forward, 6 T V H backward (logits are recomputed; 4 T V H with a frozen weight). Memory: one
-    buffer of logits, at most `workspace_mb` (default: 64 MiB on CPU, of which 4 are used, 1 GiB on CUDA), three numbers
+    buffer of logits, at most `workspace_mb` (default: 64 MiB on CPU, of which 4 are used, 1 GiB on CUDA), four numbers
     per row between forward and backward, and the gradients. On CUDA, `mask` waits once for the device.
 
     Deterministic. The tiles' geometry depends on V, the device and `workspace_mb` only, and each row is summed by

@@ -8,7 +8,7 @@ from .chunked import Head, Statistics, gradients, statistics
 
 
 class LinearLogprob(torch.autograd.Function):
-    """(logprobs, lse, entropy or None) of hidden (T, H): keeps three numbers per row for the backward, no logits."""
+    """(logprobs, lse, entropy or None) of hidden (T, H): keeps four numbers per row for the backward, no logits."""
 
     @staticmethod
     def forward(
@@ -18,8 +18,9 @@ class LinearLogprob(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, target, *stats)
         ctx.head = head
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(stats.lse)
-        return tuple(stats)
+        lse = stats.maximum + stats.log_sum
+        ctx.mark_non_differentiable(lse)
+        return stats.logprobs, lse, stats.entropy
 
     @staticmethod
     @once_differentiable

@@ -31,14 +31,16 @@ class Statistics(NamedTuple):
     """(T,) each, in the accumulator's dtype."""
 
     logprobs: Tensor
-    lse: Tensor
+    maximum: Tensor
+    log_sum: Tensor
+    """log sum_j exp(z_j - maximum)."""
     entropy: Tensor | None
 
 
 def statistics(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head, entropy: bool
 ) -> Statistics:
-    """Log-prob of the target, log-sum-exp and entropy of each row: one GEMM, one online row pass."""
+    """Log-prob of the target, the log-sum-exp in two parts and entropy of each row: one GEMM, one row pass."""
     num_rows, dtype = hidden.shape[0], accumulator(hidden.dtype)
     c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
     buffer = torch.empty(min(c, num_rows) * n, device=hidden.device, dtype=dtype)
@@ -77,12 +79,12 @@ def gradients(
     # one rounding: straight into dW where its dtype is that of the sum, or where one chunk of rows is the whole sum
     direct = weight.dtype == dtype or (num_rows <= c and operand(weight[:0]).dtype == weight.dtype)
 
-    scale = rows.row_scale(d_logprobs, d_entropy, head.transform)
+    scale = rows.row_scale(stats.log_sum, d_logprobs, d_entropy, head.transform)
     out_dtype, scaled = hidden.dtype, None
     if _fits(hidden, head):
         hidden = operand(hidden)
         scaled = hidden * scale[:, None] if need_w and scale is not None else None
-    per_row = (stats.logprobs, stats.lse, d_logprobs, stats.entropy, d_entropy)
+    per_row = (stats.logprobs, stats.maximum, stats.log_sum, d_logprobs, stats.entropy, d_entropy)
 
     for v in range(0, weight.shape[0], n):
         w, b = operand(weight[v : v + n]), None if bias is None else bias[v : v + n].to(dtype)

@@ -57,20 +57,23 @@ def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int
     m.copy_(new_m)
 
 
-def finish(state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(logprobs, lse, entropy) of rows whose tiles are all folded."""
+def finish(state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(logprobs, m, log s, entropy) of rows whose tiles are all folded; their log-sum-exp is m + log s.
+
+    The two stay apart because z - m is exact where z - (m + log s) loses digits to the size of the logits.
+    """
     m, s, zy, *u = state
     log_s = s.log()
-    # zy - m before - log s: neither difference loses digits to the size of the logits
-    return (zy - m).sub_(log_s), m + log_s, log_s - u[0] / s if u else None
+    return (zy - m).sub_(log_s), m, log_s, log_s - u[0] / s if u else None
 
 
-def row_scale(d_logprob: Tensor, d_entropy: Tensor | None, head: tuple) -> Tensor | None:
+def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: tuple) -> Tensor | None:
     """The factor of each row of d logits that `d_logits_` leaves out, or None when it leaves none out.
 
-    Without an entropy gradient d logits = -d_logprob (p - onehot): the factor is cheaper on the (T, H) side.
+    Without an entropy gradient d logits = -d_logprob / s (exp(z - m) - s onehot), up to the slope of the transform: the
+    factor is cheaper on the (T, H) side.
     """
-    return d_logprob * (-1.0 / head[0]) if d_entropy is None else None
+    return d_logprob * torch.exp(-log_s) * (-1.0 / head[0]) if d_entropy is None else None
 
 
 def d_logits_(
@@ -81,7 +84,8 @@ def d_logits_(
     first: int,
     dtype: torch.dtype,
     logprob: Tensor,  # [c], as are all that follow
-    lse: Tensor,
+    m: Tensor,
+    log_s: Tensor,
     d_logprob: Tensor,
     entropy: Tensor | None,
     d_entropy: Tensor | None,
@@ -98,14 +102,14 @@ def d_logits_(
     transform_(z, bias, temperature, softcap)
     slope = None if softcap is None else 1.0 - (z * (temperature / softcap)).square_()
     inside, column = place(target, first, z.shape[1])
-    z.sub_(lse[:, None])
+    z.sub_(m[:, None])
     if d_entropy is None:
-        at_target = torch.expm1(logprob)
+        at_target = log_s.exp() * torch.expm1(logprob)
         z.exp_()
     else:
         entropy_part = d_entropy * (1.0 / temperature)
         rest = torch.addcmul(d_logprob * (1.0 / temperature), entropy_part, entropy).neg_()
-        p = torch.exp(z)
+        p = torch.exp(z.sub_(log_s[:, None]))
         at_target = d_logprob * torch.expm1(logprob) * (-1.0 / temperature) - entropy_part * logprob.exp() * (
             logprob.clamp(min=NO_LOGIT) + entropy
         )

@@ -31,16 +31,15 @@ def ppo_rows_(
         zb = z[t : t + block]
         part = tuple(x[t : t + block] for x in state)
         fold(zb if plain or not gradient else zb.clone(), bias, transform, rows.target[t : t + block], 0, part)
-    logprobs, lse, entropies = finish(state)
+    logprobs, m, log_s, entropies = finish(state)
     loss, d_logprob, d_entropy = surrogate(logprobs, entropies, rows, s)
     if not gradient:
         return loss, logprobs, entropies, z, None
     if plain:
-        total = state[1]
-        z.scatter_(1, rows.target[:, None], (total * torch.expm1(logprobs))[:, None])
-        return loss, logprobs, None, z, d_logprob / (total * -transform[0])
-    per_row = (logprobs, lse, d_logprob, entropies, d_entropy)
+        z.scatter_(1, rows.target[:, None], (log_s.exp() * torch.expm1(logprobs))[:, None])
+        return loss, logprobs, None, z, row_scale(log_s, d_logprob, None, transform)
+    per_row = (logprobs, m, log_s, d_logprob, entropies, d_entropy)
     for t in range(0, c, block):
         part = (None if x is None else x[t : t + block] for x in per_row)
         d_logits_(z[t : t + block], bias, transform, rows.target[t : t + block], 0, dtype, *part)
-    return loss, logprobs, entropies, z, row_scale(d_logprob, d_entropy, transform)
+    return loss, logprobs, entropies, z, row_scale(log_s, d_logprob, d_entropy, transform)

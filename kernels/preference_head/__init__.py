@@ -10,6 +10,7 @@ from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.linear_logprob.checks import check_head, check_like
 from rto_fast.kernels.workspace import accumulator
 
+from .autograd import PairLoss
 from .reference import pair_losses, preference_head_reference, sequence_sums
 
 __all__ = ["PreferenceHead", "preference_head", "preference_head_reference"]
@@ -56,8 +57,8 @@ def preference_head(
     Log-probs are those of `linear_logprob`, whose dtypes, bias, temperature, softcap and precision hold here; sums are
     float32 (added in float64 on CPU).
 
-    Differentiable in hidden, weight and bias through every output. Cost: that of `linear_logprob`, 2 R V H FLOPs forward
-    and 6 R V H backward (4 with a frozen weight), one bounded buffer of logits. Deterministic.
+    Differentiable in hidden, weight and bias through every output. Cost: that of `linear_logprob`, 2 R V H FLOPs
+    forward and 6 R V H backward (4 with a frozen weight), one bounded buffer of logits. Deterministic.
 
     Raises ValueError as `linear_logprob` does, for an unknown `loss`, and for sequences that are no pairs.
     """
@@ -74,6 +75,9 @@ def preference_head(
         workspace_mb=workspace_mb,
         backend=backend,
     )
+    if backend == "triton":
+        pair_inputs = (cu_seqlens.contiguous(), reference.contiguous(), pair_weights)
+        return PreferenceHead(*PairLoss.apply(rows, *pair_inputs, beta, label_smoothing, loss))
     sums = sequence_sums(rows, cu_seqlens)
     losses, margins = pair_losses(sums, reference, beta, label_smoothing, loss)
     return PreferenceHead((losses if pair_weights is None else losses * pair_weights).sum(), sums, margins)

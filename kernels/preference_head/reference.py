@@ -1,4 +1,4 @@
-"""preference_head by definition, in plain torch: the oracle of the tests with whole logits, and its stage over pairs."""
+"""preference_head by definition, with whole logits (the oracle of the tests), and its stage over pairs in torch."""
 
 import torch
 import torch.nn.functional as F

@@ -1,0 +1,194 @@
+"""What happens to a tile of logits between its GEMMs, in Triton: the twin of rows.py, one program per row.
+
+A tile z is [c, n] float32 raw logits with contiguous rows; `first` is the vocabulary column it starts at. Offsets that
+multiply a row number are int64. Only features that Triton 3.6 to 3.8 and their interpreter share are used.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rows import finish, new_state
+
+__all__ = ["d_logits_", "finish", "fold", "new_state", "row_scale"]
+
+BLOCK = 4096
+NUM_WARPS = 8
+# exp(-1e4) is 0, and 0 * -1e4 is 0 where 0 * -inf would be NaN
+NO_LOGIT = tl.constexpr(-1e4)
+
+
+@triton.jit
+def transformed(x, cols, bias_ptr, inv_temperature, softcap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, mask):
+    """softcap(x + bias) / temperature, and the slope of the softcap."""
+    slope = 1.0
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + cols, mask=mask, other=0.0)
+    if HAS_CAP:
+        # tanh from exp(-2|x|): the difference 1 - e is exact where it is small
+        e = tl.exp(-2.0 * tl.abs(x / softcap))
+        t = (1.0 - e) / (1.0 + e)
+        slope = 1.0 - t * t
+        x = tl.where(x < 0.0, -t, t) * softcap
+    return x * inv_temperature, slope
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 to float32 precision, without libdevice, which the interpreter lacks."""
+    series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))
+    return tl.where(tl.abs(x) < 0.2, series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def online(
+    m, s, u, z_ptr, n, bias_ptr, inv_temperature, softcap,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Fold n logits of one row into its running maximum m, s = sum exp(z - m) and u = sum exp(z - m) (z - m)."""
+    for start in range(0, n, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        mask = cols < n
+        x = tl.load(z_ptr + cols, mask=mask, other=float("-inf"))
+        x, _ = transformed(x, cols, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, mask)
+        # the softcap makes a finite number of -inf
+        x = tl.where(mask, x, float("-inf"))
+        new_m = tl.maximum(m, tl.max(x, 0))
+        x -= new_m
+        e = tl.exp(x)
+        decay = tl.exp(m - new_m)
+        if ENTROPY:
+            u = (u + (m - new_m) * s) * decay + tl.sum(e * tl.maximum(x, NO_LOGIT), 0)
+        s = s * decay + tl.sum(e, 0)
+        m = new_m
+    return m, s, u
+
+
+@triton.jit
+def target_logit(z_ptr, n, column, bias_ptr, inv_temperature, softcap, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr):
+    """The target's logit, NaN where the target lies in another tile."""
+    inside = (column >= 0) & (column < n)
+    x = tl.load(z_ptr + column, mask=inside, other=float("nan"))
+    x, _ = transformed(x, column, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, inside)
+    return x
+
+
+@triton.jit
+def store_gradient(
+    z_ptr, out_ptr, n, column, m, log_s, logprob, entropy, d_logprob, d_entropy, bias_ptr, inv_temperature, softcap,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Overwrite one row of raw logits with its gradient.
+
+    out_ptr may be the front of the very row, in a dtype of half the size: a block is written behind everything that is
+    still to be read, once all threads have read theirs.
+    """
+    at_target = -d_logprob * expm1(logprob)
+    if ENTROPY:
+        at_target -= d_entropy * tl.exp(logprob) * (tl.maximum(logprob, NO_LOGIT) + entropy)
+    for start in range(0, n, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        mask = cols < n
+        x = tl.load(z_ptr + cols, mask=mask, other=0.0)
+        x, slope = transformed(x, cols, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, mask)
+        x = (x - m) - log_s
+        factor = -d_logprob
+        if ENTROPY:
+            factor -= d_entropy * (tl.maximum(x, NO_LOGIT) + entropy)
+        dz = tl.where(cols == column, at_target, factor * tl.exp(x)) * (slope * inv_temperature)
+        tl.debug_barrier()
+        tl.store(out_ptr + cols, dz.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def fold_kernel(
+    z_ptr, bias_ptr, target_ptr, m_ptr, s_ptr, zy_ptr, u_ptr, n, first, inv_temperature, softcap,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (c,): fold a tile into the state of its rows."""
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * n
+    column = tl.load(target_ptr + row) - first
+    zy = target_logit(z_ptr, n, column, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP)
+    tl.store(zy_ptr + row, zy, mask=(column >= 0) & (column < n))
+    m, s = tl.load(m_ptr + row), tl.load(s_ptr + row)
+    u = tl.load(u_ptr + row) if ENTROPY else 0.0
+    m, s, u = online(m, s, u, z_ptr, n, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY, BLOCK)
+    tl.store(m_ptr + row, m)
+    tl.store(s_ptr + row, s)
+    if ENTROPY:
+        tl.store(u_ptr + row, u)
+
+
+@triton.jit
+def d_logits_kernel(
+    z_ptr, out_ptr, bias_ptr, target_ptr, logprob_ptr, m_ptr, log_s_ptr, d_logprob_ptr, entropy_ptr, d_entropy_ptr,
+    n, out_stride, first, inv_temperature, softcap,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (c,): a tile of raw logits becomes its gradient, in place."""
+    row = tl.program_id(0).to(tl.int64)
+    entropy = tl.load(entropy_ptr + row) if ENTROPY else 0.0
+    d_entropy = tl.load(d_entropy_ptr + row) if ENTROPY else 0.0
+    store_gradient(
+        z_ptr + row * n, out_ptr + row * out_stride, n, tl.load(target_ptr + row) - first,
+        tl.load(m_ptr + row), tl.load(log_s_ptr + row), tl.load(logprob_ptr + row),
+        entropy, tl.load(d_logprob_ptr + row), d_entropy,
+        bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY, BLOCK,
+    )  # fmt: skip
+
+
+def scalars(transform: tuple[float, float | None]) -> tuple[float, float]:
+    """(1 / temperature, softcap or 1) as the kernels take them."""
+    temperature, softcap = transform
+    return 1.0 / temperature, 1.0 if softcap is None else float(softcap)
+
+
+def in_place(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """[c, n] of `dtype` over the storage of z: each row in the front of its row of z."""
+    return z if z.dtype == dtype else z.view(dtype)[:, : z.shape[1]]
+
+
+def block_size(n: int) -> int:
+    return min(BLOCK, triton.next_power_of_2(n))
+
+
+def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int, state: tuple[Tensor, ...]) -> None:
+    """Fold a tile into its rows' state, in place; z is read only."""
+    m, s, zy, *u = state
+    c, n = z.shape
+    fold_kernel[(c,)](
+        z, bias, target, m, s, zy, u[0] if u else None, n, first, *scalars(head),
+        HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=bool(u),
+        BLOCK=block_size(n), num_warps=NUM_WARPS,
+    )  # fmt: skip
+
+
+def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: tuple) -> None:
+    """Nothing: `d_logits_` leaves no factor of a row out."""
+
+
+def d_logits_(
+    z: Tensor,
+    bias: Tensor | None,
+    head: tuple,
+    target: Tensor,
+    first: int,
+    dtype: torch.dtype,
+    logprob: Tensor,
+    m: Tensor,
+    log_s: Tensor,
+    d_logprob: Tensor,
+    entropy: Tensor | None,
+    d_entropy: Tensor | None,
+) -> Tensor:
+    """The gradient of a tile of raw logits, in `dtype`, over the tile's own storage."""
+    c, n = z.shape
+    out = in_place(z, dtype)
+    d_logits_kernel[(c,)](
+        z, out, bias, target, logprob, m, log_s, d_logprob, entropy, d_entropy, n, out.stride(0), first, *scalars(head),
+        HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=d_entropy is not None,
+        BLOCK=block_size(n), num_warps=NUM_WARPS,
+    )  # fmt: skip
+    return out

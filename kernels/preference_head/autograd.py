@@ -1,0 +1,37 @@
+"""The stage over pairs as one autograd node: per-sequence sums forward, per-row coefficients backward."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class PairLoss(torch.autograd.Function):
+    """(loss (), sums (2B,), margins (B,)) of per-row log-probs, by the Triton kernel."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        rows: Tensor,
+        cu_seqlens: Tensor,
+        reference: Tensor,
+        pair_weights: Tensor | None,
+        beta: float,
+        label_smoothing: float,
+        loss: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from .kernel import pairs
+
+        losses, sums, margins, d_margins = pairs(rows, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
+        ctx.save_for_backward(cu_seqlens, d_margins)
+        ctx.beta, ctx.num_rows = beta, rows.shape[0]
+        return losses.sum(), sums, margins
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_loss: Tensor, d_sums: Tensor, d_margins: Tensor):
+        cu_seqlens, loss_slopes = ctx.saved_tensors
+        d_pair = ctx.beta * (d_loss * loss_slopes + d_margins)
+        d_sequence = d_sums + torch.cat((d_pair, -d_pair))
+        # output_size spares the device a report of how many rows there are
+        d_rows = torch.repeat_interleave(d_sequence, cu_seqlens.diff(), output_size=ctx.num_rows)
+        return d_rows, None, None, None, None, None, None
