@@ -1,5 +1,8 @@
 """The oracle's scores against hand counts, and its optimum against whatever else can be said."""
 
+import subprocess
+import sys
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -157,3 +160,8 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match="parse_prompt: prompt must be a question"):
             token_scores(prompt, [EOS])
     assert Question("dog", ("colour", "sound")).prompt == PROMPT
+
+
+def test_grammar_and_oracle_need_no_torch():
+    code = "import sys, rto_fast.quickstart.oracle; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -118,6 +118,8 @@ def test_an_interrupted_write_leaves_no_folder(tmp_path, monkeypatch):
     def fail(seed):
         raise OSError("disk full")
 
+    monkeypatch.setattr(task, "NUM_DEMONSTRATIONS", 10)
+    monkeypatch.setattr(task, "NUM_PAIRS", 10)
     monkeypatch.setattr(task, "fresh_model", fail)
     with pytest.raises(OSError, match="disk full"):
         task.write_task(tmp_path / "task", 0)
