@@ -210,8 +210,8 @@ class CriticConfig:
     """Reward model that a separate critic starts from, head included; none = pi_ref's backbone and a head of zeros."""
     lr: float = 1e-5
     """Learning rate of the critic (official: 9e-6)."""
-    clip: float | None = 0.2
-    """Range in which a value may move from its old one (official: 0.2); none = no clipping."""
+    clip: float = 0.2
+    """Range in which a value may move from its old one (official: 0.2); inf = anywhere."""
     coef: float = 1.0
     """Weight of the value loss; matters for a shared trunk only."""
     warmup_iterations: int = 0
@@ -219,7 +219,7 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, "rto.critic.lr", "positive", self.lr)
-        _check(self.clip is None or self.clip > 0, "rto.critic.clip", "positive", self.clip)
+        _check(self.clip > 0, "rto.critic.clip", "positive (inf = no clip)", self.clip)
         _check(
             self.kind == "separate" or self.model is None, "rto.critic.model", "unset for a shared critic", self.model
         )

@@ -3,6 +3,8 @@
 R response rows.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,14 +14,14 @@ def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     return -(logprobs * weights).sum()
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float | None) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float = math.inf) -> Tensor:
     """PPO's value loss: sum_t w_t 1/2 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2).
 
-    Schulman et al. 2017's value term, clipped as PPO implementations do; `clip=None` leaves the maximum out.
+    Schulman et al. 2017's value term, clipped as PPO implementations do; `clip=inf` leaves the maximum out.
     All (R,) float32; differentiable in values.
     """
     error = (values - returns).square()
-    if clip is not None:
+    if clip < math.inf:
         moved = old_values + (values - old_values).clamp(-clip, clip)
         error = torch.maximum(error, (moved - returns).square())
     return 0.5 * (error * weights).sum()

@@ -33,7 +33,7 @@ def test_the_same_seed_writes_the_same_bytes(folder, tmp_path):
     task.write_task(tmp_path / "again", 0)
     assert torch.equal(torch.get_rng_state(), before)
     files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
-    assert {str(p) for p in files} >= {*FILES, "model/model.safetensors", "tokenizer/tokenizer.json"}
+    assert {str(p) for p in files} >= {*FILES, "model/model.safetensors", "model/tokenizer.json"}
     for path in files:
         assert (folder / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
     task.write_task(tmp_path / "other", 1)
@@ -70,7 +70,7 @@ def test_a_fifth_of_the_labels_is_wrong(folder):
 
 
 def test_every_text_is_words_joined_by_spaces(folder):
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     texts = {text for name in FILES for r in rows(folder, name) for text in r.values()}
     assert len(texts) > 10_000
     texts = sorted(texts)[::20]
