@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.workspace import accumulator, matmul_, operand, tile_shape, workspace_bytes
+from rto_fast.kernels.workspace import accumulator, matmul_, tile_shape, workspace_bytes
 
 
 class Head(NamedTuple):
@@ -41,7 +41,7 @@ def statistics(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head, entropy: bool
 ) -> Statistics:
     """Log-prob of the target, the log-sum-exp in two parts and entropy of each row: one GEMM, one row pass."""
-    num_rows, dtype = hidden.shape[0], accumulator(hidden.dtype)
+    num_rows, dtype, operand = hidden.shape[0], accumulator(hidden.dtype), head.rows.operand
     c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
     buffer = torch.empty(min(c, num_rows) * n, device=hidden.device, dtype=dtype)
     state = head.rows.new_state(num_rows, entropy, hidden.device, dtype)
@@ -68,7 +68,8 @@ def gradients(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden, weight and bias (those in `needs`), recomputing each tile: up to three GEMMs."""
-    num_rows, dtype, rows = hidden.shape[0], accumulator(hidden.dtype), head.rows
+    num_rows, dtype = hidden.shape[0], accumulator(hidden.dtype)
+    rows, operand = head.rows, head.rows.operand
     c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
     buffer = torch.empty(min(c, num_rows) * n, device=hidden.device, dtype=dtype)
     need_h, need_w, need_b = needs

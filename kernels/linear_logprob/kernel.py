@@ -9,9 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rto_fast.kernels.workspace import upcast
+
 from .rows import finish, new_state
 
-__all__ = ["d_logits_", "finish", "fold", "new_state", "row_scale"]
+__all__ = ["d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
 
 BLOCK = 4096
 NUM_WARPS = 8
@@ -137,6 +139,11 @@ def d_logits_kernel(
         entropy, tl.load(d_logprob_ptr + row), d_entropy,
         bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY, BLOCK,
     )  # fmt: skip
+
+
+def operand(x: Tensor) -> Tensor:
+    """`x` as this backend's GEMMs take it: as it is on a GPU; in float32 under the interpreter."""
+    return upcast(x) if x.device.type == "cpu" else x
 
 
 def scalars(transform: tuple[float, float | None]) -> tuple[float, float]:

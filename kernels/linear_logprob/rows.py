@@ -8,8 +8,15 @@ zy and, when the entropy is wanted, u = sum exp(z - m) (z - m).
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.workspace import upcast
+
 # exp(-1e4) is 0 in every dtype, and 0 * -1e4 is 0 where 0 * -inf would be NaN
 NO_LOGIT = -1e4
+
+
+def operand(x: Tensor) -> Tensor:
+    """`x` as this backend's GEMMs take it: always in the dtype of the logits."""
+    return upcast(x)
 
 
 def transform_(z: Tensor, bias: Tensor | None, temperature: float, softcap: float | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.linear_logprob.chunked import Head, gradients, statistics
-from rto_fast.kernels.workspace import accumulator, matmul_, operand, workspace_bytes
+from rto_fast.kernels.workspace import accumulator, matmul_, workspace_bytes
 
 from .surrogate import Decisions, Surrogate, surrogate
 
@@ -43,7 +43,7 @@ def ppo(
     limit = workspace_bytes(hidden.device, head.workspace_mb)
     dtype = accumulator(hidden.dtype)
     c = limit // (dtype.itemsize * weight.shape[0])
-    upcast = operand(weight[:0]).dtype != weight.dtype
+    upcast = head.rows.operand(weight[:0]).dtype != weight.dtype
     if c < min(MIN_ROWS, hidden.shape[0]) or (upcast and 4 * weight.numel() > limit):
         return _two_passes(hidden, weight, bias, rows, s, head, entropy, needs)
     return _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c)
@@ -59,7 +59,7 @@ def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs) -> Result:
 
 
 def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c) -> Result:
-    num_rows, vocab = hidden.shape[0], weight.shape[0]
+    num_rows, vocab, operand = hidden.shape[0], weight.shape[0], head.rows.operand
     dtype, device = accumulator(hidden.dtype), hidden.device
     need_h, need_w, need_b = needs
     buffer = torch.empty(min(c, num_rows), vocab, device=device, dtype=dtype)

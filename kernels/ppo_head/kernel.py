@@ -93,7 +93,7 @@ def ppo_rows_(
     """(loss (c,), logprobs (c,), entropy (c,) or None, d logits [c, V] in `dtype` over z's own storage, None)."""
     c, n = z.shape
     out = in_place(z, dtype)
-    loss, logprobs = (torch.empty(c, device=z.device) for _ in range(2))
+    loss, logprobs = (torch.empty(c, device=z.device, dtype=torch.float32) for _ in range(2))
     entropies = torch.empty_like(logprobs) if entropy else None
     ppo_kernel[(c,)](
         z, out, bias, rows.target, rows.old_logprobs, rows.advantages, rows.weights, rows.ref_logprobs,

@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.linear_logprob.rows import d_logits_, finish, fold, new_state, row_scale
+from rto_fast.kernels.workspace import CPU_TILE_BYTES
 
 from .surrogate import Decisions, Surrogate, surrogate
-
-# logits that are worked on at once: 2 MiB of float32 stay in the second-level cache through every pass
-BLOCK_ELEMENTS = 1 << 19
 
 
 def ppo_rows_(
@@ -26,7 +24,8 @@ def ppo_rows_(
     # without an entropy or a slope the statistics leave exp(z - m) behind, which is the gradient but for a row factor
     plain = not entropy and transform[1] is None
     state = new_state(c, entropy, z.device, z.dtype)
-    block = max(1, BLOCK_ELEMENTS // vocab)
+    # whole rows that stay in the cache through every pass
+    block = max(1, CPU_TILE_BYTES // z.element_size() // vocab)
     for t in range(0, c, block):
         zb = z[t : t + block]
         part = tuple(x[t : t + block] for x in state)

@@ -66,7 +66,7 @@ def pairs(
     """(losses (B,), sums (2B,), margins (B,), d loss / d margin (B,))."""
     num_pairs = reference.shape[0] // 2
     sums = torch.empty_like(reference)
-    margins, losses, d_margins = (torch.empty(num_pairs, device=rows.device) for _ in range(3))
+    margins, losses, d_margins = (torch.empty(num_pairs, device=rows.device, dtype=torch.float32) for _ in range(3))
     if num_pairs:
         pairs_kernel[(num_pairs,)](
             rows, cu_seqlens, reference, pair_weights, sums, margins, losses, d_margins,

@@ -38,13 +38,16 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def operand(x: Tensor) -> Tensor:
-    """`x` as a GEMM takes it: torch has no half-precision CPU GEMM with a float32 result, so CPU upcasts."""
-    return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
+def upcast(x: Tensor) -> Tensor:
+    """`x` in the accumulator's dtype."""
+    return x.to(accumulator(x.dtype))
 
 
 def matmul_(out: Tensor, a: Tensor, b: Tensor, add: bool = False) -> Tensor:
-    """out = a @ b, or out += a @ b, accumulated in float32 and rounded once to out's dtype."""
+    """out = a @ b, or out += a @ b, accumulated in float32 and rounded once to out's dtype.
+
+    Half-precision operands with a float32 result need CUDA: torch has no such GEMM on CPU.
+    """
     if out.dtype == a.dtype:
         return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
     if add:

@@ -166,6 +166,23 @@ def test_bfloat16_gradients_take_the_front_of_their_float32_rows():
     torch.testing.assert_close(got, want.bfloat16(), rtol=2**-7, atol=1e-9)
 
 
+def gpu_gemm(out, a, b, add=False):
+    """matmul_ as CUDA does it, where half-precision operands have a float32 result."""
+    assert a.dtype == b.dtype
+    return out.copy_(a.float() @ b.float() + (out if add else 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_rows", [7, 17])
+def test_half_precision_gradients_as_on_a_gpu(small_tiles, monkeypatch, dtype, num_rows):
+    from rto_fast.kernels.linear_logprob import chunked, kernel
+
+    monkeypatch.setattr(kernel, "operand", lambda x: x)
+    monkeypatch.setattr(chunked, "matmul_", gpu_gemm)
+    for entropy in (False, True):
+        check(*make(num_rows, 24, 300, dtype, bias=True), "triton", entropy=entropy)
+
+
 def test_what_is_differentiable():
     hidden, weight, _, target = make(5, 24, 300)
     out = linear_logprob(hidden.requires_grad_(), weight, target, return_stats=True)

@@ -94,6 +94,24 @@ def test_a_workspace_too_small_for_whole_rows(monkeypatch, backend, loss):
         check(*make(9, 24, 700, dtype, bias=True), backend, **LOSSES[loss])
 
 
+def gpu_gemm(out, a, b, add=False):
+    """matmul_ as CUDA does it, where half-precision operands have a float32 result."""
+    assert a.dtype == b.dtype
+    return out.copy_(a.float() @ b.float() + (out if add else 0.0))
+
+
+@pytest.mark.parametrize("chunk", [7, 40])
+def test_bfloat16_gradients_as_on_a_gpu(monkeypatch, chunk):
+    from rto_fast.kernels.linear_logprob import kernel
+
+    monkeypatch.setattr(kernel, "operand", lambda x: x)
+    monkeypatch.setattr(chunked, "matmul_", gpu_gemm)
+    monkeypatch.setattr(chunked, "workspace_bytes", lambda device, workspace_mb: 4 * chunk * 300)
+    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
+    for loss in ("plain", "all"):
+        check(*make(40, 24, 300, torch.bfloat16, bias=True), "triton", **LOSSES[loss])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("workspace_mb", [None, 1, 8])
 def test_large_vocabulary(dtype, workspace_mb):
