@@ -24,7 +24,11 @@ def parse(args: Sequence[str]) -> Config:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                Config, args=args, default=default, prog="python -m rto_fast.train", config=(tyro.conf.FlagConversionOff,)
+                Config,
+                args=args,
+                default=default,
+                prog="python -m rto_fast.train",
+                config=(tyro.conf.FlagConversionOff,),
             )
     except SystemExit as stop:
         if not stop.code:  # --help

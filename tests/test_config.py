@@ -25,7 +25,9 @@ def test_presets_have_the_papers_numbers():
 
 
 def test_flags_override_the_recipe():
-    config = parse(["--recipe", "rto_v1_hh", "--model.path", "m", "--rto.reward.beta-2", "0.05", "--sft.optim.lr", "1e-3"])
+    config = parse(
+        ["--recipe", "rto_v1_hh", "--model.path", "m", "--rto.reward.beta-2", "0.05", "--sft.optim.lr", "1e-3"]
+    )
     assert (config.model.path, config.rto.reward.beta_2, config.sft.optim.lr) == ("m", 0.05, 1e-3)
     assert config.rto.reward.beta_1 == 0.1 and config.data.subset == "helpful-base"
 

@@ -72,9 +72,7 @@ def test_dpo_equals_its_eager_definition_in_float64(loss, smoothing):
             if loss == "ipo":
                 terms.append((margin - 1 / (2 * beta)) ** 2)
             else:
-                terms.append(
-                    -(1 - smoothing) * F.logsigmoid(beta * margin) - smoothing * F.logsigmoid(-beta * margin)
-                )
+                terms.append(-(1 - smoothing) * F.logsigmoid(beta * margin) - smoothing * F.logsigmoid(-beta * margin))
         return sum(terms) / len(terms)
 
     expected = eager(trained)

@@ -15,7 +15,13 @@ from rto_fast import pipeline
 from rto_fast.train import main
 from tests.tiny import config
 
-WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *"what is the colour of a cat dog cow grey brown white it so well .".split()]
+WORDS = [
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+    *"what is the colour of a cat dog cow grey brown white it so well .".split(),
+]
 SETTINGS = """
 [data]
 template = "none"
@@ -169,7 +175,10 @@ def bad_cases(folder: Path) -> dict[str, tuple[tuple[str, ...], str]]:
     return {
         "missing column": (bad_rows(folder, "column", {"prompt": "a", "chosen": "b"}), "no column 'rejected'"),
         "empty response": (bad_rows(folder, "empty", {**ok, "chosen": " "}), "empty response"),
-        "chosen equals rejected": (bad_rows(folder, "same", {**ok, "rejected": ok["chosen"]}), "chosen equals rejected"),
+        "chosen equals rejected": (
+            bad_rows(folder, "same", {**ok, "rejected": ok["chosen"]}),
+            "chosen equals rejected",
+        ),
         "prompt fills the context": (("--data.max-prompt", "24"), "data.max_length must be above max_prompt = 24"),
         "longer than the model's context": (("--data.max-length", "500"), "the model's context is 128"),
         "unknown recipe key": (("--recipe", _recipe(folder, "[rto]\nrolouts = 8")), "did you mean 'rollouts'?"),

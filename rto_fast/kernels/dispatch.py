@@ -24,7 +24,6 @@ def choose(
             raise ValueError(f"{op}: backend 'triton' needs the triton package: pip install triton")
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise ValueError(
-                f"{op}: backend 'triton' needs CUDA tensors, got {device.type}; "
-                "TRITON_INTERPRET=1 runs it interpreted"
+                f"{op}: backend 'triton' needs CUDA tensors, got {device.type}; TRITON_INTERPRET=1 runs it interpreted"
             )
     return forced

@@ -56,17 +56,21 @@ class DPO:
         self.batch_size = min(config.batch_size, len(pairs))
         self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
         self.reference: Tensor | None = None
+        self._orders: dict[int, list[int]] = {}
 
     def steps(self) -> Iterator[Step]:
         if self.reference is None:
             self.reference = self._reference_logprobs()
-        per_epoch = len(self.pairs) // self.batch_size
         for step in range(self.num_steps):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                order = permutation(len(self.pairs), self.seed, "dpo", epoch)
-            chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+            chosen = self._chosen(step)
             yield Step([self._batch(group) for group in self._groups(chosen)], len(chosen))
+
+    def _chosen(self, step: int) -> list[int]:
+        """The pairs of a step; each epoch has its own order."""
+        epoch, place = divmod(step, len(self.pairs) // self.batch_size)
+        if epoch not in self._orders:
+            self._orders = {epoch: permutation(len(self.pairs), self.seed, "dpo", epoch)}
+        return self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
 
     def _groups(self, items: list[int]) -> list[list[int]]:
         """Pairs stay whole: their answers meet in the loss."""
@@ -84,9 +88,10 @@ class DPO:
 
     @torch.no_grad()
     def _reference_logprobs(self) -> Tensor:
-        """(2, pairs) on the CPU, in float32 or better: log pi_ref of the chosen and of the rejected answers."""
+        """(2, pairs) on the CPU, in float32 or better: log pi_ref of the chosen and the rejected answers to be seen."""
         sums = torch.zeros(2, len(self.pairs), dtype=torch.promote_types(self.model.hf.dtype, torch.float32))
-        for group in self._groups(list(range(len(self.pairs)))):
+        seen = sorted({i for step in range(self.num_steps) for i in self._chosen(step)})
+        for group in self._groups(seen):
             packed, rows = (x.to(self.device) for x in self._pack(group))
             logprobs = response_logprobs(self.model, packed, rows, self.workspace_mb)
             sums[:, group] = sequence_sums(logprobs, rows.cu_seqlens).view(2, -1).cpu()

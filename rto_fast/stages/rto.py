@@ -114,6 +114,8 @@ class RTO:
         self.on_rollout = on_rollout
         self.iterations = config.iterations or max(1, math.ceil(config.epochs * len(prompts) / config.rollouts))
         self.num_steps = self.iterations * config.ppo_epochs * math.ceil(config.rollouts / config.minibatch)
+        self._moved: list[tuple[Tensor, Tensor]] = []
+        """k3 and weight sums of this pass's mini-batches, on the device"""
         state.progress.setdefault("beta_2", config.reward.beta_2)
 
     def steps(self) -> Iterator[Step]:
@@ -122,16 +124,19 @@ class RTO:
             experience, metrics = self._score(self._answer(iteration))
             metrics["iteration"] = iteration + 1
             for epoch in range(self.config.ppo_epochs):
-                self._moved: list[tuple[Tensor, float]] = []
+                self._moved.clear()
                 order = permutation(len(experience.answers), self.seed, "rto", iteration, epoch)
                 for start in range(0, len(order), self.config.minibatch):
                     chosen = order[start : start + self.config.minibatch]
                     yield self._step(experience, chosen, metrics, iteration)
                     metrics = {}
-                if self.config.stop_kl is not None:
-                    kl = float(sum(k for k, _ in self._moved)) / max(1e-9, sum(w for _, w in self._moved))
-                    if kl > self.config.stop_kl:
-                        break
+                if self.config.stop_kl is not None and self._mean_k3() > self.config.stop_kl:
+                    break
+
+    def _mean_k3(self) -> float:
+        """How far the last pass found the policy from the one that sampled, nats per token."""
+        sums = [sum(column) for column in zip(*self._moved, strict=True)]
+        return float(sums[0] / sums[1]) if sums and sums[1] > 0 else 0.0
 
     def _answer(self, iteration: int) -> list[Completion]:
         """Answers to the next prompts; each pass over the prompts is in a new order."""
@@ -291,7 +296,7 @@ class RTO:
         log_ratio = out.logprobs - batch.old_logprobs
         ratio = log_ratio.exp()
         k3 = ((ratio - 1 - log_ratio) * batch.weights).sum()
-        self._moved.append((k3, float(batch.weights.sum()) if self.config.stop_kl is not None else 1.0))
+        self._moved.append((k3, batch.weights.sum()))
         return {
             "policy_loss": out.loss.detach(),
             "ratio_gap": ((ratio - 1).abs() * batch.weights).sum(),
