@@ -23,6 +23,8 @@ class ModelConfig:
     """Type of the stored weights. auto: float32 on CPU; on CUDA float32 weights with bfloat16 arithmetic (autocast)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: slower, much less memory."""
+    liger: bool = False
+    """Use liger-kernel's fused norms, rotary embeddings and MLPs (CUDA only)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models you have read."""
 

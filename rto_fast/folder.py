@@ -14,17 +14,21 @@ FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_r
 
 
 def claim(config: Config) -> Path:
-    """Make the run's folder and write config.toml, or go on in a folder that the same configuration made.
+    """Make the run's folder and write config.toml, or go on in a folder that the same configuration made."""
+    folder = check(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.toml").is_file():
+        (folder / "config.toml").write_text(tomli_w.dumps(plain(config)), encoding="utf-8")
+    return folder
 
-    Raises ValueError, and writes nothing, when the folder belongs to another run or holds something else.
-    """
+
+def check(config: Config) -> Path:
+    """The run's folder, untouched. Raises ValueError when it belongs to another run or holds something else."""
     folder = config.folder
     written = folder / "config.toml"
     if not written.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"output: {folder} exists and is no run of rto_fast; name another with --output")
-        folder.mkdir(parents=True, exist_ok=True)
-        written.write_text(tomli_w.dumps(plain(config)), encoding="utf-8")
         return folder
     try:
         before = tomllib.loads(written.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The one training loop: it knows batches and losses, but no stage, model or kernel by name."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -87,6 +88,7 @@ def train(
     the host. Raises FloatingPointError, before the optimizer moves, when a logged step's gradient is not finite.
     """
     device = state.optimizer.param_groups[0]["params"][0].device
+    rows, since = 0, time.perf_counter()
     for step in stage.steps():
         if step.total <= 0:
             continue
@@ -94,6 +96,7 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         sums: dict[str, Tensor] = {}
+        rows += sum(batch.packed.num_rows for batch in step.batches)
         for batch in step.batches:
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 loss, stats = stage.loss(batch)
@@ -105,6 +108,8 @@ def train(
         if logged:
             metrics = {name: value / step.total for name, value in sums.items()}
             metrics = {k: float(v) for k, v in {**step.metrics, **metrics, **norms, "lr": config.lr * factor}.items()}
+            metrics["tokens_per_second"] = rows / (time.perf_counter() - since)
+            rows, since = 0, time.perf_counter()
             if not all(math.isfinite(metrics[name]) for name in norms):
                 raise FloatingPointError(
                     f"step {state.step + 1}: the gradient is not finite (loss {metrics['loss']}); the weights were "

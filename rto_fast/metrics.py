@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,15 @@ SHOWN = {
 """The few numbers beside the progress bar, and their short names."""
 
 
+def _forget(folder: Path, stage: str) -> None:
+    """Drop what an interrupted attempt at the same stage has logged."""
+    shutil.rmtree(folder / "tb" / stage, ignore_errors=True)
+    file = folder / "metrics.jsonl"
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        file.write_text("".join(x for x in lines if json.loads(x)["stage"] != stage), encoding="utf-8")
+
+
 class StageLog:
     """A stage's log, called as log(step, metrics).
 
@@ -28,6 +38,7 @@ class StageLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.stage = stage
+        _forget(folder, stage)
         self.started = time.perf_counter()
         self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.events = SummaryWriter(folder / "tb" / stage)

@@ -138,13 +138,22 @@ def load_language_model(
     device: torch.device | str = "cpu",
     field: str = "model.path",
     trust_remote_code: bool = False,
+    liger: bool = False,
 ) -> LanguageModel:
     """Load a Hugging Face causal language model (a folder or a hub id; safetensors only).
 
-    Raises ValueError naming `field` when the folder holds no model.
+    `liger` replaces norms, rotary embeddings and MLPs by liger-kernel's. Raises ValueError naming `field` when the
+    folder holds no model, and for liger away from CUDA.
     """
     _check_folder(path, field)
     hf = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    if liger:
+        if torch.device(device).type != "cuda":
+            raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got device {device}; use --model.liger False")
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        # the losses stay ours: liger's would compute logits
+        _apply_liger_kernel_to_instance(model=hf, cross_entropy=False, fused_linear_cross_entropy=False)
     return LanguageModel(hf).to(device)
 
 

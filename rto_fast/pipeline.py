@@ -19,11 +19,12 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.export import check_export, is_finished, save_stage
-from rto_fast.folder import claim
+from rto_fast.folder import check, claim
 from rto_fast.metrics import StageLog
 from rto_fast.model import DTYPES, LanguageModel, critic_from, load_language_model, load_scalar_model
 from rto_fast.preflight import check_packing
 from rto_fast.quickstart.judge import Oracle
+from rto_fast.quickstart.task import write_task
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rto import RTO
@@ -55,6 +56,7 @@ class Context:
             device=self.device,
             field=field,
             trust_remote_code=self.config.model.trust_remote_code,
+            liger=self.config.model.liger,
         )
         if self.config.model.gradient_checkpointing:
             model.hf.gradient_checkpointing_enable()
@@ -104,12 +106,14 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     automatic = config.model.dtype == "auto"
     dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
-    folder = claim(config)
-    config, embedded = _embedded_task(config, folder)
+    folder, asked = check(config), config
+    config, embedded = _embedded_task(config)
     if not config.model.path:
         raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
     tokenizer = load_tokenizer(config.model.path)
-    model = load_language_model(config.model.path, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
+    model = load_language_model(
+        config.model.path, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
+    )
     _check_context(config, model)
     corpus = load_corpus(config.data, tokenizer, config.seed)
     eos = _eos_token_ids(corpus, model)
@@ -123,7 +127,11 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         if path:
             check_same_tokenizer(tokenizer, load_tokenizer(path), "model.path", name)
     pairs = corpus.pairs[:2]
-    gap = check_packing(model, [(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)], config.workspace_mb)
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        gap = check_packing(
+            model, [(p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)], autocast or dtype, config.workspace_mb
+        )
+    claim(asked)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     say(
         f"rto_fast {config.recipe}: {type(model.hf).__name__} {millions:.2f} M parameters, {device}, "
@@ -135,13 +143,11 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     return context
 
 
-def _embedded_task(config: Config, folder: Path) -> tuple[Config, bool]:
+def _embedded_task(config: Config) -> tuple[Config, bool]:
     """The quickstart names its embedded task; write it, and point the paths at its files."""
     if config.data.path != "quickstart":
         return config, False
-    from rto_fast.quickstart.task import write_task
-
-    task = folder / "task"
+    task = claim(config) / "task"
     if not task.exists():
         write_task(task, config.seed)
     data = replace(

@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae
+from rto_fast.losses import value_loss
+from rto_fast.recipe import load_recipe
+from rto_fast.rewards import compute_advantages
+from rto_fast.scoring import Scores
 
 PRESETS = {
     "rto_icml": dict(beta_1=0.05, beta_2=0.01, beta_3=1.0, clip=0.05),
@@ -122,24 +127,59 @@ def test_rewards_advantages_returns_and_whitening(preset, gamma, backend):
         torch.testing.assert_close(mine.cpu().double(), packed_of(theirs, mask), rtol=1e-5, atol=1e-5)
 
 
-def test_policy_loss_is_a_packed_sum_weighted_by_one_over_length():
-    rows, lengths, pad, mask = ragged(1, "logprobs", "old_logprobs", "advantages")
-    rows["logprobs"] = rows["old_logprobs"] + 0.3 * rows["logprobs"]  # about half of the ratios leave 1 +- 0.2
-    padded = padded_policy_loss(pad(rows["logprobs"]), pad(rows["old_logprobs"], 999.0), pad(rows["advantages"]), mask)
+def test_policy_loss():
+    """ppo_head's sum over packed rows, weighted by 1/len and divided by S, is the mean of the sequences' means."""
+    names = ("old_logprobs", "advantages")
+    rows, lengths, pad, mask = ragged(1, *names)
+    num_rows, vocab, width = sum(lengths), 23, 8
+    g = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(n, width, generator=g).requires_grad_() for n in (num_rows, vocab))
+    target = torch.randint(vocab, (num_rows,), generator=g)
 
-    weights = torch.cat([torch.full((n,), 1 / n, dtype=torch.float64) for n in lengths])
-    ratio = (rows["logprobs"] - rows["old_logprobs"]).exp()
-    surrogate = torch.max(-rows["advantages"] * ratio, -rows["advantages"] * ratio.clamp(0.8, 1.2))
-    torch.testing.assert_close((weights * surrogate).sum() / len(lengths), padded, rtol=1e-12, atol=0)
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    logprobs = (exact[0] @ exact[1].T).log_softmax(1).gather(1, target[:, None])[:, 0]
+    # about half of the ratios leave 1 +- 0.2
+    rows["old_logprobs"] = (logprobs.detach() + 0.3 * rows["old_logprobs"]).float().double()
+    rows["advantages"] = rows["advantages"].float().double()
+    padded = padded_policy_loss(pad(logprobs), pad(rows["old_logprobs"], 999.0), pad(rows["advantages"]), mask)
+    padded.backward()
+
+    weights = torch.cat([torch.full((n,), 1 / n) for n in lengths])
+    mine = ppo_head(hidden, weight, target, *(rows[n].float() for n in names), weights).loss / len(lengths)
+    mine.backward()
+    torch.testing.assert_close(mine.double(), padded, rtol=1e-5, atol=1e-5)
+    for got, want in ((hidden.grad, exact[0].grad), (weight.grad, exact[1].grad)):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("clip", [0.2, None])
-def test_value_loss_is_a_packed_sum_weighted_by_one_over_length(clip):
-    rows, lengths, pad, mask = ragged(2, "values", "old_values", "returns")
-    padded = padded_value_loss(*(pad(rows[name]) for name in ("values", "old_values", "returns")), mask, clip=clip)
+@pytest.mark.parametrize("clip", [0.2, math.inf])
+def test_value_loss(clip):
+    names = ("values", "old_values", "returns")
+    rows, lengths, pad, mask = ragged(2, *names)
+    values = rows["values"].clone().requires_grad_()
+    padded = padded_value_loss(*(pad(rows[n]) for n in names), mask, clip=None if clip == math.inf else clip)
+    weights = torch.cat([torch.full((n,), 1 / n) for n in lengths])
+    mine = value_loss(values.float(), *(rows[n].float() for n in names[1:]), weights, clip) / len(lengths)
+    torch.testing.assert_close(mine.double(), padded, rtol=1e-5, atol=1e-5)
 
-    total = torch.zeros((), dtype=torch.float64)
-    for value, old, ret in zip(*(rows[n].split(lengths) for n in ("values", "old_values", "returns")), strict=True):
-        near = value if clip is None else torch.minimum(torch.maximum(value, old - clip), old + clip)
-        total += torch.maximum((value - ret) ** 2, (near - ret) ** 2).mean() / 2
-    torch.testing.assert_close(total / len(lengths), padded, rtol=1e-12, atol=0)
+
+@pytest.mark.parametrize("preset", ["rto_icml", "rto_v1_hh"])
+def test_the_trainers_rewards_and_whitening(preset):
+    """compute_advantages, as the RTO stage calls it, against the padded derivation."""
+    names = ("logprobs", "ref_logprobs", "dpo_logprobs", "values")
+    rows, lengths, pad, mask = ragged(5, *names)
+    rows = {name: row.float().double() for name, row in rows.items()}
+    sentence = torch.linspace(-12, 12, len(lengths), dtype=torch.float64)
+    logprobs, ref, dpo, values = (pad(rows[n]) for n in names)
+    rewards = padded_token_rewards(logprobs, ref, dpo, sentence, mask, **PRESETS[preset])
+    advantages, returns = padded_gae(rewards, values, mask, gamma=1.0, lam=0.95)
+
+    reward = load_recipe(preset).rto.reward
+    scores = Scores(*(rows[n].float() for n in names))
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    out = compute_advantages(
+        scores, offsets, reward, beta_2=reward.beta_2, gamma=1.0, lam=0.95, sentence_scores=sentence.float()
+    )
+    wanted = (rewards, padded_whiten(advantages, mask), returns)
+    for mine, theirs in zip((out.rewards, out.advantages, out.returns), wanted, strict=True):
+        torch.testing.assert_close(mine.double(), packed_of(theirs, mask), rtol=1e-5, atol=1e-5)

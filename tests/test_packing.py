@@ -63,7 +63,7 @@ LENGTHS = [(3, 4), (1, 1), (5, 9), (2, 5), (3, 4), (1, 12)]
 def test_packed_equals_alone(architecture):
     model = language_model(architecture)
     prompts, responses = sequences(LENGTHS)
-    assert check_packing(model, list(zip(prompts, responses, strict=True)), 64) < 5e-6
+    assert check_packing(model, list(zip(prompts, responses, strict=True)), torch.float32, 64) < 5e-6
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -89,7 +89,7 @@ def test_packed_equals_alone_on_real_models(name):
         pytest.skip(f"no {path.name} beside the repository")
     model = load_language_model(str(path))
     prompts, responses = sequences([(5, 40), (1, 3), (60, 100), (8, 40)], vocab_size=100)
-    assert check_packing(model, list(zip(prompts, responses, strict=True)), 64) < 1e-4
+    assert check_packing(model, list(zip(prompts, responses, strict=True)), torch.float32, 64) < 1e-4
 
 
 def test_the_self_test_notices_a_leak_between_sequences(monkeypatch):
@@ -105,10 +105,10 @@ def test_the_self_test_notices_a_leak_between_sequences(monkeypatch):
     attention.AttentionInterface.register(attention.NAME, leaking)
     try:
         with pytest.raises(ValueError, match="model.path: packed log-probs of LlamaForCausalLM differ"):
-            check_packing(model, list(zip(prompts, responses, strict=True)), 64)
+            check_packing(model, list(zip(prompts, responses, strict=True)), torch.float32, 64)
     finally:
         attention.register()
-    assert check_packing(model, list(zip(prompts, responses, strict=True)), 64) < 5e-6
+    assert check_packing(model, list(zip(prompts, responses, strict=True)), torch.float32, 64) < 5e-6
 
 
 def test_soft_capped_attention_is_refused():

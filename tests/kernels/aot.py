@@ -21,13 +21,16 @@ from triton.runtime.jit import MockTensor
 ARCHS = (80, 90, 100)
 # bytes of shared memory that a block may ask for
 SHARED = {80: 166912, 90: 232448, 100: 232448}
-TENSORS = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool}
+TENSORS = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32, "i64": torch.int64, "u8": torch.uint8}
 
 HEAD = dict(HAS_BIAS=True, HAS_CAP=True, ENTROPY=True, BLOCK=4096, num_warps=8)
 PLAIN = HEAD | dict(HAS_BIAS=False, HAS_CAP=False, ENTROPY=False)
 PPO = HEAD | dict(KL="k3", ENTROPY_GRADIENT=True, GRADIENT=True)
 PURE = PLAIN | dict(KL="none", ENTROPY_GRADIENT=False, GRADIENT=True)
 PAIRS = dict(IPO=False, HAS_WEIGHTS=True, BLOCK=1024, num_warps=4)
+TOKEN_ROWS, TOKEN_OUT = "f32 f32 f32 f32 i32", "f32 f32 f32 f32 .1 .03 .05 1.0 10.0 1.0 .95"
+TOKENS = dict(KL=True, GRANULARITY="token", SHAPING=False, BLOCK=512, num_warps=4)
+SENTENCES = TOKENS | dict(GRANULARITY="sentence", SHAPING=True)
 # op, kernel, arguments in order (a dtype is a pointer, None no tensor), constexprs and launch options
 KERNELS = [
     ("linear_logprob", "fold_kernel", "f32 f32 i64 f32 f32 f32 f32 50304 0 1.0 30.0", HEAD),
@@ -37,6 +40,8 @@ KERNELS = [
     ("ppo_head", "ppo_kernel", "f32 bf16 f32 i64 f32 f32 f32 f32 f32 f32 f32 50304 100608 1.0 30.0 .8 1.2 .1 .1", PPO),
     ("ppo_head", "ppo_kernel", "f32 f32 None i64 f32 f32 f32 None f32 f32 None 50257 50257 1.0 1.0 .8 1.2 .0 .0", PURE),
     ("preference_head", "pairs_kernel", "f32 i32 f32 f32 f32 f32 f32 f32 64 .1 .1", PAIRS),
+    ("token_reward_gae", "_token_reward_gae", f"{TOKEN_ROWS} None None None None {TOKEN_OUT}", TOKENS),
+    ("token_reward_gae", "_token_reward_gae", f"{TOKEN_ROWS} f32 f32 u8 u8 {TOKEN_OUT}", SENTENCES),
 ]
 
 
