@@ -149,7 +149,7 @@ def load_language_model(
     hf = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
     if liger:
         if torch.device(device).type != "cuda":
-            raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got device {device}; use --model.liger False")
+            raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got {device}; use --model.liger False")
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         # the losses stay ours: liger's would compute logits

@@ -31,9 +31,10 @@ def model():
 policy = model()
 reference, dpo, critic = copy.deepcopy(policy), model(), critic_from(policy)
 optim = OptimConfig()
-state = loop.make_state(loop.parameter_groups("policy", policy, 1e-5, 0.0) + loop.parameter_groups("critic", critic, 1e-5, 0.0), optim)
-stage = RTO(policy, reference, dpo, critic, [[1]], RTOConfig(RewardConfig(), rollouts=ANSWERS, minibatch=ANSWERS), state,
-            eos_token_ids=(), max_new_tokens=RESPONSE, seed=0, microbatch_rows=2048, workspace_mb=64, device=torch.device("cpu"))
+groups = [g for name, m in (("policy", policy), ("critic", critic)) for g in loop.parameter_groups(name, m, 1e-5, 0.0)]
+rto = RTOConfig(RewardConfig(), rollouts=ANSWERS, minibatch=ANSWERS)
+stage = RTO(policy, reference, dpo, critic, [[1]], rto, loop.make_state(groups, optim), eos_token_ids=(), seed=0,
+            max_new_tokens=RESPONSE, microbatch_rows=2048, workspace_mb=64, device=torch.device("cpu"))
 g = torch.Generator().manual_seed(0)
 draw = lambda n: torch.randint(0, V, (n,), generator=g).tolist()
 answers = [Completion(draw(PROMPT), draw(RESPONSE), [0.0] * RESPONSE, "length") for _ in range(ANSWERS)]

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from rto_fast import loop
 from rto_fast.config import CriticConfig, DPOConfig, OptimConfig, RewardConfig, RTOConfig, SFTConfig
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
-from rto_fast.model import ScalarModel, critic_from
+from rto_fast.model import ScalarModel, critic_from, load_scalar_model
+from rto_fast.packing import pack
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rto import RTO
 from rto_fast.stages.sft import SFT
@@ -303,3 +305,24 @@ def test_the_learning_rate_rises_and_falls(schedule, last):
     factors = [loop.lr_factor(s, 100, config) for s in range(100)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == pytest.approx(1.0)
     assert factors[99] == pytest.approx(last, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["score", "value_head"])
+def test_reward_models_of_others_load_with_head_and_calibration(name, tmp_path):
+    source = language_model("llama", 4)
+    source.hf.config.mean, source.hf.config.std = 0.25, 4.0
+    source.hf.save_pretrained(tmp_path)
+    head = torch.randn(1, 48)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("lm_head.weight")
+    save_file({**weights, f"{name}.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
+    scorer = load_scalar_model(str(tmp_path))
+    batch, rows = pack([[3, 4]], [[5, 6]])
+    hidden = source(batch, lambda hidden, _: hidden)[rows.index]
+    torch.testing.assert_close(scorer(batch, rows.index), ((hidden @ head.T)[:, 0] - 0.25) / 4.0, rtol=1e-5, atol=1e-6)
+
+
+def test_a_reward_model_without_a_head_is_named(tmp_path):
+    language_model("llama").hf.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"rto.reward_model: .* holds no score.weight or value_head.weight"):
+        load_scalar_model(str(tmp_path))

@@ -1,0 +1,141 @@
+"""Before the first step: the run's folder, device, tokenizer, data, and the checks that everything fits together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rto_fast import attention
+from rto_fast.config import Config
+from rto_fast.corpus import Corpus, load_corpus
+from rto_fast.data.fingerprint import check_same_tokenizer
+from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.folder import check, claim
+from rto_fast.model import DTYPES, LanguageModel, load_language_model
+from rto_fast.preflight import check_packing
+from rto_fast.quickstart.judge import Oracle
+from rto_fast.quickstart.task import write_task
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs of the run."""
+
+    config: Config
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    """of the stored weights"""
+    autocast: torch.dtype | None
+    """of the arithmetic, where it differs"""
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: tuple[int, ...]
+    corpus: Corpus
+    oracle: Oracle | None
+    """The quickstart's judge of answers."""
+
+    def load(self, path: str, field: str = "model.path") -> LanguageModel:
+        model = load_language_model(
+            path,
+            dtype=self.dtype,
+            device=self.device,
+            field=field,
+            trust_remote_code=self.config.model.trust_remote_code,
+            liger=self.config.model.liger,
+        )
+        if self.config.model.gradient_checkpointing:
+            model.hf.gradient_checkpointing_enable()
+        return model
+
+    def stage_path(self, stage: str) -> str:
+        """Where a stage's model is: given by the user, or made by this run."""
+        given = {"sft": self.config.sft.model, "dpo": self.config.dpo.model}.get(stage)
+        return given or str(self.folder / stage)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        return {"microbatch_rows": self.config.microbatch_rows, "workspace_mb": self.config.workspace_mb}
+
+
+def prepare(config: Config, say: Callable[[str], None]) -> Context:
+    """Claim the output folder, load tokenizer and data, and check that packed rows are exact for this model."""
+    device = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if config.device == "auto"
+        else torch.device(config.device)
+    )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {config.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
+    automatic = config.model.dtype == "auto"
+    dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
+    autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
+    folder, asked = check(config), config
+    config, embedded = _embedded_task(config)
+    if not config.model.path:
+        raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
+    tokenizer = load_tokenizer(config.model.path)
+    model = load_language_model(
+        config.model.path, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
+    )
+    _check_context(config, model)
+    corpus = load_corpus(config.data, tokenizer, config.seed)
+    eos = _eos_token_ids(corpus, model)
+    oracle = Oracle(tokenizer) if embedded else None
+    context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle)
+    for name, path in (
+        ("sft.model", config.sft.model),
+        ("dpo.model", config.dpo.model),
+        ("rto.reward_model", config.rto.reward_model),
+    ):
+        if path:
+            check_same_tokenizer(tokenizer, load_tokenizer(path), "model.path", name)
+    answers = [(p.prompt, response) for p in corpus.pairs[:2] for response in (p.chosen, p.rejected)]
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        gap = check_packing(model, answers, autocast or dtype, config.workspace_mb)
+    claim(asked)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    say(
+        f"rto_fast {config.recipe}: {type(model.hf).__name__} {millions:.2f} M parameters, {device}, "
+        f"{str(autocast or dtype).removeprefix('torch.')}, attention: {attention.describe(device, autocast or dtype)}, "
+        f"packed = alone to {gap:.1e} nat"
+    )
+    for line in corpus.notes:
+        say(line)
+    return context
+
+
+def _embedded_task(config: Config) -> tuple[Config, bool]:
+    """The quickstart names its embedded task; write it, and point the paths at its files."""
+    if config.data.path != "quickstart":
+        return config, False
+    task = claim(config) / "task"
+    if not task.exists():
+        write_task(task, config.seed)
+    data = replace(
+        config.data,
+        path=str(task / "pairs.jsonl"),
+        demonstrations=str(task / "demonstrations.jsonl"),
+        evaluation=str(task / "eval.jsonl"),
+    )
+    path = str(task / "model") if config.model.path in ("", "quickstart") else config.model.path
+    return replace(config, data=data, model=replace(config.model, path=path)), True
+
+
+def _eos_token_ids(corpus: Corpus, model: LanguageModel) -> tuple[int, ...]:
+    """The template's and the tokenizer's EOS, and those of the model's generation config."""
+    extra = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
+    extra = extra if isinstance(extra, list) else [extra] if extra is not None else []
+    return tuple(dict.fromkeys([*corpus.eos_token_ids, *extra]))
+
+
+def _check_context(config: Config, model: LanguageModel) -> None:
+    limit = getattr(model.hf.config, "max_position_embeddings", None)
+    need = max(config.data.max_length, config.data.max_prompt + config.max_new_tokens)
+    if limit and need > limit:
+        raise ValueError(
+            f"data.max_length: prompt and answer may take {need} tokens, but the model's context is {limit}; "
+            f"set --data.max-length {limit} and --data.max-prompt below it"
+        )
