@@ -35,7 +35,8 @@ def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
         _run_stage(context, stage, say)
     results: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
     if config.eval.prompts and context.corpus.evaluation:
-        results |= _evaluate(context, say)
+        with context.precision():
+            results |= _evaluate(context, say)
     if config.sweep.ratios:
         results["sweep"] = _sweep(context, say)
     results["seconds"] = round(time.perf_counter() - started, 1)
@@ -196,7 +197,8 @@ def _sweep(context: Context, say: Callable[[str], None]) -> list[dict[str, Any]]
                 replace(config.rto, reward=reward, iterations=config.sweep.iterations),
                 f"sweep-{ratio:g}-{clip:g}",
             )
-            summary = _measure(context, policy, reference, dpo).summary()
+            with context.precision():
+                summary = _measure(context, policy, reference, dpo).summary()
             setting = {"ratio": ratio, "beta_1": reward.beta_1, "beta_2": reward.beta_2}
             # JSON has no infinity
             rows.append({**setting, "clip": clip if math.isfinite(clip) else None, **summary})

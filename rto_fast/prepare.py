@@ -14,6 +14,7 @@ from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.folder import check, claim
+from rto_fast.kernels import dispatch
 from rto_fast.model import DTYPES, LanguageModel, load_language_model
 from rto_fast.preflight import check_packing
 from rto_fast.quickstart.judge import Oracle
@@ -55,6 +56,10 @@ class Context:
         given = {"sft": self.config.sft.model, "dpo": self.config.dpo.model}.get(stage)
         return given or str(self.folder / stage)
 
+    def precision(self) -> torch.autocast:
+        """The arithmetic of every forward pass, as a context."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
     @property
     def limits(self) -> dict[str, Any]:
         return {"microbatch_rows": self.config.microbatch_rows, "workspace_mb": self.config.workspace_mb}
@@ -93,7 +98,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         if path:
             check_same_tokenizer(tokenizer, load_tokenizer(path), "model.path", name)
     answers = [(p.prompt, response) for p in corpus.pairs[:2] for response in (p.chosen, p.rejected)]
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+    with context.precision():
         gap = check_packing(model, answers, autocast or dtype, config.workspace_mb)
     claim(asked)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -102,6 +107,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         f"{str(autocast or dtype).removeprefix('torch.')}, attention: {attention.describe(device, autocast or dtype)}, "
         f"packed = alone to {gap:.1e} nat"
     )
+    say("kernels: " + ", ".join(f"{op} = {backend}" for op, backend in dispatch.table(device).items()))
     for line in corpus.notes:
         say(line)
     return context

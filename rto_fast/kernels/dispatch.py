@@ -27,3 +27,9 @@ def choose(
                 f"{op}: backend 'triton' needs CUDA tensors, got {device.type}; TRITON_INTERPRET=1 runs it interpreted"
             )
     return forced
+
+
+def table(device: torch.device) -> dict[str, str]:
+    """The backend of every operator for tensors on `device`, for a run's start-up line."""
+    ops = ("linear_logprob", "ppo_head", "preference_head", "token_reward_gae")
+    return {op: choose(op, device, None) for op in ops}
