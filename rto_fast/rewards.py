@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rto_fast.config import RewardConfig
+from rto_fast.kernels.segments import sequence_sums
 from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae
-from rto_fast.scoring import Scores, sequence_sums
+from rto_fast.scoring import Scores
 
 
 @dataclass(frozen=True, slots=True)

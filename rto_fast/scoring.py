@@ -30,13 +30,6 @@ def _cast(head: Head, hidden: Tensor) -> Tensor:
     return head.weight.to(hidden.dtype)
 
 
-def sequence_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """(S,) sums of (R,) values over each sequence."""
-    lengths = cu_seqlens.diff().long()
-    owner = torch.repeat_interleave(lengths, output_size=values.shape[0])
-    return torch.zeros(lengths.shape[0], dtype=values.dtype, device=values.device).index_add_(0, owner, values)
-
-
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the reward needs to know of each response row; all (R,) float32."""

@@ -8,10 +8,11 @@ from torch import Tensor
 from rto_fast.kernels.dispatch import choose
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.linear_logprob.checks import check_head, check_like
+from rto_fast.kernels.segments import sequence_sums
 from rto_fast.kernels.workspace import accumulator
 
 from .autograd import PairLoss
-from .reference import pair_losses, preference_head_reference, sequence_sums
+from .reference import pair_losses, preference_head_reference
 
 __all__ = ["PreferenceHead", "preference_head", "preference_head_reference"]
 

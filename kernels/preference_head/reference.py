@@ -7,12 +7,6 @@ from torch import Tensor
 from rto_fast.kernels.linear_logprob import linear_logprob_reference
 
 
-def sequence_sums(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Sum of x (R,) over each sequence, (S,): added in float64, each sequence by itself."""
-    sums = torch.segment_reduce(x.double(), "sum", offsets=cu_seqlens.long(), initial=0.0, unsafe=True)
-    return sums.to(x.dtype)
-
-
 def pair_losses(
     logprobs: Tensor,  # (2B,) summed policy log-probs: B chosen, then B rejected
     reference: Tensor,  # (2B,)

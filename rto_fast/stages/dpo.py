@@ -16,10 +16,11 @@ from torch import Tensor
 from rto_fast.config import DPOConfig
 from rto_fast.data.encode import EncodedPair
 from rto_fast.kernels.preference_head import preference_head
+from rto_fast.kernels.segments import sequence_sums
 from rto_fast.loop import Step
 from rto_fast.model import Head, LanguageModel
 from rto_fast.packing import microbatches, pack
-from rto_fast.scoring import response_logprobs, sequence_sums
+from rto_fast.scoring import response_logprobs
 from rto_fast.seeds import permutation
 from rto_fast.types import PackedBatch, Rows
 
