@@ -25,6 +25,8 @@ class Step:
 
 class Stage(Protocol):
     num_steps: int
+    note: Callable[[str], None]
+    """Told what goes on between two steps; set by whoever shows progress."""
 
     def steps(self) -> Iterator[Step]: ...
 
@@ -90,8 +92,6 @@ def train(
     device = state.optimizer.param_groups[0]["params"][0].device
     rows, since = 0, time.perf_counter()
     for step in stage.steps():
-        if step.total <= 0:
-            continue
         factor = lr_factor(state.step, stage.num_steps, config)
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor

@@ -67,8 +67,7 @@ def _run_stage(context: Context, stage: str, say: Callable[[str], None]) -> None
 
 def _train(context: Context, name: str, stage: loop.Stage, state: loop.TrainState, optim) -> None:
     with StageLog(context.folder, name, stage.num_steps) as log:
-        if isinstance(stage, RTO):
-            stage.on_rollout = lambda count: log.note(f"{count} answered")
+        stage.note = log.note
         loop.train(stage, state, optim, log, context.config.log_every, context.autocast)
 
 

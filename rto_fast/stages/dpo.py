@@ -7,7 +7,7 @@ Rafailov et al. 2023, eq. 7 (arXiv:2305.18290); IPO and label smoothing by confi
 Departures: the reference's log-probs are computed once, before training, so only one model is in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -58,6 +58,8 @@ class DPO:
         self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
         self.reference: Tensor | None = None
         self._orders: dict[int, list[int]] = {}
+        self.note: Callable[[str], None] = lambda text: None
+        """Told what goes on between two steps."""
 
     def steps(self) -> Iterator[Step]:
         if self.reference is None:
@@ -93,6 +95,7 @@ class DPO:
         sums = torch.zeros(2, len(self.pairs), dtype=torch.promote_types(self.model.hf.dtype, torch.float32))
         seen = sorted({i for step in range(self.num_steps) for i in self._chosen(step)})
         for group in self._groups(seen):
+            self.note("reference log-probs")
             packed, rows = (x.to(self.device) for x in self._pack(group))
             logprobs = response_logprobs(self.model, packed, rows, self.workspace_mb)
             sums[:, group] = sequence_sums(logprobs, rows.cu_seqlens).view(2, -1).cpu()

@@ -85,7 +85,6 @@ class RTO:
         device: torch.device,
         reward_model: ScalarModel | None = None,
         sentence_end_ids: frozenset[int] = frozenset(),
-        on_rollout: Callable[[int], None] | None = None,
     ):
         """`critic=None`: the policy's own value head (a shared trunk). `dpo=None` needs beta_1 = 0."""
         if dpo is None and config.reward.beta_1:
@@ -111,7 +110,8 @@ class RTO:
         self.workspace_mb = workspace_mb
         self.device = device
         self.sentence_end_ids = sentence_end_ids
-        self.on_rollout = on_rollout
+        self.note: Callable[[str], None] = lambda text: None
+        """Told what goes on between two steps."""
         self.iterations = config.iterations or max(1, math.ceil(config.epochs * len(prompts) / config.rollouts))
         self.num_steps = self.iterations * config.ppo_epochs * math.ceil(config.rollouts / config.minibatch)
         self._moved: list[tuple[Tensor, Tensor]] = []
@@ -128,8 +128,10 @@ class RTO:
                 order = permutation(len(experience.answers), self.seed, "rto", iteration, epoch)
                 for start in range(0, len(order), self.config.minibatch):
                     chosen = order[start : start + self.config.minibatch]
-                    yield self._step(experience, chosen, metrics, iteration)
-                    metrics = {}
+                    step = self._step(experience, chosen, metrics, iteration)
+                    if step.total:  # else every answer of this mini-batch is masked out
+                        yield step
+                        metrics = {}
                 if self.config.stop_kl is not None and self._mean_k3() > self.config.stop_kl:
                     break
 
@@ -145,6 +147,13 @@ class RTO:
         passes = range(first // len(self.prompts), (first + count - 1) // len(self.prompts) + 1)
         order = [i for p in passes for i in permutation(len(self.prompts), self.seed, "prompts", p)]
         skip = first - passes[0] * len(self.prompts)
+        done = 0
+
+        def progress(more: int) -> None:
+            nonlocal done
+            done += more
+            self.note(f"{done}/{count} answers")
+
         return rollout(
             self.policy.hf,
             [self.prompts[i] for i in order[skip : skip + count]],
@@ -152,7 +161,7 @@ class RTO:
             self.eos_token_ids,
             seed=derive(self.seed, "rollout", iteration),
             max_batch=self.config.sampling.batch_size,
-            progress=self.on_rollout,
+            progress=progress,
         )
 
     def _scores(self, answers: list[Completion]) -> Scores:

@@ -5,7 +5,7 @@
 Departures from the paper: none; it fine-tunes on the chosen answers, or on demonstrations where there are some.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -49,6 +49,8 @@ class SFT:
         self.workspace_mb = workspace_mb
         self.device = device
         self.batch_size = min(config.batch_size, len(demonstrations))
+        self.note: Callable[[str], None] = lambda text: None
+        """Told what goes on between two steps."""
         self.num_steps = max(1, int(config.epochs * len(demonstrations) // self.batch_size))
 
     def steps(self) -> Iterator[Step]:

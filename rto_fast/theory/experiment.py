@@ -83,7 +83,8 @@ class _Watched:
     """A stage, and a function called with the number of iterations that the policy has behind it."""
 
     def __init__(self, stage: RTO, watch: Callable[[int], None]):
-        self.num_steps, self.loss, self.stage, self.watch = stage.num_steps, stage.loss, stage, watch
+        self.num_steps, self.loss, self.note = stage.num_steps, stage.loss, stage.note
+        self.stage, self.watch = stage, watch
 
     def steps(self) -> Iterator[loop.Step]:
         for step in self.stage.steps():
