@@ -16,7 +16,7 @@ from rto_fast.recipe import load_recipe
 def parse(args: Sequence[str]) -> Config:
     """Flags over the recipe that --recipe names. Raises ValueError, one line, naming the flag."""
     name = Config.recipe
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
+    for flag, value in zip(args, [*args[1:], ""], strict=False):
         if flag == "--recipe" or flag.startswith("--recipe="):
             name = flag.partition("=")[2] or value
     default = load_recipe(name)

@@ -24,6 +24,15 @@ def test_presets_have_the_papers_numbers():
     assert (icml.rto.rollouts, icml.rto.minibatch, icml.rto.ppo_epochs) == (1024, 128, 1)
 
 
+def test_no_flag_at_all_is_the_quickstart():
+    assert parse([]) == load_recipe("quickstart")
+
+
+@pytest.mark.parametrize("args", [["--recipe=hh_small"], ["--seed", "3", "--recipe", "hh_small"]])
+def test_the_recipe_may_stand_anywhere(args):
+    assert parse(args).data.max_length == load_recipe("hh_small").data.max_length
+
+
 def test_flags_override_the_recipe():
     config = parse(
         ["--recipe", "rto_v1_hh", "--model.path", "m", "--rto.reward.beta-2", "0.05", "--sft.optim.lr", "1e-3"]
