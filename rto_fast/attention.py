@@ -47,6 +47,9 @@ def packed_attention(
         raise ValueError(
             f"rto_packed attention: {what} ({type(module).__name__}) is not supported; choose another model"
         )
+    if torch.is_autocast_enabled(query.device.type):
+        # rotary embeddings leave queries and keys in float32, values are in the dtype of the arithmetic
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     if cu_seq_lens_q is None:
         if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
             raise ValueError("rto_packed attention: several queries on a longer cache need an attention mask")

@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -90,15 +92,16 @@ def train(
     the host. Raises FloatingPointError, before the optimizer moves, when a logged step's gradient is not finite.
     """
     device = state.optimizer.param_groups[0]["params"][0].device
+    precision = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
     rows, since = 0, time.perf_counter()
-    for step in stage.steps():
+    for step in _under(precision, stage.steps()):
         factor = lr_factor(state.step, stage.num_steps, config)
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         sums: dict[str, Tensor] = {}
         rows += sum(batch.packed.num_rows for batch in step.batches)
         for batch in step.batches:
-            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            with precision():
                 loss, stats = stage.loss(batch)
             (loss / step.total).backward()
             for name, value in {"loss": loss.detach(), **stats}.items():
@@ -120,6 +123,16 @@ def train(
         state.step += 1
         if logged:
             log(state.step, metrics)
+
+
+def _under(context: Callable[[], AbstractContextManager], steps: Iterator[Step]) -> Iterator[Step]:
+    """The same steps, each made under the context: a stage's rollout and scoring run in the precision of its loss."""
+    while True:
+        with context():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def _clip(parameters: list[Tensor], max_norm: float) -> Tensor:

@@ -28,6 +28,9 @@ class Head(NamedTuple):
     softcap: float | None = None
     temperature: float = 1.0
 
+    def to(self, dtype: torch.dtype) -> "Head":
+        return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
     def options(self) -> dict[str, object]:
         """Keyword arguments of the head operators."""
         return {"bias": self.bias, "softcap": self.softcap, "temperature": self.temperature}
@@ -70,8 +73,16 @@ class LanguageModel(nn.Module):
         """Set by `add_value_head`: a critic on this model's own hidden states."""
 
     def forward(self, batch: PackedBatch, fn: Callable[[Tensor, Head], Out]) -> Out:
-        """fn(hidden (T, H), head) on packed rows."""
-        return fn(_hidden_states(self.hf.base_model, batch), self.head())
+        """fn(hidden (T, H), head) on packed rows, hidden and head in the dtype of the arithmetic.
+
+        fn runs outside autocast: it chooses its own precision (float32 from the logits on).
+        """
+        hidden = _hidden_states(self.hf.base_model, batch)
+        device = hidden.device.type
+        # under autocast the residual stream is float32, but the head's GEMM is not to be
+        hidden = hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+        with torch.autocast(device, enabled=False):
+            return fn(hidden, self.head().to(hidden.dtype))
 
     def head(self) -> Head:
         output = self.hf.get_output_embeddings()
@@ -102,7 +113,8 @@ class ScalarModel(nn.Module):
     def forward(self, batch: PackedBatch, index: Tensor) -> Tensor:
         """(R,) float32 values of the rows `index` (R,)."""
         hidden = _hidden_states(self.backbone, batch)[index]
-        return (self.head(hidden.float())[:, 0] - self.mean) / self.std
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (self.head(hidden.float())[:, 0] - self.mean) / self.std
 
 
 def _value_head(hidden_size: int) -> nn.Linear:

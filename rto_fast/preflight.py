@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 @torch.no_grad()
 def check_packing(
-    model: LanguageModel, sequences: list[tuple[list[int], list[int]]], dtype: torch.dtype, workspace_mb: int
+    model: LanguageModel, sequences: list[tuple[list[int], list[int]]], dtype: torch.dtype, workspace_mb: int | None
 ) -> float:
     """Packed log-probs of (prompt, response) pairs against each sequence alone through the model's own logits.
 

@@ -13,21 +13,14 @@ from rto_fast.model import Head, LanguageModel, ScalarModel
 from rto_fast.types import PackedBatch, Rows
 
 
-def response_logprobs(model: LanguageModel, batch: PackedBatch, rows: Rows, workspace_mb: int) -> Tensor:
+def response_logprobs(model: LanguageModel, batch: PackedBatch, rows: Rows, workspace_mb: int | None) -> Tensor:
     """(R,) float32 log-probs of the response tokens; differentiable in the model's weights."""
     target = batch.target_ids[rows.index]
 
     def head_rows(hidden: Tensor, head: Head) -> Tensor:
-        return linear_logprob(
-            hidden[rows.index], _cast(head, hidden), target, workspace_mb=workspace_mb, **head.options()
-        )
+        return linear_logprob(hidden[rows.index], head.weight, target, workspace_mb=workspace_mb, **head.options())
 
     return model(batch, head_rows)
-
-
-def _cast(head: Head, hidden: Tensor) -> Tensor:
-    """Under autocast the hidden states are bfloat16 and the stored weight float32."""
-    return head.weight.to(hidden.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ def score(
     reference: LanguageModel,
     dpo: LanguageModel | None,
     critic: ScalarModel | None,
-    workspace_mb: int,
+    workspace_mb: int | None,
 ) -> Scores:
     """Score one packed batch with every model. `critic=None` takes the policy's own value head.
 
@@ -59,7 +52,7 @@ def score(
 
     def with_value(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
         hidden = hidden[rows.index]
-        logprobs = linear_logprob(hidden, _cast(head, hidden), target, workspace_mb=workspace_mb, **head.options())
+        logprobs = linear_logprob(hidden, head.weight, target, workspace_mb=workspace_mb, **head.options())
         own = policy.value_head(hidden.float())[:, 0] if critic is None else None
         return logprobs, own
 

@@ -326,3 +326,21 @@ def test_a_reward_model_without_a_head_is_named(tmp_path):
     language_model("llama").hf.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"rto.reward_model: .* holds no score.weight or value_head.weight"):
         load_scalar_model(str(tmp_path))
+
+
+def test_autocast_keeps_rewards_and_values_in_float32():
+    """What a GPU runs by default, float32 weights and bfloat16 arithmetic, tried on the CPU."""
+    stage, state = make_rto(CONFIG)
+    exact = stage._scores(stage._answer(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = stage._scores(stage._answer(0))
+    for name in ("policy", "reference", "dpo", "values"):
+        assert getattr(scores, name).dtype == torch.float32
+    answers = stage._answer(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        same = stage._scores(answers)
+    assert 0 < (same.policy - exact.policy).abs().max() < 0.3
+    logs = []
+    loop.train(stage, state, OPTIM, lambda step, metrics: logs.append(metrics), autocast=torch.bfloat16)
+    assert logs[0]["ratio_gap"] < 1e-5 and abs(logs[0]["kl/per_answer"]) < 1e-4
+    assert all(math.isfinite(value) for metrics in logs for value in metrics.values())

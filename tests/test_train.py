@@ -228,3 +228,11 @@ def test_bad_input_is_one_line_and_loses_nothing(case, run, folder, capsys):
     lines = [line for line in error.splitlines() if line.startswith("rto_fast: error:")]
     assert len(lines) == 1 and message in lines[0], error
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_half_precision_weights_train(folder):
+    assert main(command(folder, "--model.dtype", "bfloat16", "--rto.critic.kind", "shared", output="half")) == 0
+    saved = AutoModelForCausalLM.from_pretrained(folder / "half" / "rto", dtype="auto")
+    assert saved.dtype == torch.bfloat16
+    lines = [json.loads(line) for line in (folder / "half/metrics.jsonl").read_text().splitlines()]
+    assert max(line.get("ratio_gap", 0) for line in lines if line.get("iteration")) < 0.05

@@ -63,7 +63,7 @@ def evaluate(
     seed: int,
     batch_size: int,
     microbatch_rows: int,
-    workspace_mb: int,
+    workspace_mb: int | None,
     oracle: Callable[[list[int], list[int]], float] | None = None,
 ) -> Evaluation:
     """Let the policy answer every prompt and score the answers. All policies share the random numbers of `seed`."""
@@ -85,7 +85,7 @@ def evaluate(
 
 @torch.no_grad()
 def answer_logprobs(
-    model: LanguageModel, answers: list[Completion], microbatch_rows: int, workspace_mb: int
+    model: LanguageModel, answers: list[Completion], microbatch_rows: int, workspace_mb: int | None
 ) -> list[np.ndarray]:
     """Each answer's (tokens,) log-probs under the model, on the host."""
     out: list[np.ndarray] = [np.zeros(0)] * len(answers)

@@ -44,7 +44,7 @@ class DPO:
         *,
         seed: int,
         microbatch_rows: int,
-        workspace_mb: int,
+        workspace_mb: int | None,
         device: torch.device,
     ):
         self.model = model.train()
@@ -107,7 +107,7 @@ class DPO:
         def head_rows(hidden: Tensor, head: Head):
             return preference_head(
                 hidden[rows.index],
-                head.weight.to(hidden.dtype),
+                head.weight,
                 packed.target_ids[rows.index],
                 rows.cu_seqlens,
                 batch.reference,

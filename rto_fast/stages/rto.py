@@ -81,7 +81,7 @@ class RTO:
         max_new_tokens: int,
         seed: int,
         microbatch_rows: int,
-        workspace_mb: int,
+        workspace_mb: int | None,
         device: torch.device,
         reward_model: ScalarModel | None = None,
         sentence_end_ids: frozenset[int] = frozenset(),
@@ -278,7 +278,7 @@ class RTO:
                 return None, own
             out = ppo_head(
                 hidden,
-                head.weight.to(hidden.dtype),
+                head.weight,
                 packed.target_ids[rows.index],
                 batch.old_logprobs,
                 batch.advantages,

@@ -38,7 +38,7 @@ class SFT:
         *,
         seed: int,
         microbatch_rows: int,
-        workspace_mb: int,
+        workspace_mb: int | None,
         device: torch.device,
     ):
         self.model = model.train()
