@@ -26,6 +26,8 @@ class Corpus:
     demonstrations: list[EncodedDemonstration]
     prompts: list[list[int]]
     """Distinct prompts of the pairs, to roll out from."""
+    held_out: list[EncodedPair]
+    """Pairs that no stage trains on."""
     evaluation: list[list[int]]
     """Distinct prompts that no stage trains on."""
     eos_token_ids: tuple[int, ...]
@@ -58,11 +60,12 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     if config.evaluation:
         asked = to_prompts(read_rows(config.evaluation), columns=config.columns)
         evaluation = asked.items
-    held_out = _distinct(encode_prompts(evaluation, template, **limits)[0]) if evaluation else []
+    asked_of = _distinct(encode_prompts(evaluation, template, **limits)[0]) if evaluation else []
+    held_out = encode_pairs(kept_out, template, **limits)[0] if kept_out else []
     prompts = _distinct([p.prompt for p in pairs])
-    notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(held_out)} held out for evaluation")
+    notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(asked_of)} held out for evaluation")
     eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
-    return Corpus(pairs, demonstrations, prompts, held_out, eos, _sentence_ends(tokenizer), notes)
+    return Corpus(pairs, demonstrations, prompts, held_out, asked_of, eos, _sentence_ends(tokenizer), notes)
 
 
 def _distinct(prompts: list[list[int]]) -> list[list[int]]:

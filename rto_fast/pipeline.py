@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rto_fast import loop
 from rto_fast.config import Config, RTOConfig
-from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, win_rates
+from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, preference_accuracy, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.export import check_export, is_finished, save_stage
 from rto_fast.metrics import StageLog
@@ -167,6 +167,9 @@ def _evaluate(context: Context, say: Callable[[str], None]) -> dict[str, Any]:
         "win_rate": win_rates(evaluations),
         "judge": "implicit_reward" if context.oracle is None else "oracle_return",
     }
+    if dpo is not None and len(context.corpus.held_out) > 1:
+        accuracy = preference_accuracy(dpo, reference, context.corpus.held_out, **context.limits)
+        results["preference_accuracy"] = interval(accuracy)
     if context.oracle is not None and dpo is not None:
         results["credit_auc"] = _credit(context, evaluations["sft"].answers, reference, dpo)
     write_samples(context.folder / "samples.md", context.tokenizer, evaluations, context.config.eval.samples)

@@ -107,6 +107,7 @@ def test_a_run_writes_its_numbers(run):
     for name in ("sft", "dpo", "rto"):
         assert {"mean", "ci95"} == set(results["policies"][name]["implicit_reward"])
     assert results["policies"]["sft"]["kl"]["mean"] == 0.0
+    assert 0 <= results["preference_accuracy"]["mean"] <= 1
     wins = results["win_rate"]
     assert wins["rto"]["sft"]["mean"] + wins["sft"]["rto"]["mean"] == pytest.approx(1.0)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
 """Answers of a policy to held-out prompts, and their return, KL, length and implicit reward with 95 % intervals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.model import LanguageModel
 from rto_fast.packing import microbatches, pack
 from rto_fast.rollout import Completion, Sampling, rollout
@@ -83,9 +84,22 @@ def evaluate(
     )
 
 
+def preference_accuracy(
+    dpo: LanguageModel, reference: LanguageModel, pairs: list[EncodedPair], **limits: int | None
+) -> Estimate:
+    """Share of pairs whose chosen answer has the higher log pi_dpo/pi_ref: the agreement of reward and labels."""
+    answers = [EncodedDemonstration(p.prompt, answer) for p in pairs for answer in (p.chosen, p.rejected)]
+    ours, theirs = (answer_logprobs(m, answers, **limits) for m in (dpo, reference))
+    rewards = np.array([o.sum() - t.sum() for o, t in zip(ours, theirs, strict=True)]).reshape(-1, 2)
+    return mean_estimate(rewards[:, 0] > rewards[:, 1])
+
+
 @torch.no_grad()
 def answer_logprobs(
-    model: LanguageModel, answers: list[Completion], microbatch_rows: int, workspace_mb: int | None
+    model: LanguageModel,
+    answers: Sequence[Completion | EncodedDemonstration],
+    microbatch_rows: int,
+    workspace_mb: int | None,
 ) -> list[np.ndarray]:
     """Each answer's (tokens,) log-probs under the model, on the host."""
     out: list[np.ndarray] = [np.zeros(0)] * len(answers)

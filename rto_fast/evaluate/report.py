@@ -34,6 +34,8 @@ def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
         beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in policies]
         rows.append([name, *(_figure(policy[c]) for c in columns), f"{100 * policy['eos_rate']:.0f} %", *beats])
     _table(rows, say)
+    if "preference_accuracy" in results:
+        say(f"  DPO's reward agrees with {_figure(results['preference_accuracy'])} of the held-out labels")
     if "credit_auc" in results:
         say(f"  DPO's token reward tells right tokens from wrong ones with AUC {_figure(results['credit_auc'])}")
     say("")
