@@ -1,7 +1,10 @@
 """The command as a user runs it, on a tiny model and a handful of pairs."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -237,3 +240,20 @@ def test_half_precision_weights_train(folder):
     assert saved.dtype == torch.bfloat16
     lines = [json.loads(line) for line in (folder / "half/metrics.jsonl").read_text().splitlines()]
     assert max(line.get("ratio_gap", 0) for line in lines if line.get("iteration")) < 0.05
+
+
+def test_local_files_train_without_the_optional_packages(folder):
+    """A bare checkout: no datasets, liger-kernel or flash-attn; nothing installed under our name."""
+    code = (
+        "import sys\n"
+        "for name in ('datasets', 'liger_kernel', 'flash_attn'):\n"
+        "    sys.modules[name] = None\n"
+        "from rto_fast.train import main\n"
+        f"sys.exit(main({command(folder, output='bare')!r}))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "bare/rto/model.safetensors").is_file()
