@@ -9,7 +9,7 @@ from rto_fast.kernels.dispatch import choose
 
 from . import rows
 from .autograd import LinearLogprob
-from .checks import check_head, check_like
+from .checks import check_head, check_like, check_target
 from .chunked import Head
 from .reference import linear_logprob_reference
 
@@ -67,7 +67,8 @@ def linear_logprob(
         check_like("linear_logprob", "target", target, hidden.shape[:1], torch.int64, hidden.device)
         index = mask.nonzero()[:, 0]
         hidden, target = hidden.index_select(0, index), target.index_select(0, index)
-    check_head("linear_logprob", hidden, weight, target, bias, temperature, softcap, workspace_mb, backend)
+    check_head("linear_logprob", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
+    check_target("linear_logprob", target, hidden.shape[0], weight.shape[0], hidden.device)
     head = Head(temperature, softcap, workspace_mb, row_functions(backend))
     logprobs, lse, entropy = LinearLogprob.apply(hidden, weight, bias, target.contiguous(), head, return_stats)
     out = LogProbs(logprobs, entropy, lse) if return_stats else (logprobs,)

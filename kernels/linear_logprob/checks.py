@@ -1,5 +1,7 @@
 """Argument checks of the operators that take hidden states and a head's weight."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,6 @@ def check_head(
     op: str,
     hidden: Tensor,
     weight: Tensor,
-    target: Tensor,
     bias: Tensor | None,
     temperature: float,
     softcap: float | None,
@@ -22,7 +23,7 @@ def check_head(
         raise ValueError(
             f"{op}: hidden must be (rows, H), got {tuple(hidden.shape)}; flatten it with hidden.flatten(0, -2)"
         )
-    rows, width = hidden.shape
+    width = hidden.shape[1]
     if weight.dim() != 2 or weight.shape[1] != width or weight.shape[0] == 0:
         raise ValueError(
             f"{op}: weight must be (V, H) with V > 0 and H = {width}, got {tuple(weight.shape)}; pass lm_head.weight"
@@ -32,25 +33,31 @@ def check_head(
     if hidden.dtype == torch.float64 and backend != "reference":
         raise ValueError(f"{op}: float64 runs on backend='reference' only, got backend {backend!r}; cast to float32")
     check_like(op, "weight", weight, weight.shape, hidden.dtype, hidden.device)
-    check_like(op, "target", target, (rows,), torch.int64, hidden.device)
     if bias is not None:
         check_like(op, "bias", bias, (weight.shape[0],), hidden.dtype, hidden.device)
-    if not temperature > 0.0:
+    if not 0.0 < temperature < math.inf:
         raise ValueError(
-            f"{op}: temperature must be > 0, got {temperature}; for greedy decoding take the argmax instead"
+            f"{op}: temperature must be > 0 and finite, got {temperature}; for greedy decoding take the argmax instead"
         )
-    if softcap is not None and not softcap > 0.0:
-        raise ValueError(f"{op}: softcap must be > 0, got {softcap}; pass None for a head without one")
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise ValueError(f"{op}: softcap must be > 0 and finite, got {softcap}; pass None for a head without one")
     if workspace_mb is not None and not workspace_mb >= 1:
         raise ValueError(
             f"{op}: workspace_mb must be at least 1, got {workspace_mb}; None picks 64 on CPU, 1024 on CUDA"
         )
-    # on CUDA the same check would wait for the device; there such a row's log-prob is NaN
-    if target.device.type == "cpu" and rows:
+
+
+def check_target(op: str, target: Tensor, num_rows: int, vocab: int, device: torch.device) -> None:
+    """Raise a ValueError unless target is (num_rows,) int64 in [0, vocab).
+
+    On CUDA its values are not looked at, for that would wait for the device: there such a row's log-prob is NaN.
+    """
+    check_like(op, "target", target, (num_rows,), torch.int64, device)
+    if target.device.type == "cpu" and num_rows:
         low, high = (int(x) for x in target.aminmax())
-        if low < 0 or high >= weight.shape[0]:
+        if low < 0 or high >= vocab:
             raise ValueError(
-                f"{op}: target must lie in [0, V) = [0, {weight.shape[0]}), got values from {low} to {high};"
+                f"{op}: target must lie in [0, V) = [0, {vocab}), got values from {low} to {high};"
                 " drop rows without a target, or mask them"
             )
 

@@ -133,10 +133,12 @@ def d_logits_kernel(
     row = tl.program_id(0).to(tl.int64)
     entropy = tl.load(entropy_ptr + row) if ENTROPY else 0.0
     d_entropy = tl.load(d_entropy_ptr + row) if ENTROPY else 0.0
+    logprob = tl.load(logprob_ptr + row)
+    # a target outside [0, V) has no column here: its NaN log-prob must not leave a finite gradient behind
+    d_logprob = tl.where(logprob == logprob, tl.load(d_logprob_ptr + row), logprob)
     store_gradient(
         z_ptr + row * n, out_ptr + row * out_stride, n, tl.load(target_ptr + row) - first,
-        tl.load(m_ptr + row), tl.load(log_s_ptr + row), tl.load(logprob_ptr + row),
-        entropy, tl.load(d_logprob_ptr + row), d_entropy,
+        tl.load(m_ptr + row), tl.load(log_s_ptr + row), logprob, entropy, d_logprob, d_entropy,
         bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY, BLOCK,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rto_fast.kernels.dispatch import choose
 from rto_fast.kernels.linear_logprob import row_functions
-from rto_fast.kernels.linear_logprob.checks import check_head, check_like
+from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target
 from rto_fast.kernels.linear_logprob.chunked import Head
 from rto_fast.kernels.workspace import accumulator
 
@@ -72,7 +72,8 @@ def ppo_head(
     Raises ValueError as `linear_logprob` does, for an unknown `kl`, and for kl_coef without ref_logprobs.
     """
     backend = choose("ppo_head", hidden.device, backend)
-    check_head("ppo_head", hidden, weight, target, bias, temperature, softcap, workspace_mb, backend)
+    check_head("ppo_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
+    check_like("ppo_head", "target", target, hidden.shape[:1], torch.int64, hidden.device)
     dtype = accumulator(hidden.dtype)
     given = {"old_logprobs": old_logprobs, "advantages": advantages, "weights": weights, "ref_logprobs": ref_logprobs}
     for name, x in given.items():
@@ -90,8 +91,12 @@ def ppo_head(
         ref_logprobs.detach().contiguous() if kl_coef else None,
     )
     live, index = weights != 0, None
+    if hidden.device.type == "cpu":
+        # a row of weight 0 may hold anything
+        check_target("ppo_head", target[live], int(live.sum()), weight.shape[0], hidden.device)
     if backend == "triton":
         hidden = hidden.masked_fill(~live[:, None], 0.0)
+        decisions = decisions._replace(target=target.masked_fill(~live, 0))
     elif not live.all():
         index = live.nonzero()[:, 0]
         hidden = hidden.index_select(0, index)

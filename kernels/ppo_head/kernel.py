@@ -48,8 +48,8 @@ def ppo_kernel(
     free = -advantage * ratio
     clipped = -advantage * tl.minimum(tl.maximum(ratio, clip_low), clip_high)
     loss = tl.maximum(free, clipped)
-    # the clipped side is constant where it is the larger one; inside the clip range both are the same
-    d_logprob = tl.where(free >= clipped, free, 0.0)
+    # the clipped side is constant where it is the larger one; inside the clip range both are the same; NaN stays NaN
+    d_logprob = tl.where(free < clipped, 0.0, free)
     if KL != "none":
         d = logprob - tl.load(ref_ptr + row)
         if KL == "k1":

@@ -36,8 +36,8 @@ def surrogate(
     free = -rows.advantages * ratio
     clipped = -rows.advantages * ratio.clamp(1.0 - s.clip, 1.0 + s.clip)
     loss = torch.maximum(free, clipped)
-    # the clipped side is constant where it is the larger one; inside the clip range both are the same
-    d_logprob = torch.where(free >= clipped, free, 0.0)
+    # the clipped side is constant where it is the larger one; inside the clip range both are the same; NaN stays NaN
+    d_logprob = torch.where(free < clipped, 0.0, free)
     if s.kl_coef:
         d = logprobs - rows.ref_logprobs
         if s.kl == "k1":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rto_fast.kernels.dispatch import choose
 from rto_fast.kernels.linear_logprob import linear_logprob
-from rto_fast.kernels.linear_logprob.checks import check_head, check_like
+from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target
 from rto_fast.kernels.segments import sequence_sums
 from rto_fast.kernels.workspace import accumulator
 
@@ -64,7 +64,8 @@ def preference_head(
     Raises ValueError as `linear_logprob` does, for an unknown `loss`, and for sequences that are no pairs.
     """
     backend = choose("preference_head", hidden.device, backend)
-    check_head("preference_head", hidden, weight, target, bias, temperature, softcap, workspace_mb, backend)
+    check_head("preference_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
+    check_target("preference_head", target, hidden.shape[0], weight.shape[0], hidden.device)
     _check_pairs(hidden, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
     rows = linear_logprob(
         hidden,

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.dispatch import choose
+from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards, token_reward_gae_reference
 from rto_fast.kernels.token_reward_gae.vectorised import token_reward_gae_vectorised
 
 __all__ = ["TokenRewards", "merge_moments", "token_reward_gae", "token_reward_gae_reference"]
-
-GRANULARITIES = ("token", "sentence", "response")
 
 
 def token_reward_gae(
@@ -65,67 +64,38 @@ def token_reward_gae(
                    never falling) are checked on the CPU alone: on CUDA that would wait for the device
     cost           about 36 R bytes, memory-bound; CUDA: one launch; CPU: as many steps as the longest sequence has rows
     """
-    _check_tensors(logprobs, ref_logprobs, dpo_logprobs, values, cu_seqlens)
-    num_rows, num_sequences = values.shape[0], cu_seqlens.shape[0] - 1
-    for name, number in (("beta_1", beta_1), ("beta_2", beta_2), ("beta_3", beta_3)):
-        if not math.isfinite(number):
-            raise ValueError(f"token_reward_gae: {name} must be finite, got {number}")
-    for name, number in (("clip", clip), ("score_clip", score_clip)):
-        if not number > 0:
-            raise ValueError(f"token_reward_gae: {name} must be > 0, got {number}; math.inf switches it off")
-    for name, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise ValueError(f"token_reward_gae: {name} must be in [0, 1], got {number}")
-    if granularity not in GRANULARITIES:
-        wanted = ", ".join(GRANULARITIES)
-        raise ValueError(f"token_reward_gae: granularity must be one of {wanted}, got {granularity!r}")
-    if granularity == "sentence" and sentence_ends is None:
-        raise ValueError("token_reward_gae: granularity 'sentence' needs sentence_ends (R,) bool, got None")
-    if beta_3 != 0 and scores is None:
-        raise ValueError(f"token_reward_gae: beta_3 = {beta_3} needs scores (S,), got None; set beta_3=0 to go without")
-    for name, tensor, letter, size in (
-        ("scores", scores, "S", num_sequences),
-        ("terminal", terminal, "S", num_sequences),
-        ("counted", counted, "S", num_sequences),
-        ("sentence_ends", sentence_ends, "R", num_rows),
-    ):
-        if tensor is not None:
-            _check_vector(name, tensor, letter, size, values.device)
-            if name in ("counted", "sentence_ends") and tensor.dtype != torch.bool:
-                raise ValueError(f"token_reward_gae: {name} must be bool, got {tensor.dtype}; pass {name}.bool()")
+    rows = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "dpo_logprobs": dpo_logprobs}
+    check_rows("token_reward_gae", values, cu_seqlens, **rows)
+    options: dict = dict(
+        beta_1=beta_1,
+        beta_2=beta_2,
+        clip=clip,
+        scores=scores,
+        beta_3=beta_3,
+        score_clip=score_clip,
+        terminal=terminal,
+        granularity=granularity,
+        sentence_ends=sentence_ends,
+        shaping_only=shaping_only,
+        gamma=gamma,
+        lam=lam,
+        counted=counted,
+    )
+    check_reward("token_reward_gae", values.shape[0], cu_seqlens.shape[0] - 1, values.device, **options)
 
     backend = choose("token_reward_gae", values.device, backend)
     if backend == "triton" and values.dtype != torch.float32:
         raise ValueError(f"token_reward_gae: backend 'triton' needs float32, got {values.dtype}; use 'reference'")
     # what a zero coefficient multiplies goes no further than this line
     dpo_logprobs = None if beta_1 == 0 else dpo_logprobs
-    scores = None if beta_3 == 0 or scores is None else scores.detach().to(values.dtype)
-    terminal = None if terminal is None else terminal.detach().to(values.dtype)
+    options["scores"] = None if beta_3 == 0 or scores is None else scores.detach().to(values.dtype)
+    options["terminal"] = None if terminal is None else terminal.detach().to(values.dtype)
     if backend == "triton":
         from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton as run
     else:
         run = token_reward_gae_vectorised
     with torch.no_grad():
-        return run(
-            logprobs,
-            ref_logprobs,
-            dpo_logprobs,
-            values,
-            cu_seqlens,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            clip=clip,
-            scores=scores,
-            beta_3=beta_3,
-            score_clip=score_clip,
-            terminal=terminal,
-            granularity=granularity,
-            sentence_ends=sentence_ends,
-            shaping_only=shaping_only,
-            gamma=gamma,
-            lam=lam,
-            counted=counted,
-        )
+        return run(logprobs, ref_logprobs, dpo_logprobs, values, cu_seqlens, **options)
 
 
 def merge_moments(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,47 +110,10 @@ def merge_moments(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     returns   three () tensors in the dtype of `moments`, merged in float64, on the same device without waiting for it
     """
     if moments.ndim != 2 or moments.shape[1] != 3:
-        raise ValueError(f"merge_moments: moments must be (S, 3), got {_shape(moments)}")
+        raise ValueError(f"merge_moments: moments must be (S, 3), got {tuple(moments.shape)}")
     counts, means, m2s = moments.detach().double().unbind(1)
     count = counts.sum()
     safe = count.clamp(min=1)
     mean = (counts * means).sum() / safe
     variance = (m2s + counts * (means - mean).square()).sum() / safe
     return count.to(moments.dtype), mean.to(moments.dtype), variance.to(moments.dtype)
-
-
-def _check_tensors(logprobs: Tensor, ref_logprobs: Tensor, dpo_logprobs: Tensor | None, values: Tensor, cu: Tensor):
-    if logprobs.ndim != 1:
-        raise ValueError(f"token_reward_gae: logprobs must be (R,), got {_shape(logprobs)}")
-    num_rows = logprobs.shape[0]
-    named = [("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("dpo_logprobs", dpo_logprobs), ("values", values)]
-    for name, tensor in named:
-        if tensor is None and name == "dpo_logprobs":
-            continue
-        _check_vector(name, tensor, "R", num_rows, values.device)
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"token_reward_gae: {name} must be float32, got {tensor.dtype}; compute it in float32 at its head, "
-                "a cast here comes after the rounding"
-            )
-        if tensor.dtype != values.dtype:
-            raise ValueError(f"token_reward_gae: {name} must be {values.dtype} as values is, got {tensor.dtype}")
-    if cu.ndim != 1 or cu.shape[0] < 1 or cu.dtype != torch.int32:
-        raise ValueError(f"token_reward_gae: cu_seqlens must be (S+1,) int32, got {_shape(cu)} {cu.dtype}")
-    if cu.device != values.device:
-        raise ValueError(f"token_reward_gae: cu_seqlens must be on {values.device} as values is, got {cu.device}")
-    if cu.device.type == "cpu" and (cu[0] != 0 or cu[-1] != num_rows or (cu.diff() < 0).any()):
-        raise ValueError(
-            f"token_reward_gae: cu_seqlens must start at 0, never fall and end at R = {num_rows}, got {cu.tolist()}"
-        )
-
-
-def _check_vector(name: str, tensor: Tensor, letter: str, size: int, device: torch.device):
-    if tensor.shape != (size,):
-        raise ValueError(f"token_reward_gae: {name} must be ({letter},) = ({size},), got {_shape(tensor)}")
-    if tensor.device != device:
-        raise ValueError(f"token_reward_gae: {name} must be on {device} as values is, got {tensor.device}")
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))

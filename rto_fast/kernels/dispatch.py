@@ -31,5 +31,5 @@ def choose(
 
 def table(device: torch.device) -> dict[str, str]:
     """The backend of every operator for tensors on `device`, for a run's start-up line."""
-    ops = ("linear_logprob", "ppo_head", "preference_head", "token_reward_gae")
+    ops = ("linear_logprob", "rto_score", "ppo_head", "preference_head", "token_reward_gae")
     return {op: choose(op, device, None) for op in ops}

@@ -221,6 +221,6 @@ def test_outputs_and_a_second_backward():
 )
 def test_errors_name_the_argument(change, message):
     args = dict(hidden=torch.zeros(3, 4), weight=torch.zeros(5, 4), target=torch.zeros(3, dtype=torch.int64))
-    args |= dict.fromkeys(("old_logprobs", "advantages", "weights"), torch.zeros(3)) | change
+    args |= dict.fromkeys(("old_logprobs", "advantages", "weights"), torch.ones(3)) | change
     with pytest.raises(ValueError, match="ppo_head: " + message):
         ppo_head(**args)

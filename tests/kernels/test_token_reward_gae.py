@@ -313,13 +313,14 @@ GOOD = tensors(LENGTHS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(logprobs=torch.zeros(15, 1)), r"logprobs must be \(R,\), got \(15, 1\)"),
-        (dict(values=torch.zeros(15, 1)), r"values must be \(R,\) = \(15,\), got \(15, 1\)"),
+        (dict(logprobs=torch.zeros(15, 1)), r"logprobs must be \(R,\) = \(15,\), got \(15, 1\)"),
+        (dict(values=torch.zeros(15, 1)), r"values must be \(R,\), got \(15, 1\); take column 0"),
+        (dict(values=torch.zeros(1).expand(2**31)), "at most 2147418112 rows fit int32 offsets, got 2147483648"),
         (dict(dpo_logprobs=torch.zeros(14)), r"dpo_logprobs must be \(R,\) = \(15,\), got \(14,\)"),
         (dict(ref_logprobs=torch.zeros(15).bfloat16()), "ref_logprobs must be float32, got torch.bfloat16"),
         (dict(ref_logprobs=torch.zeros(15).double()), "ref_logprobs must be torch.float32 as values is"),
         (dict(cu_seqlens=torch.tensor([0, 15])), r"cu_seqlens must be \(S\+1,\) int32, got \(2,\) torch.int64"),
-        (dict(cu_seqlens=torch.tensor([1, 3, 4, 13, 15, 15]).int()), r"start at 0, .*got \[1, 3"),
+        (dict(cu_seqlens=torch.tensor([1, 3, 4, 13, 15, 15]).int()), r"start at 0 and end at R = 15, got 1 \.\.\. 15"),
         (dict(cu_seqlens=torch.tensor([0, 3, 3, 4, 13, 14]).int()), "end at R = 15"),
         (dict(cu_seqlens=torch.tensor([0, 5, 3, 4, 13, 15]).int()), "never fall"),
         (dict(scores=torch.zeros(4)), r"scores must be \(S,\) = \(5,\), got \(4,\)"),

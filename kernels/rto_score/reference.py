@@ -1,0 +1,45 @@
+"""rto_score by definition: whole logits of three models, then the reward row by row; the oracle of the tests."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rto_fast.kernels.linear_logprob import linear_logprob_reference
+from rto_fast.kernels.token_reward_gae import TokenRewards, token_reward_gae_reference
+
+
+class FactoredLogits(NamedTuple):
+    """A model's logits softcap(hidden weight^T + bias) / temperature, not multiplied out."""
+
+    hidden: Tensor
+    """(T, H)"""
+    weight: Tensor
+    """(V, H), in the dtype of hidden"""
+    bias: Tensor | None = None
+    """(V,)"""
+    softcap: float | None = None
+    temperature: float = 1.0
+
+
+def rto_score_reference(
+    policy: FactoredLogits,
+    reference: FactoredLogits,
+    dpo: FactoredLogits | None,
+    target: Tensor,  # (T,) int64
+    values: Tensor,  # (R,)
+    cu_seqlens: Tensor,  # (S+1,) int32
+    *,
+    rows: Tensor | None = None,  # (R,) int64
+    **reward,
+) -> tuple[list[Tensor | None], TokenRewards]:
+    """Three log-probs (R,) and their rewards, in the dtype of the inputs."""
+    logprobs: list[Tensor | None] = []
+    for model in (policy, reference, dpo):
+        if model is None:
+            logprobs.append(None)
+            continue
+        hidden, weight, bias, softcap, temperature = model
+        at = (hidden, target) if rows is None else (hidden[rows], target[rows])
+        options = dict(bias=bias, softcap=softcap, temperature=temperature)
+        logprobs.append(linear_logprob_reference(at[0], weight, at[1], **options)[0])
+    return logprobs, token_reward_gae_reference(*logprobs, values, cu_seqlens, **reward)
