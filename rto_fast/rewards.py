@@ -1,4 +1,4 @@
-"""From scores to advantages: RTO's token reward, GAE and whitening over a whole rollout.
+"""Around the score: the reward's configuration before it, whitening and statistics over a whole rollout after it.
 
 R response rows, S sequences.
 """
@@ -10,26 +10,21 @@ import torch
 from torch import Tensor
 
 from rto_fast.config import RewardConfig
+from rto_fast.kernels.rto_score import Reward
 from rto_fast.kernels.segments import sequence_sums
-from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae
+from rto_fast.kernels.token_reward_gae import merge_moments
 from rto_fast.scoring import Scores
 
 
 @dataclass(frozen=True, slots=True)
-class Advantages:
-    rewards: Tensor
-    """(R,) float32"""
+class Whitened:
     advantages: Tensor
     """(R,) float32, whitened over the rollout"""
-    returns: Tensor
-    """(R,) float32: what the critic aims at, not whitened"""
     statistics: dict[str, Tensor]
     """Means over the rollout, on the device."""
 
 
-def compute_advantages(
-    scores: Scores,
-    cu_seqlens: Tensor,
+def reward_options(
     config: RewardConfig,
     *,
     beta_2: float,
@@ -38,23 +33,17 @@ def compute_advantages(
     sentence_scores: Tensor | None = None,
     truncated: Tensor | None = None,
     sentence_ends: Tensor | None = None,
-) -> Advantages:
-    """Reward, GAE and whitening moments in one launch; then A <- (A - mean) / sqrt(max(var, 1e-8)) over counted rows.
+) -> Reward:
+    """The configuration as arguments of the reward's operators.
 
     `beta_2` is given apart from the config because it may adapt; sentence_scores (S,) float32 are normalised scores of
-    a reward model; truncated (S,) bool says which answers hit the length limit. Raises ValueError when a reward is not
-    finite.
+    a reward model; truncated (S,) bool says which answers hit the length limit.
     """
     counted = ~truncated if truncated is not None and config.truncated == "mask" else None
     terminal = None
     if truncated is not None and config.missing_eos_penalty:
         terminal = truncated.float() * -config.missing_eos_penalty
-    out = token_reward_gae(
-        scores.policy,
-        scores.reference,
-        scores.dpo,
-        scores.values,
-        cu_seqlens,
+    return Reward(
         beta_1=config.beta_1,
         beta_2=beta_2,
         clip=config.clip,
@@ -69,15 +58,27 @@ def compute_advantages(
         lam=lam,
         counted=counted,
     )
-    if not torch.isfinite(out.rewards).all():
+
+
+def whiten(
+    scores: Scores,
+    cu_seqlens: Tensor,
+    config: RewardConfig,
+    *,
+    beta_2: float,
+    sentence_scores: Tensor | None = None,
+    truncated: Tensor | None = None,
+) -> Whitened:
+    """A <- (A - mean) / sqrt(max(var, 1e-8)), mean and variance over all counted rows of a rollout.
+
+    Raises ValueError, naming the model that it came from, when a reward or a value is not finite.
+    """
+    if not (torch.isfinite(scores.rewards).all() & torch.isfinite(scores.values).all()):
         raise ValueError(_blame(scores, sentence_scores, config))
-    count, mean, variance = merge_moments(out.moments)
-    advantages = (out.advantages - mean) * variance.clamp_min(1e-8).rsqrt()
-    return Advantages(
-        out.rewards,
-        advantages,
-        out.returns,
-        _statistics(scores, cu_seqlens, config, beta_2, out, sentence_scores, truncated),
+    count, mean, variance = merge_moments(scores.moments)
+    return Whitened(
+        (scores.advantages - mean) * variance.clamp_min(1e-8).rsqrt(),
+        _statistics(scores, cu_seqlens, config, beta_2, sentence_scores, truncated),
     )
 
 
@@ -107,7 +108,6 @@ def _statistics(
     cu_seqlens: Tensor,
     config: RewardConfig,
     beta_2: float,
-    out,
     sentence_scores: Tensor | None,
     truncated: Tensor | None,
 ) -> dict[str, Tensor]:
@@ -130,12 +130,12 @@ def _statistics(
         stats[f"reward/{name}_abs"] = part.abs().mean()
         stats[f"reward/{name}_share"] = part.abs().sum() / total
     ratio = -log_ratio
-    stats["reward/per_answer"] = sequence_sums(out.rewards, cu_seqlens).mean()
+    stats["reward/per_answer"] = sequence_sums(scores.rewards, cu_seqlens).mean()
     stats["kl/per_answer"] = sequence_sums(log_ratio, cu_seqlens).mean()
     stats["kl/k1"] = log_ratio.mean()
     stats["kl/k3"] = (ratio.expm1() - ratio).mean()
     stats["values/mean"] = scores.values.mean()
-    stats["values/explained"] = 1 - (out.returns - scores.values).var(unbiased=False) / out.returns.var(
+    stats["values/explained"] = 1 - (scores.returns - scores.values).var(unbiased=False) / scores.returns.var(
         unbiased=False
     ).clamp_min(1e-12)
     if truncated is not None:

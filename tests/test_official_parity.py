@@ -15,7 +15,7 @@ from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae
 from rto_fast.losses import value_loss
 from rto_fast.recipe import load_recipe
-from rto_fast.rewards import compute_advantages
+from rto_fast.rewards import reward_options, whiten
 from rto_fast.scoring import Scores
 
 PRESETS = {
@@ -165,7 +165,7 @@ def test_value_loss(clip):
 
 @pytest.mark.parametrize("preset", ["rto_icml", "rto_v1_hh"])
 def test_the_trainers_rewards_and_whitening(preset):
-    """compute_advantages, as the RTO stage calls it, against the padded derivation."""
+    """reward_options and whiten, as the RTO stage calls them, against the padded derivation."""
     names = ("logprobs", "ref_logprobs", "dpo_logprobs", "values")
     rows, lengths, pad, mask = ragged(5, *names)
     rows = {name: row.float().double() for name, row in rows.items()}
@@ -175,11 +175,11 @@ def test_the_trainers_rewards_and_whitening(preset):
     advantages, returns = padded_gae(rewards, values, mask, gamma=1.0, lam=0.95)
 
     reward = load_recipe(preset).rto.reward
-    scores = Scores(*(rows[n].float() for n in names))
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
-    out = compute_advantages(
-        scores, offsets, reward, beta_2=reward.beta_2, gamma=1.0, lam=0.95, sentence_scores=sentence.float()
-    )
+    columns = [rows[n].float() for n in names]
+    options = reward_options(reward, beta_2=reward.beta_2, gamma=1.0, lam=0.95, sentence_scores=sentence.float())
+    out = token_reward_gae(*columns, offsets, **options)
+    white = whiten(Scores(*columns, *out), offsets, reward, beta_2=reward.beta_2, sentence_scores=sentence.float())
     wanted = (rewards, padded_whiten(advantages, mask), returns)
-    for mine, theirs in zip((out.rewards, out.advantages, out.returns), wanted, strict=True):
+    for mine, theirs in zip((out.rewards, white.advantages, out.returns), wanted, strict=True):
         torch.testing.assert_close(mine.double(), packed_of(theirs, mask), rtol=1e-5, atol=1e-5)

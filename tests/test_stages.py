@@ -331,14 +331,15 @@ def test_a_reward_model_without_a_head_is_named(tmp_path):
 def test_autocast_keeps_rewards_and_values_in_float32():
     """What a GPU runs by default, float32 weights and bfloat16 arithmetic, tried on the CPU."""
     stage, state = make_rto(CONFIG)
-    exact = stage._scores(stage._answer(0))
-    with torch.autocast("cpu", torch.bfloat16):
-        scores = stage._scores(stage._answer(0))
-    for name in ("policy", "reference", "dpo", "values"):
-        assert getattr(scores, name).dtype == torch.float32
     answers = stage._answer(0)
+    rest = (None, torch.zeros(len(answers), dtype=torch.bool))
+    exact = stage._scores(answers, *rest)
     with torch.autocast("cpu", torch.bfloat16):
-        same = stage._scores(answers)
+        same = stage._scores(answers, *rest)
+    for name in ("policy", "reference", "dpo", "values", "rewards", "advantages"):
+        assert getattr(same, name).dtype == torch.float32
+    for name in ("policy", "reference", "dpo"):  # every model runs in bfloat16
+        assert not torch.equal(getattr(same, name), getattr(exact, name))
     assert 0 < (same.policy - exact.policy).abs().max() < 0.3
     logs = []
     loop.train(stage, state, OPTIM, lambda step, metrics: logs.append(metrics), autocast=torch.bfloat16)

@@ -2,8 +2,9 @@
 
 Each iteration (algorithm 2 of arXiv:2404.18922):
   1. answer prompts with the current policy                                    rollout
-  2. log-probs of policy, reference and DPO model, and values, in one call     score
-  3. token rewards (eq. 4.6), GAE, whitening over the whole rollout            compute_advantages
+  2. log-probs of policy, reference and DPO model, token rewards (eq. 4.6)
+     and GAE of each pack in one call                                          score
+  3. whitening over the whole rollout                                          whiten
   4. epochs of mini-batches of the clipped PPO loss and the value loss         loss
 
     loss = sum_t w_t [max(-A_t r_t, -A_t clip(r_t, 1 +- eps)) - entropy_coef H_t] + coef * value loss,   r_t = pi/pi_old
@@ -29,7 +30,7 @@ from rto_fast.loop import Step, TrainState
 from rto_fast.losses import value_loss
 from rto_fast.model import Head, LanguageModel, ScalarModel
 from rto_fast.packing import cumulative, microbatches, pack, segment_gather
-from rto_fast.rewards import compute_advantages
+from rto_fast.rewards import reward_options, whiten
 from rto_fast.rollout import Completion, Sampling, rollout
 from rto_fast.scoring import Scores, score
 from rto_fast.seeds import derive, permutation
@@ -164,19 +165,30 @@ class RTO:
             progress=progress,
         )
 
-    def _scores(self, answers: list[Completion]) -> Scores:
-        """Every model's scores of all response rows, in the order of the answers."""
-        order, parts = [], []
+    def _scores(self, answers: list[Completion], sentence_scores: Tensor | None, truncated: Tensor) -> Scores:
+        """Every model's scores and the rewards of all response rows, in the order of the answers."""
+        order, parts, config = [], [], self.config
         for group in microbatches([len(a.prompt) + len(a.response) - 1 for a in answers], self.microbatch_rows):
-            packed, rows = self._pack([answers[i] for i in group])
+            chosen = [answers[i] for i in group]
+            packed, rows = self._pack(chosen)
+            reward = reward_options(
+                config.reward,
+                beta_2=self.state.progress["beta_2"],
+                gamma=config.gamma,
+                lam=config.lam,
+                sentence_scores=None if sentence_scores is None else sentence_scores[group],
+                truncated=truncated[group],
+                sentence_ends=self._sentence_ends(chosen) if config.reward.granularity == "sentence" else None,
+            )
             parts.append(
                 score(
                     packed,
                     rows,
                     policy=self.policy,
                     reference=self.reference,
-                    dpo=self.dpo if self.config.reward.beta_1 else None,
+                    dpo=self.dpo if config.reward.beta_1 else None,
                     critic=self.critic,
+                    reward=reward,
                     workspace_mb=self.workspace_mb,
                 )
             )
@@ -184,32 +196,39 @@ class RTO:
         # back from the order of the packing, so that mini-batches do not depend on microbatch_rows
         place = sorted(range(len(order)), key=order.__getitem__)
         at = segment_gather(cumulative([len(answers[i].response) for i in order]), place).to(self.device)
-        columns = ([getattr(part, name) for part in parts] for name in Scores.__slots__)
-        return Scores(*(None if column[0] is None else torch.cat(column)[at] for column in columns))
+
+        def column(name: str) -> Tensor | None:
+            pieces = [getattr(part, name) for part in parts]
+            if pieces[0] is None:
+                return None
+            return torch.cat(pieces)[torch.tensor(place, device=self.device) if name == "moments" else at]
+
+        return Scores(*map(column, Scores.__slots__))
 
     @torch.no_grad()
     def _score(self, answers: list[Completion]) -> tuple[Experience, dict[str, Tensor | float]]:
+        reward, beta_2 = self.config.reward, self.state.progress["beta_2"]
+        truncated = torch.tensor([a.finish == "length" for a in answers], device=self.device)
+        sentence_scores = self._sentence_scores(answers) if reward.beta_3 else None
+        scores = self._scores(answers, sentence_scores, truncated)
         offsets = cumulative([len(a.response) for a in answers])
-        scores = self._scores(answers)
-        truncated = torch.tensor([a.finish == "length" for a in answers])
-        reward = self.config.reward
-        out = compute_advantages(
+        white = whiten(
             scores,
             offsets.to(self.device),
             reward,
-            beta_2=self.state.progress["beta_2"],
-            gamma=self.config.gamma,
-            lam=self.config.lam,
-            sentence_scores=self._sentence_scores(answers) if reward.beta_3 else None,
-            truncated=truncated.to(self.device),
-            sentence_ends=self._sentence_ends(answers) if reward.granularity == "sentence" else None,
+            beta_2=beta_2,
+            sentence_scores=sentence_scores,
+            truncated=truncated,
         )
         masked = truncated if reward.truncated == "mask" else torch.zeros_like(truncated)
-        metrics: dict[str, Tensor | float] = {**out.statistics, **self._answer_statistics(answers, scores)}
-        metrics["beta_2"] = self.state.progress["beta_2"]
-        self._adapt_beta_2(float(out.statistics["kl/per_answer"]), len(answers))
+        metrics: dict[str, Tensor | float] = {**white.statistics, **self._answer_statistics(answers, scores)}
+        metrics["beta_2"] = beta_2
+        self._adapt_beta_2(float(white.statistics["kl/per_answer"]), len(answers))
         weights = (~masked).float().tolist()
-        return Experience(answers, offsets, weights, scores.policy, scores.values, out.advantages, out.returns), metrics
+        experience = Experience(
+            answers, offsets, weights, scores.policy, scores.values, white.advantages, scores.returns
+        )
+        return experience, metrics
 
     def _answer_statistics(self, answers: list[Completion], scores: Scores) -> dict[str, Tensor | float]:
         sampled = torch.tensor([p for a in answers for p in a.logprobs], device=self.device)
