@@ -9,7 +9,7 @@ from rto_fast.kernels.dispatch import choose
 
 from . import rows
 from .autograd import LinearLogprob
-from .checks import check_head, check_like, check_target
+from .checks import check_head, check_like, check_target, check_weight_grad
 from .chunked import Head
 from .reference import linear_logprob_reference
 
@@ -37,6 +37,7 @@ def linear_logprob(
     softcap: float | None = None,
     mask: Tensor | None = None,  # (T,) bool
     return_stats: bool = False,
+    weight_grad: Tensor | None = None,  # (V, H) float32
     workspace_mb: int | None = None,
     backend: str | None = None,
 ) -> Tensor | LogProbs:
@@ -50,6 +51,10 @@ def linear_logprob(
 
     Differentiable in hidden, weight and bias, through logprobs and entropy; lse is a statistic without a gradient.
     Logits, sums and dW accumulate in float32 whatever the dtype, so that a difference of two log-probs keeps 1e-3 nat.
+
+    `weight_grad` is the caller's buffer for dW (a main_grad): the backward adds to it in float32, once for every
+    backward and whatever dtype the weight has, and leaves weight.grad alone. Micro-batches then cost one rounding in
+    all, and no (V, H) temporary.
 
     Cost: 2 T V H FLOPs forward, 6 T V H backward (logits are recomputed; 4 T V H with a frozen weight). Memory: one
     buffer of logits, at most `workspace_mb` (default: 64 MiB on CPU, of which 4 are used, 1 GiB on CUDA), four numbers
@@ -69,8 +74,10 @@ def linear_logprob(
         hidden, target = hidden.index_select(0, index), target.index_select(0, index)
     check_head("linear_logprob", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
     check_target("linear_logprob", target, hidden.shape[0], weight.shape[0], hidden.device)
+    check_weight_grad("linear_logprob", weight_grad, weight)
     head = Head(temperature, softcap, workspace_mb, row_functions(backend))
-    logprobs, lse, entropy = LinearLogprob.apply(hidden, weight, bias, target.contiguous(), head, return_stats)
+    inputs = (hidden, weight, bias, target.contiguous(), head, return_stats, weight_grad)
+    logprobs, lse, entropy = LinearLogprob.apply(*inputs)
     out = LogProbs(logprobs, entropy, lse) if return_stats else (logprobs,)
     if mask is not None:
         out = tuple(x.new_zeros(mask.shape).index_copy(0, index, x) for x in out)

@@ -12,11 +12,18 @@ class LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head, entropy: bool
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        head: Head,
+        entropy: bool,
+        weight_grad: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         stats = statistics(hidden, weight, bias, target, head, entropy)
         ctx.save_for_backward(hidden, weight, bias, target, *stats)
-        ctx.head = head
+        ctx.head, ctx.weight_grad = head, weight_grad
         ctx.set_materialize_grads(False)
         lse = stats.maximum + stats.log_sum
         ctx.mark_non_differentiable(lse)
@@ -27,7 +34,7 @@ class LinearLogprob(torch.autograd.Function):
     def backward(ctx, d_logprobs: Tensor | None, _, d_entropy: Tensor | None):
         hidden, weight, bias, target, *stats = ctx.saved_tensors
         if d_logprobs is None and d_entropy is None:
-            return (None,) * 6
+            return (None,) * 7
         if d_logprobs is None:
             d_logprobs = torch.zeros_like(stats[0])
         grads = gradients(
@@ -40,5 +47,6 @@ class LinearLogprob(torch.autograd.Function):
             d_logprobs.contiguous(),
             None if d_entropy is None else d_entropy.contiguous(),
             ctx.needs_input_grad[:3],
+            ctx.weight_grad,
         )
-        return *grads, None, None, None
+        return *grads, None, None, None, None

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.workspace import accumulator
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -60,6 +62,19 @@ def check_target(op: str, target: Tensor, num_rows: int, vocab: int, device: tor
                 f"{op}: target must lie in [0, V) = [0, {vocab}), got values from {low} to {high};"
                 " drop rows without a target, or mask them"
             )
+
+
+def check_weight_grad(op: str, weight_grad: Tensor | None, weight: Tensor) -> None:
+    """Raise a ValueError unless weight_grad can take the sum of the gradients of a weight that asks for one."""
+    if weight_grad is None:
+        return
+    check_like(op, "weight_grad", weight_grad, weight.shape, accumulator(weight.dtype), weight.device)
+    if not weight_grad.is_contiguous():
+        raise ValueError(f"{op}: weight_grad must be contiguous, got strides {weight_grad.stride()}")
+    if weight_grad.requires_grad:
+        raise ValueError(f"{op}: weight_grad is a buffer and must not require a gradient; pass weight_grad.detach()")
+    if torch.is_grad_enabled() and not weight.requires_grad:
+        raise ValueError(f"{op}: weight_grad needs a weight that requires a gradient, got a frozen one; pass None")
 
 
 def check_like(op: str, name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -66,8 +66,12 @@ def gradients(
     d_logprobs: Tensor,  # (T,)
     d_entropy: Tensor | None,  # (T,)
     needs: tuple[bool, bool, bool],
+    weight_grad: Tensor | None = None,  # (V, H) float32
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of hidden, weight and bias (those in `needs`), recomputing each tile: up to three GEMMs."""
+    """Gradients of hidden, weight and bias (those in `needs`), recomputing each tile: up to three GEMMs.
+
+    With `weight_grad` that of the weight is added to it, unrounded, and None comes back.
+    """
     num_rows, dtype = hidden.shape[0], accumulator(hidden.dtype)
     rows, operand = head.rows, head.rows.operand
     c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
@@ -75,10 +79,13 @@ def gradients(
     need_h, need_w, need_b = needs
     # the first tile writes every row of dH, and the first chunk of rows every element of dW: only T = 0 needs zeros
     d_hidden = torch.empty(hidden.shape, device=hidden.device, dtype=dtype) if need_h else None
-    d_weight = (torch.empty_like if num_rows else torch.zeros_like)(weight) if need_w else None
+    d_weight = weight_grad
+    if need_w and d_weight is None:
+        d_weight = (torch.empty_like if num_rows else torch.zeros_like)(weight)
     d_bias = torch.zeros_like(bias, dtype=dtype) if need_b else None
     # one rounding: straight into dW where its dtype is that of the sum, or where one chunk of rows is the whole sum
-    direct = weight.dtype == dtype or (num_rows <= c and operand(weight[:0]).dtype == weight.dtype)
+    alone = num_rows <= c and operand(weight[:0]).dtype == weight.dtype
+    direct = weight_grad is not None or weight.dtype == dtype or alone
 
     scale = rows.row_scale(stats.log_sum, d_logprobs, d_entropy, head.transform)
     out_dtype, scaled = hidden.dtype, None
@@ -101,14 +108,14 @@ def gradients(
             if need_w:
                 if scale is not None:
                     h = h * scale[t : t + c, None] if scaled is None else scaled[t : t + c]
-                matmul_(d_w, dz.T, h, add=t > 0)
+                matmul_(d_w, dz.T, h, add=t > 0 or weight_grad is not None)
             if need_b:
                 d_bias[v : v + n] += dz.sum(0, dtype=dtype) if scale is None else dz.T @ scale[t : t + c]
         if need_w and num_rows and not direct:
             d_weight[v : v + n] = d_w
     if need_h:
         d_hidden = (d_hidden if scale is None else d_hidden.mul_(scale[:, None])).to(out_dtype)
-    return d_hidden, d_weight, d_bias.to(bias.dtype) if need_b else None
+    return d_hidden, d_weight if weight_grad is None else None, d_bias.to(bias.dtype) if need_b else None
 
 
 def _tile(buffer: Tensor, h: Tensor, w: Tensor) -> Tensor:

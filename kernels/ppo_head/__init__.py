@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rto_fast.kernels.dispatch import choose
 from rto_fast.kernels.linear_logprob import row_functions
-from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target
+from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target, check_weight_grad
 from rto_fast.kernels.linear_logprob.chunked import Head
 from rto_fast.kernels.workspace import accumulator
 
@@ -47,6 +47,8 @@ def ppo_head(
     temperature: float = 1.0,
     softcap: float | None = None,
     return_entropy: bool = False,
+    loss_scale: Tensor | float = 1.0,  # () float32
+    weight_grad: Tensor | None = None,  # (V, H) float32
     workspace_mb: int | None = None,
     backend: str | None = None,
 ) -> PPOHead:
@@ -59,13 +61,22 @@ def ppo_head(
     A loss is a sum: whatever it is to be averaged over belongs in `weights`. A row of weight 0 adds exactly nothing to
     the loss or to a gradient, whatever it holds (NaN included), and reports 0.
 
+    `loss_scale` multiplies the loss, on the device: 1 over the global sum of weights, a share of the gradient
+    accumulation, a scaler's factor.
+
     Differentiable in hidden, weight and bias through `loss`. Their gradients are computed in the forward and scaled,
     on the device, by the gradient of the loss: a loss can be differentiated once (a second time is a RuntimeError).
 
+    `weight_grad` is the caller's buffer for dW (a main_grad). The forward already adds to it, in float32, whatever
+    dtype the weight has, so no (V, H) temporary exists and weight.grad stays alone; the backward must then come with a
+    gradient of 1, all scaling being in `loss_scale`: with any other the hidden states' gradient is NaN (an error on
+    CPU), for dW would be wrong. Under no_grad nothing is added.
+
     Cost: 6 R V H FLOPs, all in the forward: 4 R V H with a frozen weight, 2 R V H under no_grad. Memory: one buffer of
     logits of at most `workspace_mb` (default: 64 MiB on CPU, 1 GiB on CUDA), all V columns of a chunk of rows, and the
-    gradients; half-precision weights add a float32 (V, H) sum when there are several chunks. A workspace too
-    small for 32 rows, or half precision on CPU with a large weight, costs a fourth GEMM (the logits are recomputed).
+    gradients; half-precision weights without a `weight_grad` add a float32 (V, H) sum when there are several chunks. A
+    workspace too small for 32 rows, or half precision on CPU with a large weight, costs a fourth GEMM (the logits are
+    recomputed).
 
     Deterministic; chunks depend on V, the device and `workspace_mb` only.
 
@@ -86,8 +97,13 @@ def ppo_head(
     if not clip > 0.0:
         raise ValueError(f"ppo_head: clip must be > 0, got {clip}; float('inf') turns clipping off")
 
+    check_weight_grad("ppo_head", weight_grad, weight)
+    if isinstance(loss_scale, Tensor):
+        check_like("ppo_head", "loss_scale", loss_scale, (), dtype, hidden.device)
+
+    scaled = weights.detach() * loss_scale
     decisions = Decisions(
-        *(None if x is None else x.detach().contiguous() for x in (target, old_logprobs, advantages, weights)),
+        *(None if x is None else x.detach().contiguous() for x in (target, old_logprobs, advantages, scaled)),
         ref_logprobs.detach().contiguous() if kl_coef else None,
     )
     live, index = weights != 0, None
@@ -115,6 +131,7 @@ def ppo_head(
         ppo_rows,
         return_entropy or entropy_coef != 0.0,
         torch.is_grad_enabled(),
+        weight_grad,
     )
     if index is not None:
         logprobs, entropy = (

@@ -27,9 +27,12 @@ class PPOLoss(torch.autograd.Function):
         ppo_rows: ModuleType,
         entropy: bool,
         grad_enabled: bool,
+        weight_grad: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         needs = tuple(need and grad_enabled for need in ctx.needs_input_grad[:3])
-        loss, logprobs, entropies, ctx.grads = ppo(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs)
+        inputs = (hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, weight_grad)
+        loss, logprobs, entropies, ctx.grads = ppo(*inputs)
+        ctx.summed = weight_grad is not None
         ctx.mark_non_differentiable(*(x for x in (logprobs, entropies) if x is not None))
         return loss, logprobs, entropies
 
@@ -41,9 +44,21 @@ class PPOLoss(torch.autograd.Function):
                 "ppo_head: second backward through one loss, but the first took its gradient; call the op again"
             )
         grads, ctx.grads = ctx.grads, None
+        if ctx.summed:
+            d_loss = _must_be_one(d_loss)
         # the buffers are ours until they are handed over, so they are scaled in place; reading a CUDA scalar would wait
         if d_loss.device.type != "cpu" or d_loss != 1.0:
             for grad in grads:
                 if grad is not None:
                     grad.mul_(d_loss)
-        return *grads, None, None, None, None, None, None
+        return *grads, *(None,) * 7
+
+
+def _must_be_one(d_loss: Tensor) -> Tensor:
+    """d_loss, or NaN where dW, which the forward has added to the caller's sum, would have needed another factor."""
+    if d_loss.device.type == "cpu" and d_loss != 1.0:
+        raise RuntimeError(
+            f"ppo_head: with weight_grad the loss must be differentiated with a gradient of 1, got {float(d_loss)};"
+            " dW is summed already: pass the factor as loss_scale"
+        )
+    return torch.where(d_loss == 1.0, d_loss, torch.nan)

@@ -38,27 +38,29 @@ def ppo(
     ppo_rows: ModuleType,
     entropy: bool,
     needs: tuple[bool, bool, bool],
+    weight_grad: Tensor | None,
 ) -> Result:
-    """Loss, statistics and the gradients in `needs`."""
+    """Loss, statistics and the gradients in `needs`; that of the weight is added to `weight_grad` when there is one."""
     limit = workspace_bytes(hidden.device, head.workspace_mb)
     dtype = accumulator(hidden.dtype)
-    c = limit // (dtype.itemsize * weight.shape[0])
+    c = max(1, limit // (dtype.itemsize * weight.shape[0]))
     upcast = head.rows.operand(weight[:0]).dtype != weight.dtype
     if c < min(MIN_ROWS, hidden.shape[0]) or (upcast and 4 * weight.numel() > limit):
-        return _two_passes(hidden, weight, bias, rows, s, head, entropy, needs)
-    return _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c)
+        return _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad)
+    return _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, weight_grad, c)
 
 
-def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs) -> Result:
+def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad) -> Result:
     stats = statistics(hidden, weight, bias, rows.target, head, entropy)
     loss, d_logprobs, d_entropy = surrogate(stats.logprobs, stats.entropy, rows, s)
     grads = (None, None, None)
     if any(needs):
-        grads = gradients(hidden, weight, bias, rows.target, head, stats, d_logprobs, d_entropy, needs)
+        inputs = (hidden, weight, bias, rows.target, head, stats, d_logprobs, d_entropy, needs, weight_grad)
+        grads = gradients(*inputs)
     return Result(loss.sum(), stats.logprobs, stats.entropy, grads)
 
 
-def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c) -> Result:
+def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, weight_grad, c) -> Result:
     num_rows, vocab, operand = hidden.shape[0], weight.shape[0], head.rows.operand
     dtype, device = accumulator(hidden.dtype), hidden.device
     need_h, need_w, need_b = needs
@@ -69,7 +71,9 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c) 
     # one rounding: into dW itself where its dtype is that of the sum, or where one chunk of rows is the whole sum
     w, b = operand(weight), None if bias is None else bias.to(dtype)
     direct = weight.dtype == dtype or (num_rows <= c and w.dtype == weight.dtype)
-    d_weight = torch.empty_like(weight, dtype=weight.dtype if direct else dtype) if need_w else None
+    d_weight = weight_grad
+    if need_w and d_weight is None:
+        d_weight = torch.empty_like(weight, dtype=weight.dtype if direct else dtype)
     d_bias = torch.zeros_like(bias, dtype=dtype) if need_b else None
 
     for t in range(0, num_rows, c):
@@ -85,10 +89,12 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, c) 
             d_h = torch.mm(dz, w) if scale is None else torch.mm(dz, w).mul_(scale[:, None])
             d_hidden[chunk] = d_h
         if need_w:
-            matmul_(d_weight, dz.T, h if scale is None else h * scale[:, None], add=t > 0)
+            matmul_(d_weight, dz.T, h if scale is None else h * scale[:, None], add=t > 0 or weight_grad is not None)
         if need_b:
             d_bias += dz.sum(0, dtype=dtype) if scale is None else dz.T @ scale
-    if need_w:
+    if weight_grad is not None:
+        d_weight = None
+    elif need_w:
         d_weight = d_weight.zero_() if num_rows == 0 else d_weight
         d_weight = d_weight.to(weight.dtype)
     return Result(loss.sum(), logprobs, entropies, (d_hidden, d_weight, d_bias.to(bias.dtype) if need_b else None))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rto_fast.kernels.dispatch import choose
 from rto_fast.kernels.linear_logprob import linear_logprob
-from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target
+from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target, check_weight_grad
 from rto_fast.kernels.segments import sequence_sums
 from rto_fast.kernels.workspace import accumulator
 
@@ -42,6 +42,7 @@ def preference_head(
     bias: Tensor | None = None,  # (V,)
     temperature: float = 1.0,
     softcap: float | None = None,
+    weight_grad: Tensor | None = None,  # (V, H) float32
     workspace_mb: int | None = None,
     backend: str | None = None,
 ) -> PreferenceHead:
@@ -55,7 +56,7 @@ def preference_head(
     ones, B ... 2B-1 the rejected ones of the same pairs. `reference` holds the reference policy's sums; zeros make a
     reference-free loss. label_smoothing 0 < s < 0.5 is conservative DPO. `pair_weights` scale the losses.
 
-    Log-probs are those of `linear_logprob`, whose dtypes, bias, temperature, softcap and precision hold here; sums are
+    Log-probs are those of `linear_logprob`, whose dtypes, options, precision and weight_grad hold here; sums are
     float32 (added in float64 on CPU).
 
     Differentiable in hidden, weight and bias through every output. Cost: that of `linear_logprob`, 2 R V H FLOPs
@@ -66,6 +67,7 @@ def preference_head(
     backend = choose("preference_head", hidden.device, backend)
     check_head("preference_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
     check_target("preference_head", target, hidden.shape[0], weight.shape[0], hidden.device)
+    check_weight_grad("preference_head", weight_grad, weight)
     _check_pairs(hidden, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
     rows = linear_logprob(
         hidden,
@@ -74,6 +76,7 @@ def preference_head(
         bias=bias,
         temperature=temperature,
         softcap=softcap,
+        weight_grad=weight_grad,
         workspace_mb=workspace_mb,
         backend=backend,
     )
