@@ -48,7 +48,7 @@ def statistics(
     if _fits(hidden, head):
         hidden = operand(hidden)
     for v in range(0, weight.shape[0], n):
-        w, b = operand(weight[v : v + n]), None if bias is None else bias[v : v + n].to(dtype)
+        w, b = operand(weight[v : v + n]), None if bias is None else bias[v : v + n].to(dtype).contiguous()
         for t in range(0, num_rows, c):
             h = operand(hidden[t : t + c])
             z = matmul_(_tile(buffer, h, w), h, w.T)
@@ -95,7 +95,7 @@ def gradients(
     per_row = (stats.logprobs, stats.maximum, stats.log_sum, d_logprobs, stats.entropy, d_entropy)
 
     for v in range(0, weight.shape[0], n):
-        w, b = operand(weight[v : v + n]), None if bias is None else bias[v : v + n].to(dtype)
+        w, b = operand(weight[v : v + n]), None if bias is None else bias[v : v + n].to(dtype).contiguous()
         if need_w:
             d_w = d_weight[v : v + n] if direct else torch.empty(w.shape, device=w.device, dtype=dtype)
         for t in range(0, num_rows, c):

@@ -69,7 +69,7 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
     entropies = torch.empty_like(logprobs) if entropy else None
     d_hidden = torch.empty_like(hidden) if need_h else None
     # one rounding: into dW itself where its dtype is that of the sum, or where one chunk of rows is the whole sum
-    w, b = operand(weight), None if bias is None else bias.to(dtype)
+    w, b = operand(weight), None if bias is None else bias.to(dtype).contiguous()
     direct = weight.dtype == dtype or (num_rows <= c and w.dtype == weight.dtype)
     d_weight = weight_grad
     if need_w and d_weight is None:

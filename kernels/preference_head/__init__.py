@@ -81,7 +81,7 @@ def preference_head(
         backend=backend,
     )
     if backend == "triton":
-        pair_inputs = (cu_seqlens.contiguous(), reference.contiguous(), pair_weights)
+        pair_inputs = (None if x is None else x.contiguous() for x in (cu_seqlens, reference, pair_weights))
         return PreferenceHead(*PairLoss.apply(rows, *pair_inputs, beta, label_smoothing, loss))
     sums = sequence_sums(rows, cu_seqlens)
     losses, margins = pair_losses(sums, reference, beta, label_smoothing, loss)
