@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rto_fast.kernels.linear_logprob.kernel import (
-    NUM_WARPS,
+    LAUNCH,
     block_size,
     expm1,
     in_place,
@@ -101,6 +101,6 @@ def ppo_rows_(
         n, out.stride(0), *scalars(transform), 1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef,
         KL=s.kl if s.kl_coef else "none", HAS_BIAS=bias is not None, HAS_CAP=transform[1] is not None,
         ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0, GRADIENT=gradient,
-        BLOCK=block_size(n), num_warps=NUM_WARPS,
+        BLOCK=block_size(n), **LAUNCH,
     )  # fmt: skip
     return loss, logprobs, entropies, out, None

@@ -1,7 +1,8 @@
 """Compiles the Triton kernels for GPUs that are not here: `python tests/kernels/aot.py`, with TRITON_INTERPRET unset.
 
-Prints registers, spilled bytes and shared memory of each kernel on sm_80, sm_90 and sm_100, as ptxas reports them, and
-exits with an error when a kernel spills or does not fit. To add a kernel, add a line to KERNELS.
+Prints registers, spilled bytes, shared memory and tensor-core instructions of every kernel, in every configuration that
+a launch can choose, on sm_80, sm_90 and sm_100, as ptxas reports them; exits with an error when a kernel spills, does
+not fit, or multiplies matrices without tensor cores. To add a kernel, add it to variants().
 """
 
 import importlib
@@ -10,6 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -21,28 +25,70 @@ from triton.runtime.jit import MockTensor
 ARCHS = (80, 90, 100)
 # bytes of shared memory that a block may ask for
 SHARED = {80: 166912, 90: 232448, 100: 232448}
-TENSORS = {"f32": torch.float32, "bf16": torch.bfloat16, "i32": torch.int32, "i64": torch.int64, "u8": torch.uint8}
+REGISTERS = 65536
+TENSORS = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "i32": torch.int32,
+    "i64": torch.int64,
+    "u8": torch.uint8,
+}
+# warp-wide matrix instructions of sm_80, sm_90 and sm_100
+TENSOR_CORES = re.compile(r"^\s*(?:@\S+\s+)?(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", re.M)
+BOTH = (False, True)
 
-HEAD = dict(HAS_BIAS=True, HAS_CAP=True, ENTROPY=True, BLOCK=4096, num_warps=8)
-PLAIN = HEAD | dict(HAS_BIAS=False, HAS_CAP=False, ENTROPY=False)
-PPO = HEAD | dict(KL="k3", ENTROPY_GRADIENT=True, GRADIENT=True)
-PURE = PLAIN | dict(KL="none", ENTROPY_GRADIENT=False, GRADIENT=True)
-PAIRS = dict(IPO=False, HAS_WEIGHTS=True, BLOCK=1024, num_warps=4)
-TOKEN_ROWS, TOKEN_OUT = "f32 f32 f32 f32 i32", "f32 f32 f32 f32 .1 .03 .05 1.0 10.0 1.0 .95"
-TOKENS = dict(KL=True, GRANULARITY="token", SHAPING=False, BLOCK=512, num_warps=4)
-SENTENCES = TOKENS | dict(GRANULARITY="sentence", SHAPING=True)
-# op, kernel, arguments in order (a dtype is a pointer, None no tensor), constexprs and launch options
-KERNELS = [
-    ("linear_logprob", "fold_kernel", "f32 f32 i64 f32 f32 f32 f32 50304 0 1.0 30.0", HEAD),
-    ("linear_logprob", "fold_kernel", "f32 None i64 f32 f32 f32 None 50257 0 1.0 1.0", PLAIN),
-    ("linear_logprob", "d_logits_kernel", "f32 bf16 f32 i64 f32 f32 f32 f32 f32 f32 50304 100608 0 1.0 30.0", HEAD),
-    ("linear_logprob", "d_logits_kernel", "f32 f32 None i64 f32 f32 f32 f32 None None 50257 50257 0 1.0 1.0", PLAIN),
-    ("ppo_head", "ppo_kernel", "f32 bf16 f32 i64 f32 f32 f32 f32 f32 f32 f32 50304 100608 1.0 30.0 .8 1.2 .1 .1", PPO),
-    ("ppo_head", "ppo_kernel", "f32 f32 None i64 f32 f32 f32 None f32 f32 None 50257 50257 1.0 1.0 .8 1.2 .0 .0", PURE),
-    ("preference_head", "pairs_kernel", "f32 i32 f32 f32 f32 f32 f32 f32 64 .1 .1", PAIRS),
-    ("token_reward_gae", "_token_reward_gae", f"{TOKEN_ROWS} None None None None {TOKEN_OUT}", TOKENS),
-    ("token_reward_gae", "_token_reward_gae", f"{TOKEN_ROWS} f32 f32 u8 u8 {TOKEN_OUT}", SENTENCES),
-]
+# module, kernel, arguments in order (a dtype is a pointer, None no tensor), constexprs and launch options
+Variant = tuple[str, str, str, dict]
+
+
+def given(*flags: tuple[bool, str]) -> list[str]:
+    """The dtype of each tensor that is there, None for those that are not."""
+    return [dtype if there else "None" for there, dtype in flags]
+
+
+def head_variants() -> Iterator[tuple[str, str, dict]]:
+    """(V, type of d logits, options): every transform, and for one of them every size of block and unaligned rows."""
+    for bias, cap in product(BOTH, BOTH):
+        yield "50304", "bf16", dict(HAS_BIAS=bias, HAS_CAP=cap, BLOCK=4096, num_warps=8, maxnreg=64)
+    plain = dict(HAS_BIAS=False, HAS_CAP=False, num_warps=8, maxnreg=64)
+    yield "50257", "f32", plain | dict(BLOCK=4096)
+    yield "50257", "f16", plain | dict(BLOCK=4096)
+    for block in (2**k for k in range(12)):
+        yield str(max(1, block - 1)), "bf16", plain | dict(BLOCK=block)
+
+
+def variants() -> Iterator[Variant]:
+    for entropy, (n, dtype, head) in product(BOTH, head_variants()):
+        bias, extra = given((head["HAS_BIAS"], "f32"), (entropy, "f32"))
+        options = head | dict(ENTROPY=entropy)
+        yield "linear_logprob", "fold_kernel", f"f32 {bias} i64 f32 f32 f32 {extra} {n} 0 1.0 30.0", options
+        stride = 2 * int(n) if dtype != "f32" else n
+        rows = f"f32 {dtype} {bias} i64 f32 f32 f32 f32 {extra} {extra}"
+        yield "linear_logprob", "d_logits_kernel", f"{rows} {n} {stride} 0 1.0 30.0", options
+
+    entropies = ((False, False), (True, False), (True, True))
+    for (n, dtype, head), (entropy, slope), kl in product(head_variants(), entropies, ("none", "k1", "k2", "k3")):
+        if head["BLOCK"] < 4096 and (entropy or kl != "none"):
+            continue
+        bias, ref, extra = given((head["HAS_BIAS"], "f32"), (kl != "none", "f32"), (entropy, "f32"))
+        stride = 2 * int(n) if dtype != "f32" else n
+        words = f"f32 {dtype} {bias} i64 f32 f32 f32 {ref} f32 f32 {extra} {n} {stride} 1.0 30.0 .8 1.2 .1 .1"
+        for gradient in BOTH if kl in ("none", "k3") else (True,):
+            options = dict(KL=kl, ENTROPY=entropy, ENTROPY_GRADIENT=slope, GRADIENT=gradient)
+            yield "ppo_head", "ppo_kernel", words, head | options
+
+    for ipo, weights in product(BOTH, BOTH):
+        words = f"f32 i32 f32 {'f32' if weights else None} f32 f32 f32 f32 64 .1 .1"
+        options = dict(IPO=ipo, HAS_WEIGHTS=weights, BLOCK=1024, num_warps=4)
+        yield "preference_head", "pairs_kernel", words, options
+
+    for granularity, shaping, kl, full in product(("token", "sentence", "response"), BOTH, BOTH, BOTH):
+        scores, counted = given((full, "f32"), (full, "u8"))
+        ends = "u8" if granularity == "sentence" else None
+        words = f"f32 f32 f32 f32 i32 {scores} {scores} {ends} {counted} f32 f32 f32 f32 .1 .03 .05 1.0 10.0 1.0 .95"
+        options = dict(KL=kl, GRANULARITY=granularity, SHAPING=shaping, BLOCK=512, num_warps=4, maxnreg=96)
+        yield "token_reward_gae", "_token_reward_gae", words, options
 
 
 class Absent:
@@ -72,8 +118,9 @@ def argument(word: str):
     return float(word) if "." in word else int(word)
 
 
-def compiled(op: str, name: str, words: str, options: dict, arch: int):
-    kernel = getattr(importlib.import_module(f"rto_fast.kernels.{op}.kernel"), name)
+def compiled(module: str, name: str, words: str, options: dict, arch: int):
+    path = f"rto_fast.kernels.{module}.kernel" if "." not in module else module
+    kernel = getattr(importlib.import_module(path), name)
     # specialisations are kept by device, and every architecture is device 0 here
     kernel.device_caches.clear()
     driver.set_active(Absent(arch))
@@ -92,20 +139,42 @@ def usage(kernel, arch: int) -> tuple[int, int]:
     return registers, sum(int(n) for n in re.findall(r"(\d+) bytes spill", report))
 
 
+def judge(variant: Variant, arch: int) -> tuple[bool, str]:
+    """Whether the kernel is fit for the part, and a line that says why."""
+    module, name, words, options = variant
+    kernel = compiled(module, name, words, options, arch)
+    registers, spilled = usage(kernel, arch)
+    shared = kernel.metadata.shared
+    cores = sorted(set(TENSOR_CORES.findall(kernel.asm["ptx"])))
+    dots = "tt.dot" in kernel.asm["ttir"]
+    faults = [
+        fault
+        for fault, there in (
+            ("spills", spilled > 0),
+            ("too much shared memory", shared > SHARED[arch]),
+            ("too many registers", registers * 32 * options["num_warps"] > REGISTERS),
+            ("a dot without tensor cores", dots and not cores),
+        )
+        if there
+    ]
+    chosen = " ".join(f"{k}={v}" for k, v in options.items() if k not in ("num_warps", "maxnreg"))
+    line = (
+        f"{'BAD' if faults else 'ok '} {module}.{name} sm_{arch}: {registers} registers, {spilled} B spilled, "
+        f"{shared} B shared, {', '.join(cores) if dots else 'no dot'} [{chosen}] {', '.join(faults)}"
+    )
+    return not faults, line.rstrip()
+
+
 def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("aot: TRITON_INTERPRET is set; kernels that are interpreted cannot be compiled")
-    failed = False
-    for op, name, words, options in KERNELS:
-        for arch in ARCHS:
-            kernel = compiled(op, name, words, options, arch)
-            registers, spilled = usage(kernel, arch)
-            shared = kernel.metadata.shared
-            bad = spilled > 0 or shared > SHARED[arch] or registers * 32 * options["num_warps"] > 65536
-            failed |= bad
-            verdict = "BAD" if bad else "ok "
-            print(f"{verdict} {op}.{name} sm_{arch}: {registers} registers, {spilled} B spilled, {shared} B shared")
-    sys.exit(failed)
+    cases = [(variant, arch) for variant in variants() for arch in ARCHS]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        verdicts = list(pool.map(judge, *zip(*cases, strict=True), chunksize=8))
+    print("\n".join(line for _, line in verdicts))
+    bad = sum(not good for good, _ in verdicts)
+    print(f"{len(verdicts)} kernels compiled, {bad} unfit")
+    sys.exit(bad > 0)
 
 
 if __name__ == "__main__":
