@@ -168,11 +168,12 @@ def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int
     """Fold a tile into its rows' state, in place; z is read only."""
     m, s, zy, *u = state
     c, n = z.shape
-    fold_kernel[(c,)](
-        z, bias, target, m, s, zy, u[0] if u else None, n, first, *scalars(head),
-        HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=bool(u),
-        BLOCK=block_size(n), **LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(z):
+        fold_kernel[(c,)](
+            z, bias, target, m, s, zy, u[0] if u else None, n, first, *scalars(head),
+            HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=bool(u),
+            BLOCK=block_size(n), **LAUNCH,
+        )  # fmt: skip
 
 
 def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: tuple) -> None:
@@ -196,9 +197,11 @@ def d_logits_(
     """The gradient of a tile of raw logits, in `dtype`, over the tile's own storage."""
     c, n = z.shape
     out = in_place(z, dtype)
-    d_logits_kernel[(c,)](
-        z, out, bias, target, logprob, m, log_s, d_logprob, entropy, d_entropy, n, out.stride(0), first, *scalars(head),
-        HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=d_entropy is not None,
-        BLOCK=block_size(n), **LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(z):
+        d_logits_kernel[(c,)](
+            z, out, bias, target, logprob, m, log_s, d_logprob, entropy, d_entropy,
+            n, out.stride(0), first, *scalars(head),
+            HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=d_entropy is not None,
+            BLOCK=block_size(n), **LAUNCH,
+        )  # fmt: skip
     return out

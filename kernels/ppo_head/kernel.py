@@ -95,12 +95,13 @@ def ppo_rows_(
     out = in_place(z, dtype)
     loss, logprobs = (torch.empty(c, device=z.device, dtype=torch.float32) for _ in range(2))
     entropies = torch.empty_like(logprobs) if entropy else None
-    ppo_kernel[(c,)](
-        z, out, bias, rows.target, rows.old_logprobs, rows.advantages, rows.weights, rows.ref_logprobs,
-        loss, logprobs, entropies,
-        n, out.stride(0), *scalars(transform), 1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef,
-        KL=s.kl if s.kl_coef else "none", HAS_BIAS=bias is not None, HAS_CAP=transform[1] is not None,
-        ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0, GRADIENT=gradient,
-        BLOCK=block_size(n), **LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(z):
+        ppo_kernel[(c,)](
+            z, out, bias, rows.target, rows.old_logprobs, rows.advantages, rows.weights, rows.ref_logprobs,
+            loss, logprobs, entropies,
+            n, out.stride(0), *scalars(transform), 1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef,
+            KL=s.kl if s.kl_coef else "none", HAS_BIAS=bias is not None, HAS_CAP=transform[1] is not None,
+            ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0, GRADIENT=gradient,
+            BLOCK=block_size(n), **LAUNCH,
+        )  # fmt: skip
     return loss, logprobs, entropies, out, None

@@ -68,9 +68,10 @@ def pairs(
     sums = torch.empty_like(reference)
     margins, losses, d_margins = (torch.empty(num_pairs, device=rows.device, dtype=torch.float32) for _ in range(3))
     if num_pairs:
-        pairs_kernel[(num_pairs,)](
-            rows, cu_seqlens, reference, pair_weights, sums, margins, losses, d_margins,
-            num_pairs, beta, label_smoothing,
-            IPO=loss == "ipo", HAS_WEIGHTS=pair_weights is not None, BLOCK=BLOCK, num_warps=4,
-        )  # fmt: skip
+        with torch.cuda.device_of(rows):
+            pairs_kernel[(num_pairs,)](
+                rows, cu_seqlens, reference, pair_weights, sums, margins, losses, d_margins,
+                num_pairs, beta, label_smoothing,
+                IPO=loss == "ipo", HAS_WEIGHTS=pair_weights is not None, BLOCK=BLOCK, num_warps=4,
+            )  # fmt: skip
     return losses, sums, margins, d_margins

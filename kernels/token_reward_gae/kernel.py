@@ -191,32 +191,33 @@ def token_reward_gae_triton(
     moments = values.new_empty(num_sequences, 3)
     # shaping keeps what is paid before the last row, and "response" pays nothing there
     dense = dpo_logprobs is not None and beta_1 != 0 and not (shaping_only and granularity == "response")
-    _token_reward_gae[(num_sequences,)](
-        p_logprobs=logprobs.contiguous(),
-        p_ref=ref_logprobs.contiguous(),
-        p_dpo=dpo_logprobs.contiguous() if dense else None,
-        p_values=values.contiguous(),
-        p_cu_seqlens=cu_seqlens.contiguous(),
-        p_scores=None if beta_3 == 0 or scores is None else scores.contiguous(),
-        p_terminal=None if terminal is None else terminal.contiguous(),
-        p_sentence_ends=sentence_ends.contiguous().view(torch.uint8) if granularity == "sentence" else None,
-        p_counted=None if counted is None else counted.contiguous().view(torch.uint8),
-        p_rewards=rewards,
-        p_advantages=advantages,
-        p_returns=returns,
-        p_moments=moments,
-        beta_1=float(beta_1),
-        beta_2=float(beta_2),
-        clip=float(clip),
-        beta_3=float(beta_3),
-        score_clip=float(score_clip),
-        gamma=float(gamma),
-        decay=float(gamma * lam),
-        KL=beta_2 != 0,
-        GRANULARITY=granularity,
-        SHAPING=shaping_only,
-        BLOCK=BLOCK,
-        num_warps=4,
-        maxnreg=96,  # told no bound, ptxas aims at 40 registers in some configurations and spills
-    )
+    with torch.cuda.device_of(values):
+        _token_reward_gae[(num_sequences,)](
+            p_logprobs=logprobs.contiguous(),
+            p_ref=ref_logprobs.contiguous(),
+            p_dpo=dpo_logprobs.contiguous() if dense else None,
+            p_values=values.contiguous(),
+            p_cu_seqlens=cu_seqlens.contiguous(),
+            p_scores=None if beta_3 == 0 or scores is None else scores.contiguous(),
+            p_terminal=None if terminal is None else terminal.contiguous(),
+            p_sentence_ends=sentence_ends.contiguous().view(torch.uint8) if granularity == "sentence" else None,
+            p_counted=None if counted is None else counted.contiguous().view(torch.uint8),
+            p_rewards=rewards,
+            p_advantages=advantages,
+            p_returns=returns,
+            p_moments=moments,
+            beta_1=float(beta_1),
+            beta_2=float(beta_2),
+            clip=float(clip),
+            beta_3=float(beta_3),
+            score_clip=float(score_clip),
+            gamma=float(gamma),
+            decay=float(gamma * lam),
+            KL=beta_2 != 0,
+            GRANULARITY=granularity,
+            SHAPING=shaping_only,
+            BLOCK=BLOCK,
+            num_warps=4,
+            maxnreg=96,  # told no bound, ptxas aims at 40 registers in some configurations and spills
+        )
     return TokenRewards(rewards, advantages, returns, moments)
