@@ -1,8 +1,12 @@
 """Bugs that other projects have had in these operators, each as a test that ours passes."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
+from rto_fast.kernels import workspace
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.token_reward_gae import token_reward_gae
@@ -175,3 +179,137 @@ def test_the_gradient_of_a_ppo_loss_is_taken_once_or_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second backward"):
         loss.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_gradients_do_not_decay_with_the_number_of_chunks(backend, monkeypatch):
+    """cut-cross-entropy #14, Liger #1472, verl's torch path: dW summed in bf16, an error for every chunk."""
+    monkeypatch.setattr(workspace, "CPU_TILE_BYTES", 4 * 8 * 512)
+    hidden, weight, target = (x.bfloat16() if x.is_floating_point() else x for x in problem(400, 16, 40))
+    weight.requires_grad_()
+    (got,) = torch.autograd.grad(linear_logprob(hidden, weight, target, backend=backend).sum(), weight)
+    leaves, wanted = exact(hidden, weight, target)
+    (wanted,) = torch.autograd.grad(wanted.sum(), leaves[1])
+    # one rounding to bf16 of the whole sum, however many chunks it has
+    assert ((got.double() - wanted).abs() <= 2**-8 * wanted.abs() + 2e-3 * wanted.abs().mean()).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_operands_do_not_round_the_logits(backend):
+    """Liger, TRL and eager round logits to bf16: 0.02 to 0.15 nat of noise in a reward of about 0.2 nat."""
+    hidden, weight, target = problem(16, 64, 1000)
+    hidden, weight = (12 * hidden).bfloat16(), weight.bfloat16()
+    wanted = exact(hidden, weight, target)[1]
+    rounded = (hidden @ weight.T).float().log_softmax(1).gather(1, target[:, None])[:, 0]
+    assert (linear_logprob(hidden, weight, target, backend=backend) - wanted).abs().max() <= 1e-3
+    assert (rounded - wanted).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_beyond_half_precision(backend):
+    """Liger's CuTe epilogue stages logits in fp16, which ends at 65,504."""
+    hidden, weight, target = problem(4, 16, 100)
+    hidden = hidden * 1e5
+    wanted = exact(hidden, weight, target)[1]
+    torch.testing.assert_close(
+        linear_logprob(hidden, weight, target, backend=backend).double(), wanted, rtol=1e-5, atol=0.1
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_same_bits_every_time(backend):
+    """cut-cross-entropy merges under locks and verl under atomics: the order of the threads is in the result."""
+    hidden, weight, target = problem(40, 16, 700)
+
+    def run():
+        leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
+        out = linear_logprob(*leaves, target, return_stats=True, backend=backend)
+        return [*out, *torch.autograd.grad(out.logprobs.sum() + out.entropy.sum(), leaves)]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_entropy_is_float32_beside_half_precision(backend):
+    """Liger's CuTe kernel returns the entropy in bf16."""
+    hidden, weight, target = problem(5, 16, 300)
+    out = linear_logprob(hidden.bfloat16(), weight.bfloat16(), target, return_stats=True, backend=backend)
+    assert {x.dtype for x in out} == {torch.float32}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_width_and_any_layout(backend):
+    """verl requires H % 128 == 0 and contiguous operands."""
+    hidden, weight, target = problem(5, 7, 300)
+    wanted = exact(hidden, weight, target)[1]
+    turned = linear_logprob(hidden.T.contiguous().T, weight.T.contiguous().T, target, backend=backend)
+    torch.testing.assert_close(turned.double(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_label_outside_the_vocabulary_is_never_garbage(backend):
+    """verl leaves uninitialised memory for a label outside [0, V). On CUDA ours is NaN: see test_bad_input.py."""
+    hidden, weight, target = problem(3, 8, 50)
+    for wrong in (-1, 50):
+        with pytest.raises(ValueError, match=r"target must lie in \[0, V\) = \[0, 50\)"):
+            linear_logprob(hidden, weight, target.index_fill(0, torch.tensor([1]), wrong), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_is_kept_gives_its_gradient_twice(backend):
+    """Liger's gradient-in-forward losses scale their one buffer again."""
+    hidden, weight, target = problem(5, 8, 50)
+    hidden.requires_grad_()
+    loss = (linear_logprob(hidden, weight, target, backend=backend) * torch.arange(5)).sum()
+    first, second = (torch.autograd.grad(loss, hidden, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("vocab", [32000, 50304, 128256, 151936, 262144])
+def test_chunks_on_a_gpu_are_sized_by_bytes(vocab):
+    """Liger's chunk shrinks with V / H: 32 chunks that each read the weight and read, add to and write dW."""
+    rows, columns = workspace.tile_shape(vocab, torch.device("cuda"), torch.float32, None)
+    assert rows >= 8192 and 4 * rows * columns <= 1 << 30
+
+
+def test_half_precision_operands_stay_so_on_a_gpu():
+    """Liger's GRPO, TRL, NeMo-RL and fla cast operands to float32 before the GEMM: an eighth of the speed."""
+    from rto_fast.kernels.linear_logprob.kernel import operand
+
+    x = torch.empty(2, 2, dtype=torch.bfloat16, device="meta")
+    assert operand(x) is x
+
+
+def test_no_kernel_is_autotuned():
+    """SkyRL #2141: autotuning runs a kernel that works in place many times over the same tensor."""
+    sources = [path.read_text() for path in Path(__file__).parents[2].glob("kernels/*/*.py")]
+    assert len(sources) > 20 and not any("autotune" in source for source in sources)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("decay", [1.0, 0.01])
+def test_long_sequences_are_summed_not_filtered(backend, decay):
+    """torchrl cuts its geometric filter at 1e-7; sums in log space underflow to NaN at strong decay."""
+    length = 3000 if backend == "reference" else 1200
+    values = torch.randn(length, generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros(length)
+    cu_seqlens = torch.tensor([0, length]).int()
+    out = token_reward_gae(
+        zeros, zeros + 1, None, values, cu_seqlens, beta_1=0, beta_2=0.5, gamma=decay, lam=1.0, backend=backend
+    )
+    wanted, total = torch.empty(length, dtype=torch.float64), 0.0
+    for t in reversed(range(length)):
+        total = 0.5 + decay * total
+        wanted[t] = total - values[t].double()
+    torch.testing.assert_close(out.advantages.double(), wanted, rtol=4e-6, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_operator_waits_for_the_device():
+    """Liger reads the number of rows that count with .item()."""
+    from bench.gpu import parity
+    from bench.gpu.log import Log
+
+    log = Log(Path(tempfile.mkdtemp()), 1e9, {}, smoke=False)
+    parity.waits(log)
+    assert not log.failed
