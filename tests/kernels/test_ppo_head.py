@@ -112,6 +112,17 @@ def test_bfloat16_gradients_as_on_a_gpu(monkeypatch, chunk):
         check(*make(40, 24, 300, torch.bfloat16, bias=True), "triton", **LOSSES[loss])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("vocab", [50257, 50277, 50304, 128256, 151936])
+def test_real_vocabularies(backend, vocab):
+    hidden, weight, bias, rows = make(2 if backend == "triton" else 7, 40, vocab, torch.bfloat16)
+    fused = check(hidden, weight, bias, rows, backend)
+    wanted = ppo_head_reference(
+        hidden.double(), weight.double(), **{k: v.double() if v.is_floating_point() else v for k, v in rows.items()}
+    )
+    assert (fused[1] - wanted[1]).abs().max() <= 1e-3
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("workspace_mb", [None, 1, 8])
 def test_large_vocabulary(dtype, workspace_mb):

@@ -79,8 +79,13 @@ def test_every_output_is_differentiable(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_vocabulary(dtype):
-    check(*make(24, 50304, dtype), "reference")
+@pytest.mark.parametrize("vocab", [50257, 50277, 50304, 128256, 151936])
+def test_real_vocabularies(dtype, vocab):
+    check(*make(24, vocab, dtype), "reference")
+
+
+def test_a_real_vocabulary_in_triton():
+    check(*make(24, 50257, torch.bfloat16, lengths=[1, 2, 0, 1]), "triton")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
