@@ -287,6 +287,19 @@ def test_empty_batches_and_empty_sequences(lengths, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_longest_sequences(backend):
+    """131,072 rows (interpreted: 18 blocks and a row) between two short ones, against the closed form at lambda = 1."""
+    longest = 18 * 512 + 1 if backend == "triton" else 131_072
+    data = {k: v for k, v in tensors([2, longest, 1]).items() if k in (*LOGPROBS, "values", "cu_seqlens")}
+    got = token_reward_gae(**data, **BARE, backend=backend)
+    rewards = BARE["beta_1"] * (data["dpo_logprobs"] - data["ref_logprobs"]).double()
+    parts = zip(by_sequence(rewards, data), by_sequence(data["values"].double(), data), strict=True)
+    wanted = torch.cat([r.flip(0).cumsum(0).flip(0) - v for r, v in parts])
+    # sums of up to 131,072 float32 rewards of about 0.5
+    torch.testing.assert_close(got.advantages.double(), wanted, rtol=1e-5, atol=0.02 if longest > 1e5 else 2e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_inputs_and_inputs_that_require_grad(backend):
     data = tensors(LENGTHS)
     want = token_reward_gae(**data, **FULL, backend=backend)
