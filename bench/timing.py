@@ -1,8 +1,13 @@
 """Timing of rivals side by side in one process: interleaved, in an order that turns, with the cache cold or hot."""
 
+import ctypes
+import resource
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,13 +34,14 @@ def interleave(runs: dict[str, Run], device: str, *, rounds: int, cold: bool, wa
         for name in names[i % len(names) :] + names[: i % len(names)]:
             if cold:
                 flush.zero_()
-            took = _once(runs[name], device)
+            took = once(runs[name], device)
             if i >= 0:
                 times[name].append(took)
     return {name: _summary(x) for name, x in times.items()}
 
 
-def _once(run: Run, device: str) -> float:
+def once(run: Run, device: str) -> float:
+    """Milliseconds of one run, its work on the device included."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -55,14 +61,34 @@ def _summary(times: list[float]) -> Timing:
 
 def peak_mib(run: Run, device: str) -> float | None:
     """MiB that a run holds at its highest above what was there before it; None where nothing counts them."""
-    if device != "cuda":
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not sys.platform.startswith("linux"):
         return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    run()  # what a first call keeps for good is not the run's
+    ctypes.CDLL(None).malloc_trim(0)  # but what it freed may not be there already
+    before, peak, done = _resident(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, _resident())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    done.set()
+    watcher.join()
+    return max(0.0, peak - before)
+
+
+def _resident() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 class Device(NamedTuple):
