@@ -127,8 +127,11 @@ def draw(suites: dict[str, list[dict]], folder: Path) -> dict[str, list[Path]]:
                 left.plot([x[0] for x in line], [1e3 * x[1] / x[0] for x in line], marker="o", label=rival)
                 if all(x[2] is not None for x in line):
                     right.plot([x[0] for x in line], [x[2] for x in line], marker="o", label=rival)
-            for plot, what in ((left, f"us per {axis.split()[0]}"), (right, "peak MiB")):
+            sizes = sorted({e["size"] for e in points})
+            for plot, what in ((left, f"us per {axis.split()[0].removesuffix('s')}"), (right, "peak MiB")):
                 plot.set(xscale="log", xlabel=axis, ylabel=what, ylim=(0, None))
+                plot.set_xticks(sizes, [f"{size:,}" for size in sizes])
+                plot.minorticks_off()
                 plot.grid(alpha=0.3)
             left.legend(frameon=False)
             figure.suptitle(f"{suite.removeprefix('bench_')}, {DEVICES[device]}")

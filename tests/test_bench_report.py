@@ -56,7 +56,7 @@ def test_growth_is_drawn(measured, tmp_path):
     assert report.main([str(measured), "--into", str(target), "--plots", str(plots)]) == 0
     assert "![ppo_head_T_cpu](plots/ppo_head_T_cpu.svg)" in target.read_text()
     first = (plots / "ppo_head_T_cpu.svg").read_text()
-    assert first.startswith("<?xml") and "us per rows" in first
+    assert first.startswith("<?xml") and "us per row" in first
     report.main([str(measured), "--plots", str(plots)])
     assert (plots / "ppo_head_T_cpu.svg").read_text() == first
 
