@@ -228,6 +228,7 @@ def rewards(log: Log, rows: int, sequences: int, device: str, *, rounds: int) ->
             us_cold=1e3 * cold[name].median,
             us_hot=1e3 * hot[name].median,
             us_of_kernels=alone.us,
+            us_with_call=1e3 * timing.call(run, device).median,
             gb_per_s_cold=moved / cold[name].median / 1e6,
             of_copy_bandwidth_cold=cold["copy"].median / cold[name].median,
             launches=alone.launches,
