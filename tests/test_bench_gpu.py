@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu import targets
+from bench.gpu import sanitizer, targets
 from bench.gpu.log import Log
 from bench.gpu.speed import GEMMS, OURS
 from bench.shapes import PYTHIA, TINY, head_inputs
@@ -99,6 +99,46 @@ def test_targets_are_met_missed_or_not_measured(tmp_path, ratio, word):
     assert verdicts[f"ppo_head, ms, {PYTHIA.name}"] == "not measured"
     fastest = verdicts[f"{targets.FORWARD}, ms / fastest peer, {PYTHIA.name}"]
     assert fastest == ("met" if ratio else "not measured")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted here; on a GPU compute-sanitizer runs it")
+def test_what_the_sanitizer_watches_runs_and_is_complete(capsys):
+    from bench.gpu import small
+
+    small.main("cpu")
+    assert "all kernels ran" in capsys.readouterr().out and not small.unwatched()
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "checks"),
+    [
+        (0, "all kernels ran\n========= ERROR SUMMARY: 0 errors", [True]),
+        (9, "========= Invalid __global__ read\nall kernels ran\n========= ERROR SUMMARY: 3 errors", [False]),
+        (9, "========= Invalid __global__ write\n========= ERROR SUMMARY: 1 error", [False]),
+        (9, "========= Error: Device not supported", []),
+        (1, "bash: no such tool", []),
+    ],
+    ids=["clean", "errors", "died of errors", "refused", "broken"],
+)
+def test_the_sanitizers_verdict(tmp_path, code, text, checks):
+    log = Log(tmp_path, 1e9, {}, smoke=False)
+    sanitizer.judge(log, "memcheck", code, text)
+    assert [c["passed"] for c in log.results["checks"]] == checks
+    assert bool(log.results["notes"]) != bool(checks)
+
+
+def test_a_sanitizer_that_finds_something_or_hangs(tmp_path):
+    log = Log(tmp_path, 1e9, {}, smoke=False)
+    watches = []
+    for name, command in (("fine", "echo all kernels ran"), ("hangs", "sleep 60")):
+        output = tmp_path / name
+        with output.open("w") as file:
+            process = subprocess.Popen(["bash", "-c", command], stdout=file, start_new_session=True)
+        watches.append(sanitizer.Watch(name, process, output))
+    sanitizer.collect(log, watches, 1.0)
+    assert [c["name"] for c in log.results["checks"]] == ["compute-sanitizer fine"] and not log.failed
+    assert ["not finished in time" in note for note in log.results["notes"]] == [True]
+    assert all(watch.process.poll() is not None for watch in watches)
 
 
 def test_inputs_are_sure_of_every_other_target():

@@ -24,6 +24,9 @@ def sections(log: Log, device: str, parts: list[str], smoke: bool):
     rows, many = (40, 72) if smoke else (8192, 32768)
     rounds = 2 if smoke else 10
     compiled = not smoke
+    watches: list[sanitizer.Watch] = []
+    if "sanitizer" in parts and device == "cuda":
+        yield "compute-sanitizer, started", partial(sanitizer.start, log, watches)
     if "parity" in parts:
         for shape in shapes:
             yield f"parity {shape.name}", partial(parity.heads, log, shape, rows, device)
@@ -32,6 +35,8 @@ def sections(log: Log, device: str, parts: list[str], smoke: bool):
         yield "parity of rewards", partial(parity.sequences, log, device, cases)
         if device == "cuda":
             yield "waiting for the device", partial(parity.waits, log)
+    if watches:
+        yield "compute-sanitizer, collected", partial(sanitizer.collect, log, watches, 90.0)
     if "bench" in parts:
         yield "rewards", partial(speed.rewards, log, 128 if smoke else 32768, 4 if smoke else 64, device, rounds=rounds)
         options = dict(rounds=rounds, all_rivals=True, compiled=compiled)
@@ -43,9 +48,6 @@ def sections(log: Log, device: str, parts: list[str], smoke: bool):
             yield "rewards, 16 M rows", partial(speed.rewards, log, 1 << 24, 8192, device, rounds=rounds)
         megabytes = 1 if smoke else 1024
         yield "workspace", partial(speed.workspace, log, shapes[-1], (rows, many), megabytes, device)
-    if "sanitizer" in parts and device == "cuda":
-        yield "compute-sanitizer", partial(sanitizer.run, log, 60.0)
-    if "bench" in parts:
         yield "preference_head", partial(speed.preference, log, shapes[0], rows, device, rounds=rounds)
         yield "rto_score", partial(speed.three_models, log, shapes[0], rows, device, rounds=rounds)
         options = dict(rounds=rounds, all_rivals=False, compiled=False)
