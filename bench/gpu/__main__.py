@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bench import machine, peers
-from bench.gpu import parity, sanitizer, speed, targets
+from bench.gpu import extremes, parity, sanitizer, speed, targets
 from bench.gpu.log import Log
 from bench.shapes import LLAMA, PYTHIA, QWEN, TINY
 
@@ -31,10 +31,15 @@ def sections(log: Log, device: str, parts: list[str], smoke: bool):
         for shape in shapes:
             yield f"parity {shape.name}", partial(parity.heads, log, shape, rows, device)
         yield "parity at the edges", partial(parity.edges, log, device, 40 if smoke else 8192, 257 if smoke else 50257)
+        several = (90, 257, 1) if smoke else (700, 50257, 64)
+        yield "parity of options", partial(extremes.options, log, device, *several)
+        yield "parity far from 0", partial(extremes.far_logits, log, device, several[1])
         cases = ((600, 40), (512, 1)) if smoke else ((1 << 20, 65537), (131072, 1), (1 << 20, 1024), (7, 3))
         yield "parity of rewards", partial(parity.sequences, log, device, cases)
         if device == "cuda":
             yield "waiting for the device", partial(parity.waits, log)
+        huge = (80, 257, 1) if smoke else (15200, 151936, 9216)
+        yield "parity beyond int32", partial(extremes.beyond_int32, log, device, *huge)
     if watches:
         yield "compute-sanitizer, collected", partial(sanitizer.collect, log, watches, 90.0)
     if "bench" in parts:

@@ -6,7 +6,11 @@ T rows, H hidden, V vocabulary. float64 logits of all rows would not fit, those 
 import torch
 from torch import Tensor
 
+from bench import peers
+
 BLOCK = 256
+# elements of the float32 logits of a block of eager's rows, of which autograd holds several
+EAGER_BLOCK = 1 << 31
 
 
 def logprobs(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,6 +38,20 @@ def gradients(
     p = torch.exp(hidden.double() @ wide[columns].T - lse[:, None])
     hits = (target[:, None] == columns).double()
     return torch.cat(d_hidden), (d[:, None] * (hits - p)).T @ hidden.double()
+
+
+def eager_gradients(
+    hidden: Tensor, weight: Tensor, target: Tensor, d_logprobs: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same by autograd through eager torch in the operands' dtype, in blocks of rows that its softmax fits."""
+    d_hidden = torch.empty_like(hidden)
+    d_weight = torch.zeros(len(columns), weight.shape[1], device=weight.device)
+    for at in torch.arange(len(target), device=hidden.device).split(max(1, EAGER_BLOCK // weight.shape[0])):
+        h, w = hidden[at].detach().requires_grad_(), weight.detach().requires_grad_()
+        loss = (peers.eager(h, w, target[at]) * d_logprobs[at]).sum()
+        d_hidden[at], d_w = torch.autograd.grad(loss, (h, w))
+        d_weight += d_w[columns]
+    return d_hidden[rows], d_weight
 
 
 def samples(size: int, edges: tuple[int, ...], count: int, device: str) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench import peers
 from bench.gpu import exact
 from bench.gpu.log import Log
 from bench.shapes import Shape, decisions, head_inputs, offsets
@@ -42,11 +41,7 @@ def heads(log: Log, shape: Shape, rows: int, device: str) -> None:
     def gradients(d_logprobs: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(float64, eager in the operands' dtype) gradients of hidden and weight, at the samples."""
         wanted = exact.gradients(*inputs, lse, d_logprobs, at, columns)
-        try:
-            return wanted, backward(lambda h, w: (peers.eager(h, w, inputs.target) * d_logprobs).sum())
-        except torch.OutOfMemoryError:
-            log.note(f"gradients, {label}: eager torch does not fit; only the rounding of the result is allowed")
-            return wanted, wanted
+        return wanted, exact.eager_gradients(*inputs, d_logprobs, at, columns)
 
     def backward(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         hidden, weight = (x.detach().requires_grad_() for x in inputs[:2])
