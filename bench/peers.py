@@ -27,6 +27,13 @@ def liger() -> LogProb:
     return lambda hidden, weight, target: -loss(weight, hidden, target)
 
 
+def liger_scaled() -> LogProb:
+    """linkedin/Liger-Kernel's log-probs for RL, in hand-written kernels where it has them for the device"""
+    function = importlib.import_module("liger_kernel.ops.fused_linear_scaled_cross_entropy")
+    function = function.LigerFusedLinearScaledCrossEntropyFunction
+    return lambda hidden, weight, target: -function.apply(hidden, weight, target)
+
+
 def cut_cross_entropy() -> LogProb:
     """apple/ml-cross-entropy"""
     loss = importlib.import_module("cut_cross_entropy").linear_cross_entropy
@@ -43,13 +50,26 @@ def quack() -> LogProb:
     return summed
 
 
+def quack_rows() -> LogProb:
+    """Dao-AILab/quack's loss of each row, from whole logits"""
+    loss = importlib.import_module("quack.linear_cross_entropy").linear_cross_entropy_func
+    return lambda hidden, weight, target: -loss(hidden, weight, None, target, reduction="none")
+
+
 def trl() -> LogProb:
     """huggingface/trl"""
     function = importlib.import_module("trl.kernels.chunked_logprob").ChunkedLogProbFunction
     return lambda hidden, weight, target: function.apply(hidden, weight, None, target, 1.0, 8192, None, 1.0, ())[0]
 
 
-PEERS = {"liger-kernel": liger, "cut-cross-entropy": cut_cross_entropy, "quack-kernels": quack, "trl": trl}
+PEERS = {
+    "liger-kernel": liger,
+    "liger-kernel, scaled": liger_scaled,
+    "cut-cross-entropy": cut_cross_entropy,
+    "quack-kernels": quack,
+    "quack-kernels, whole logits": quack_rows,
+    "trl": trl,
+}
 SUMMED = ("quack-kernels",)
 
 

@@ -33,7 +33,13 @@ def judge(log: Log) -> None:
         target(f"ppo_head, ms, {shape.name}", of(PPO, "ms_hot", **ours), MS[shape])
         for table in (FORWARD, PPO):
             rows = [row for row in log.results["tables"].get(table, ()) if row["shape"] == at["shape"]]
-            others = [row["ms_hot"] for row in rows if row["rival"] not in (OURS, GEMMS)]
+            # a rival that computes something else is no faster, and a cross-entropy is no policy loss
+            wrong = ("FAILS", "cross-entropy")
+            others = [
+                row["ms_hot"]
+                for row in rows
+                if row["rival"] not in (OURS, GEMMS) and not row.get("parity", "").startswith(wrong)
+            ]
             mine = of(table, "ms_hot", **ours)
             fastest = mine / min(others) if others and mine is not None else None
             target(f"{table}, ms / fastest peer, {shape.name}", fastest, 1.0)
