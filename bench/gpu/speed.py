@@ -68,7 +68,11 @@ def _survives(log: Log, name: str, run: Run) -> bool:
 
 def rivals(device: str, compiled: bool) -> dict[str, peers.LogProb]:
     found, _ = peers.available(device)
-    return {"eager": peers.eager} | ({"torch.compile": torch.compile(peers.eager, dynamic=False)} if compiled else {}) | found
+    return (
+        {"eager": peers.eager}
+        | ({"torch.compile": torch.compile(peers.eager, dynamic=False)} if compiled else {})
+        | found
+    )
 
 
 def verdict(log: Log, name: str, got: Tensor, wanted: Tensor) -> str:
