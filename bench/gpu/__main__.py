@@ -33,6 +33,8 @@ def sections(log: Log, device: str, parts: list[str], smoke: bool):
         yield "parity at the edges", partial(parity.edges, log, device, 40 if smoke else 8192, 257 if smoke else 50257)
         several = (90, 257, 1) if smoke else (700, 50257, 64)
         yield "parity of options", partial(extremes.options, log, device, *several)
+        if not smoke:
+            yield "parity of gradients at the edges", partial(extremes.edges, log, device, *several[1:])
         yield "parity far from 0", partial(extremes.far_logits, log, device, several[1])
         cases = ((600, 40), (512, 1)) if smoke else ((1 << 20, 65537), (131072, 1), (1 << 20, 1024), (7, 3))
         yield "parity of rewards", partial(parity.sequences, log, device, cases)

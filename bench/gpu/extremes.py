@@ -14,6 +14,7 @@ from bench.gpu.parity import NATS, compare
 from bench.shapes import Shape, decisions, head_inputs
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head, ppo_head_reference
+from rto_fast.kernels.workspace import tile_shape
 
 
 def no_worse(log: Log, name: str, got: tuple[Tensor, ...], usual: tuple[Tensor, ...], wanted: tuple[Tensor, ...]):
@@ -27,8 +28,6 @@ def options(log: Log, device: str, rows: int, vocab: int, workspace_mb: int | No
     """Bias, temperature, soft-cap, entropy and KL with their gradients, chunk after chunk of rows."""
     hidden, weight, target = head_inputs(Shape("options", 128, vocab), rows, device)
     bias = torch.linspace(-2, 2, vocab, device=device, dtype=hidden.dtype)
-    given = decisions(torch.randn(rows, device=device) - 5)
-    ref = given.old_logprobs - 0.1
     chunked = dict(workspace_mb=workspace_mb)
 
     def leaves(dtype: torch.dtype) -> list[Tensor]:
@@ -40,8 +39,12 @@ def options(log: Log, device: str, rows: int, vocab: int, workspace_mb: int | No
     for temperature, softcap in ((1.0, None), (0.7, 20.0)):
         label = f"T={rows} V={vocab}, temperature {temperature}, softcap {softcap}"
         shaped = dict(temperature=temperature, softcap=softcap)
+        with torch.no_grad():
+            double = linear_logprob_reference(hidden.double(), weight.double(), target, bias=bias.double(), **shaped)
+        given = decisions(double[0])
+        ref = given.old_logprobs - 0.1
 
-        def logprobs(op: Callable, dtype: torch.dtype, shaped=shaped, **more) -> tuple:
+        def logprobs(op: Callable, dtype: torch.dtype, shaped=shaped, given=given, **more) -> tuple:
             h, w, b = inputs = leaves(dtype)
             out = op(h, w, target, bias=b, **shaped, **more)
             up, across = given.advantages.to(out[0].dtype), given.old_logprobs.to(out[0].dtype)
@@ -54,7 +57,7 @@ def options(log: Log, device: str, rows: int, vocab: int, workspace_mb: int | No
             compare(log, f"linear_logprob {name}, {label}", g, w, NATS)
         no_worse(log, f"linear_logprob with entropy, {label}", d_got, d_usual, d_wanted)
 
-        def ppo(op: Callable, dtype: torch.dtype, shaped=shaped, **more) -> tuple[Tensor, ...]:
+        def ppo(op: Callable, dtype: torch.dtype, shaped=shaped, given=given, ref=ref, **more) -> tuple[Tensor, ...]:
             h, w, b = inputs = leaves(dtype)
             rows = [x.double() if dtype == torch.float64 else x for x in (*given, ref)]
             # no clipping: rounded logits would put rows on another side of it
@@ -64,6 +67,16 @@ def options(log: Log, device: str, rows: int, vocab: int, workspace_mb: int | No
         d_wanted, d_usual = (ppo(ppo_head_reference, dtype) for dtype in (torch.float64, hidden.dtype))
         d_got = ppo(ppo_head, hidden.dtype, return_entropy=True, **chunked)
         no_worse(log, f"ppo_head with entropy and KL, {label}", d_got, d_usual, d_wanted)
+
+
+def edges(log: Log, device: str, vocab: int, workspace_mb: int) -> None:
+    """Gradients where a chunk of rows is a single row: T = 1, and one row more than a chunk of either operator."""
+    options(log, device, 1, vocab, workspace_mb)
+    options(log, device, (workspace_mb << 20) // (4 * vocab) + 1, vocab, workspace_mb)
+    # few columns, so that float64 logits of linear_logprob's long chunks fit
+    few = min(vocab, 5003)
+    chunk, _ = tile_shape(few, torch.device(device), torch.float32, workspace_mb)
+    options(log, device, chunk + 1, few, workspace_mb)
 
 
 def far_logits(log: Log, device: str, vocab: int) -> None:
@@ -84,18 +97,21 @@ def beyond_int32(log: Log, device: str, rows: int, vocab: int, workspace_mb: int
         log.note(f"a tile of more than 2^31 logits: not checked, it needs {3 * workspace_mb} MiB of free memory")
         return
     hidden, weight, target = head_inputs(Shape("beyond", 64, vocab), rows, device)
-    given = decisions(linear_logprob(hidden, weight, target))
     last = slice(max(0, rows - 64), rows)
+    given = decisions(linear_logprob(hidden, weight, target))
+    # no other row has a gradient, so that d weight too is that of the last rows alone
+    given = given._replace(weights=(torch.arange(rows, device=device) >= last.start).float())
 
     def run(at: slice, megabytes: int | None) -> tuple[Tensor, ...]:
-        h = hidden[at].detach().requires_grad_()
-        scored = linear_logprob(h, weight, target[at], workspace_mb=megabytes)
-        out = ppo_head(h, weight, target[at], *(x[at] for x in given), workspace_mb=megabytes)
-        # the slopes of log-probs are as small as the weights of a mean over all rows
-        (d_scored,) = torch.autograd.grad((scored * given.weights[at]).sum(), h)
-        return scored, out.logprobs, rows * d_scored, rows * torch.autograd.grad(out.loss, h)[0]
+        h, w = hidden[at].detach().requires_grad_(), weight.detach().requires_grad_()
+        scored = linear_logprob(h, w, target[at], workspace_mb=megabytes)
+        d_scored = torch.autograd.grad((scored * given.weights[at]).sum(), (h, w))
+        out = ppo_head(h, w, target[at], *(x[at] for x in given), workspace_mb=megabytes)
+        d_loss = torch.autograd.grad(out.loss, (h, w))
+        return scored[-64:], out.logprobs[-64:], d_scored[0][-64:], d_scored[1], d_loss[0][-64:], d_loss[1]
 
-    names = ("linear_logprob", "ppo_head log-probs", "linear_logprob d hidden", "ppo_head d hidden")
+    ops = ("linear_logprob", "ppo_head")
+    names = [*ops, *(f"{op} d {x}" for op in ops for x in ("hidden", "weight"))]
     for name, whole, alone in zip(names, run(slice(0, rows), workspace_mb), run(last, None), strict=True):
         bound = NATS if whole.dim() == 1 else 2**-6 * alone.abs().max().item()
-        compare(log, f"{name}, a tile of {rows} x {vocab}, its last rows", whole[last], alone, bound)
+        compare(log, f"{name}, the last rows of a tile of {rows} x {vocab}", whole, alone, bound)
