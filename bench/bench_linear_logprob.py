@@ -27,8 +27,7 @@ def test_scoring(benchmark, name):
         assert (ours[few].double() - exact).abs().max() <= 1e-3
         error = (logprob(hidden, weight, target).float() - ours).abs().max().item()
         assert error <= suite.NATS, f"log-probs differ by {error:.3g} nat"
-        flops = suite.SHAPE.gemm_flops(suite.ROWS)
-        suite.compare(benchmark, lambda: logprob(hidden, weight, target), 1, flops, f"{name}, forward")
+        suite.compare(benchmark, lambda: logprob(hidden, weight, target), 1, 1, name, "forward")
 
 
 @pytest.mark.parametrize("name", ["rto_fast", *suite.RIVALS])
@@ -41,6 +40,5 @@ def test_forward_and_backward(benchmark, name):
     def run(logprob=logprob):
         return torch.autograd.grad(logprob(hidden, weight, target), (hidden, weight), upstream)
 
-    suite.agree(run(), run(linear_logprob), 0.05)
-    flops = 4 * suite.SHAPE.gemm_flops(suite.ROWS)
-    suite.compare(benchmark, run, 3, flops, f"{name}, forward and backward (8 T H V)")
+    suite.agree(run, lambda: run(linear_logprob), 0.05)
+    suite.compare(benchmark, run, 3, 4, name, "forward and backward")

@@ -41,5 +41,5 @@ def test_preference_head(benchmark, name):
             chosen, rejected = (torch.stack([p.sum() for p in rows.split(lengths)]) - reference).chunk(2)
             return torch.autograd.grad(-F.logsigmoid(BETA * (chosen - rejected)).sum(), (hidden, weight))
 
-    suite.agree(run(), ours(), 0.1)
-    suite.compare(benchmark, run, 3, 4 * suite.SHAPE.gemm_flops(suite.ROWS), f"{name} (8 T H V)")
+    suite.agree(run, ours, 0.1)
+    suite.compare(benchmark, run, 3, 4, name, "DPO")

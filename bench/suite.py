@@ -4,10 +4,6 @@ T rows, H hidden, V vocabulary. On a CPU T x H x V = 2048 x 512 x 50304 in float
 GEMM; on a GPU 8192 x 2560 x 50304 in bfloat16.
 """
 
-import os
-import statistics
-import threading
-import time
 from collections.abc import Callable
 from functools import cache
 
@@ -15,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import machine, peers, timing
+from bench import peers
+from bench.record import DEVICE, beside
 from bench.shapes import LAPTOP, PYTHIA, Inputs, head_inputs
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS, SHAPE = (8192, PYTHIA) if DEVICE == "cuda" else (2048, LAPTOP)
 ROUNDS = 10 if DEVICE == "cuda" else 2
 # a rival in half precision rounds its logits
@@ -73,65 +69,31 @@ def leaves() -> tuple[Tensor, Tensor]:
     return hidden.detach().requires_grad_(), weight.detach().requires_grad_()
 
 
-def agree(theirs: tuple[Tensor, ...], wanted: tuple[Tensor, ...], bound: float) -> None:
+def agree(run: Callable[[], tuple[Tensor, ...]], ours: Callable[[], tuple[Tensor, ...]], bound: float) -> None:
     """Assert that the norm of every difference is at most `bound` of the norm of what was wanted."""
-    for a, b in zip(theirs, wanted, strict=True):
+    try:
+        theirs = run()
+    except ImportError as error:
+        pytest.skip(f"not installed whole: {error}")
+    for a, b in zip(theirs, ours(), strict=True):
         error = (a.double() - b.double()).norm() / b.double().norm()
         assert error <= bound, f"computes something else: off by {error:.3g} of the norm"
 
 
-def compare(benchmark, run: Callable[[], object], products: int, flops: float, label: str) -> None:
-    """Time `run` and the bare GEMMs in turn; the ratio is taken within rounds, so that a busy machine slows both."""
-    bare = gemms(products)
-    seen: dict[str, list[float]] = {"GEMMs": [], "run": []}
-
-    def timed(name: str, function: Callable[[], object]) -> None:
-        start = time.perf_counter()
-        function()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        seen[name].append(time.perf_counter() - start)
-
-    timed("run", run)
-    timed("GEMMs", bare)
-    for times in seen.values():
-        times.clear()
-    benchmark.pedantic(lambda: timed("run", run), setup=lambda: timed("GEMMs", bare), rounds=ROUNDS)
-    took = statistics.median(seen["run"])
-    ratio = statistics.median(b / a for a, b in zip(*seen.values(), strict=True))
-    peak = timing.peak_mib(run, DEVICE) if DEVICE == "cuda" else resident_peak_mib(run)
+def compare(benchmark, run: Callable[[], object], products: int, gemms_of_flops: int, rival: str, what: str) -> None:
+    """Time `run` beside its bare GEMMs, and note both; FLOPs are those of `gemms_of_flops` matrix products."""
     hidden, weight, _ = inputs()
-    found = {
-        "ms": round(1e3 * took, 2),
-        "TF/s": round(flops / took / 1e12, 3),
-        "of bare GEMMs": round(ratio, 3),
-        "peak MiB": round(peak),
-    }
-    shape = {"T": ROWS, "H": SHAPE.width, "V": SHAPE.vocab, "dtype": str(hidden.dtype)}
-    size = {"FLOPs": flops, "bytes of inputs": hidden.nbytes + weight.nbytes, "bare GEMMs": products}
-    benchmark.extra_info.update(machine.describe() | shape | size | found)
-    print(f"\n{label} {shape}: {found}")
-
-
-def resident_peak_mib(run: Callable[[], object]) -> float:
-    """MiB of resident memory above the start, sampled every millisecond (Linux)."""
-
-    def resident() -> float:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    peak, done, before = 0.0, threading.Event(), resident()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(1e-3):
-            peak = max(peak, resident())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    result = run()
-    peak = max(peak, resident())
-    done.set()
-    thread.join()
-    del result
-    return peak - before
+    ratio = beside(
+        benchmark,
+        run,
+        gemms(products),
+        rival=rival,
+        shape=f"{SHAPE.width}x{SHAPE.vocab} T={ROWS}, {what}",
+        of=("the bare GEMM", "two GEMMs", "three GEMMs")[products - 1],
+        rounds=ROUNDS,
+        flops=gemms_of_flops * SHAPE.gemm_flops(ROWS),
+        dtype=str(hidden.dtype),
+        flop_count=gemms_of_flops * SHAPE.gemm_flops(ROWS),
+        bytes_of_inputs=hidden.nbytes + weight.nbytes,
+    )
+    print(f"\n{rival}, {what}: {ratio:.2f} x {products} bare GEMMs")
