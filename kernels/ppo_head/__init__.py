@@ -111,8 +111,8 @@ def ppo_head(
         # a row of weight 0 may hold anything
         check_target("ppo_head", target[live], int(live.sum()), weight.shape[0], hidden.device)
     if backend == "triton":
-        hidden = hidden.masked_fill(~live[:, None], 0.0)
-        decisions = decisions._replace(target=target.masked_fill(~live, 0))
+        # hidden states are cleared chunk by chunk: a copy of all of them would grow with R
+        decisions = decisions._replace(target=target.masked_fill(~live, 0), live=live)
     elif not live.all():
         index = live.nonzero()[:, 0]
         hidden = hidden.index_select(0, index)

@@ -51,6 +51,7 @@ def ppo(
 
 
 def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad) -> Result:
+    hidden = _cleared(hidden, rows.live)
     stats = statistics(hidden, weight, bias, rows.target, head, entropy)
     loss, d_logprobs, d_entropy = surrogate(stats.logprobs, stats.entropy, rows, s)
     grads = (None, None, None)
@@ -58,6 +59,11 @@ def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad
         inputs = (hidden, weight, bias, rows.target, head, stats, d_logprobs, d_entropy, needs, weight_grad)
         grads = gradients(*inputs)
     return Result(loss.sum(), stats.logprobs, stats.entropy, grads)
+
+
+def _cleared(hidden: Tensor, live: Tensor | None) -> Tensor:
+    """Zeros in the rows that do not count: NaN times a gradient of 0 would be NaN."""
+    return hidden if live is None else hidden.masked_fill(~live[:, None], 0.0)
 
 
 def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, weight_grad, c) -> Result:
@@ -78,13 +84,14 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
 
     for t in range(0, num_rows, c):
         chunk = slice(t, min(t + c, num_rows))
-        h = operand(hidden[chunk])
+        part = rows.rows(chunk.start, chunk.stop)
+        h = _cleared(operand(hidden[chunk]), part.live)
         z = matmul_(buffer[: h.shape[0]], h, w.T)
-        loss[chunk], logprobs[chunk], part, dz, scale = ppo_rows.ppo_rows_(
-            z, b, head.transform, rows.rows(chunk.start, chunk.stop), s, entropy, any(needs), h.dtype
+        loss[chunk], logprobs[chunk], spread, dz, scale = ppo_rows.ppo_rows_(
+            z, b, head.transform, part, s, entropy, any(needs), h.dtype
         )
         if entropy:
-            entropies[chunk] = part
+            entropies[chunk] = spread
         if need_h:
             d_h = torch.mm(dz, w) if scale is None else torch.mm(dz, w).mul_(scale[:, None])
             d_hidden[chunk] = d_h

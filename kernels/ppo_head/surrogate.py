@@ -23,6 +23,8 @@ class Decisions(NamedTuple):
     advantages: Tensor
     weights: Tensor
     ref_logprobs: Tensor | None
+    live: Tensor | None = None
+    """bool: rows whose hidden states count; None where all do."""
 
     def rows(self, start: int, stop: int) -> "Decisions":
         return Decisions(*(None if x is None else x[start:stop] for x in self))
