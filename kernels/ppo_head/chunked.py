@@ -87,11 +87,11 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
         part = rows.rows(chunk.start, chunk.stop)
         h = _cleared(operand(hidden[chunk]), part.live)
         z = matmul_(buffer[: h.shape[0]], h, w.T)
-        loss[chunk], logprobs[chunk], spread, dz, scale = ppo_rows.ppo_rows_(
+        loss[chunk], logprobs[chunk], of_chunk, dz, scale = ppo_rows.ppo_rows_(
             z, b, head.transform, part, s, entropy, any(needs), h.dtype
         )
         if entropy:
-            entropies[chunk] = spread
+            entropies[chunk] = of_chunk
         if need_h:
             d_h = torch.mm(dz, w) if scale is None else torch.mm(dz, w).mul_(scale[:, None])
             d_hidden[chunk] = d_h
