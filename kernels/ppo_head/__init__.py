@@ -71,7 +71,7 @@ def ppo_head(
 
     Raises ValueError as `linear_logprob` does, for an unknown `kl`, and for kl_coef without ref_logprobs.
     """
-    backend = choose("ppo_head", hidden.device, backend)
+    backend = choose("ppo_head", hidden.device, backend, dtype=hidden.dtype)
     check_head("ppo_head", hidden, weight, target, bias, temperature, softcap, workspace_mb, backend)
     dtype = accumulator(hidden.dtype)
     given = {"old_logprobs": old_logprobs, "advantages": advantages, "weights": weights, "ref_logprobs": ref_logprobs}
@@ -100,6 +100,8 @@ def ppo_head(
     ppo_rows = torch_rows
     if backend == "triton":
         from . import kernel as ppo_rows
+    elif backend == "native":
+        from . import native as ppo_rows
     loss, logprobs, entropy = PPOLoss.apply(
         hidden,
         weight,

@@ -63,7 +63,7 @@ def preference_head(
 
     Raises ValueError as `linear_logprob` does, for an unknown `loss`, and for sequences that are no pairs.
     """
-    backend = choose("preference_head", hidden.device, backend)
+    backend = choose("preference_head", hidden.device, backend, dtype=hidden.dtype)
     check_head("preference_head", hidden, weight, target, bias, temperature, softcap, workspace_mb, backend)
     _check_pairs(hidden, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
     rows = linear_logprob(
@@ -76,9 +76,13 @@ def preference_head(
         workspace_mb=workspace_mb,
         backend=backend,
     )
-    if backend == "triton":
-        pair_inputs = (cu_seqlens.contiguous(), reference.contiguous(), pair_weights)
-        return PreferenceHead(*PairLoss.apply(rows, *pair_inputs, beta, label_smoothing, loss))
+    if backend != "reference":
+        if backend == "native":
+            from .native import pairs
+        else:
+            from .kernel import pairs
+        inputs = (None if x is None else x.contiguous() for x in (cu_seqlens, reference, pair_weights))
+        return PreferenceHead(*PairLoss.apply(rows, *inputs, beta, label_smoothing, loss, pairs))
     sums = sequence_sums(rows, cu_seqlens)
     losses, margins = pair_losses(sums, reference, beta, label_smoothing, loss)
     return PreferenceHead((losses if pair_weights is None else losses * pair_weights).sum(), sums, margins)
