@@ -14,7 +14,7 @@ from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.folder import check, claim
-from rto_fast.kernels import dispatch
+from rto_fast.kernels import dispatch, native
 from rto_fast.model import DTYPES, LanguageModel, load_language_model
 from rto_fast.preflight import check_packing
 from rto_fast.quickstart.judge import Oracle
@@ -108,6 +108,8 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         f"packed = alone to {gap:.1e} nat"
     )
     say("kernels: " + ", ".join(f"{op} = {backend}" for op, backend in dispatch.table(device).items()))
+    if device.type == "cpu" and (reason := native.missing()):
+        say(f"kernels: {reason}")
     for line in corpus.notes:
         say(line)
     return context

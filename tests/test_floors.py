@@ -91,6 +91,7 @@ def test_kernels_know_tensors_only():
             assert tops <= {
                 "torch",
                 "triton",
+                "ctypes",
                 "rto_fast",
                 "math",
                 "os",

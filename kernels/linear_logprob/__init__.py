@@ -66,7 +66,7 @@ def linear_logprob(
     Raises ValueError for wrong shapes, dtypes or devices, for a target outside [0, V) on CPU (on CUDA its log-prob is
     NaN: a check would wait for the device), and for a backend that cannot run here.
     """
-    backend = choose("linear_logprob", hidden.device, backend)
+    backend = choose("linear_logprob", hidden.device, backend, dtype=hidden.dtype)
     if mask is not None:
         check_like("linear_logprob", "mask", mask, hidden.shape[:1], torch.bool, hidden.device)
         check_like("linear_logprob", "target", target, hidden.shape[:1], torch.int64, hidden.device)
@@ -88,6 +88,8 @@ def row_functions(backend: str):
     """The module whose functions work on a tile of logits."""
     if backend == "reference":
         return rows
-    from . import kernel
-
-    return kernel
+    if backend == "native":
+        from . import native as functions
+    else:
+        from . import kernel as functions
+    return functions

@@ -82,7 +82,7 @@ def ppo_head(
 
     Raises ValueError as `linear_logprob` does, for an unknown `kl`, and for kl_coef without ref_logprobs.
     """
-    backend = choose("ppo_head", hidden.device, backend)
+    backend = choose("ppo_head", hidden.device, backend, dtype=hidden.dtype)
     check_head("ppo_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
     check_like("ppo_head", "target", target, hidden.shape[:1], torch.int64, hidden.device)
     dtype = accumulator(hidden.dtype)
@@ -121,6 +121,8 @@ def ppo_head(
     ppo_rows = torch_rows
     if backend == "triton":
         from . import kernel as ppo_rows
+    elif backend == "native":
+        from . import native as ppo_rows
     loss, logprobs, entropy = PPOLoss.apply(
         hidden,
         weight,

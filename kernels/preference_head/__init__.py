@@ -64,7 +64,7 @@ def preference_head(
 
     Raises ValueError as `linear_logprob` does, for an unknown `loss`, and for sequences that are no pairs.
     """
-    backend = choose("preference_head", hidden.device, backend)
+    backend = choose("preference_head", hidden.device, backend, dtype=hidden.dtype)
     check_head("preference_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
     check_target("preference_head", target, hidden.shape[0], weight.shape[0], hidden.device)
     check_weight_grad("preference_head", weight_grad, weight)
@@ -80,9 +80,13 @@ def preference_head(
         workspace_mb=workspace_mb,
         backend=backend,
     )
-    if backend == "triton":
-        pair_inputs = (None if x is None else x.contiguous() for x in (cu_seqlens, reference, pair_weights))
-        return PreferenceHead(*PairLoss.apply(rows, *pair_inputs, beta, label_smoothing, loss))
+    if backend != "reference":
+        if backend == "native":
+            from .native import pairs
+        else:
+            from .kernel import pairs
+        inputs = (None if x is None else x.contiguous() for x in (cu_seqlens, reference, pair_weights))
+        return PreferenceHead(*PairLoss.apply(rows, *inputs, beta, label_smoothing, loss, pairs))
     sums = sequence_sums(rows, cu_seqlens)
     losses, margins = pair_losses(sums, reference, beta, label_smoothing, loss)
     return PreferenceHead((losses if pair_weights is None else losses * pair_weights).sum(), sums, margins)

@@ -1,12 +1,14 @@
 """The stage over pairs as one autograd node: per-sequence sums forward, per-row coefficients backward."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
 class PairLoss(torch.autograd.Function):
-    """(loss (), sums (2B,), margins (B,)) of per-row log-probs, by the Triton kernel."""
+    """(loss (), sums (2B,), margins (B,)) of per-row log-probs, by a backend's `pairs`."""
 
     @staticmethod
     def forward(
@@ -18,9 +20,8 @@ class PairLoss(torch.autograd.Function):
         beta: float,
         label_smoothing: float,
         loss: str,
+        pairs: Callable,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from .kernel import pairs
-
         losses, sums, margins, d_margins = pairs(rows, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
         ctx.save_for_backward(cu_seqlens, d_margins)
         ctx.beta, ctx.num_rows = beta, rows.shape[0]
@@ -34,4 +35,4 @@ class PairLoss(torch.autograd.Function):
         d_sequence = d_sums + torch.cat((d_pair, -d_pair))
         # output_size spares the device a report of how many rows there are
         d_rows = torch.repeat_interleave(d_sequence, cu_seqlens.diff(), output_size=ctx.num_rows)
-        return d_rows, None, None, None, None, None, None
+        return (d_rows, *(None,) * 7)

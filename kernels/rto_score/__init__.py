@@ -90,7 +90,7 @@ def rto_score(
 
     Raises ValueError as `linear_logprob` and `token_reward_gae` do, naming the model.
     """
-    backend = choose("rto_score", values.device, backend)
+    backend = choose("rto_score", values.device, backend, dtype=policy.hidden.dtype)
     dpo = dpo if reward.get("beta_1") else None
     num_rows, device = values.shape[0] if values.dim() else 0, values.device
     check_rows("rto_score", values, cu_seqlens)

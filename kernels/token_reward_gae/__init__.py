@@ -83,7 +83,7 @@ def token_reward_gae(
     )
     check_reward("token_reward_gae", values.shape[0], cu_seqlens.shape[0] - 1, values.device, **options)
 
-    backend = choose("token_reward_gae", values.device, backend)
+    backend = choose("token_reward_gae", values.device, backend, dtype=values.dtype)
     if backend == "triton" and values.dtype != torch.float32:
         raise ValueError(f"token_reward_gae: backend 'triton' needs float32, got {values.dtype}; use 'reference'")
     # what a zero coefficient multiplies goes no further than this line
@@ -92,6 +92,8 @@ def token_reward_gae(
     options["terminal"] = None if terminal is None else terminal.detach().to(values.dtype)
     if backend == "triton":
         from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton as run
+    elif backend == "native":
+        from rto_fast.kernels.token_reward_gae.native import token_reward_gae_native as run
     else:
         run = token_reward_gae_vectorised
     with torch.no_grad():

@@ -5,19 +5,24 @@ import os
 
 import torch
 
+from rto_fast.kernels import native
+
 
 def choose(
-    op: str, device: torch.device, backend: str | None, backends: tuple[str, ...] = ("triton", "reference")
+    op: str,
+    device: torch.device,
+    backend: str | None,
+    backends: tuple[str, ...] = ("triton", "native", "reference"),
+    dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Name the backend for tensors on `device`: triton on CUDA, reference elsewhere.
+    """Name the backend for tensors on `device`: triton on CUDA; on a CPU native where it is built, else reference.
 
     `backend` or the environment's RTO_FAST_BACKEND forces one; a ValueError says so when it cannot run here.
-    Triton runs on CPU tensors only under its interpreter (TRITON_INTERPRET=1).
+    Triton runs on CPU tensors only under its interpreter (TRITON_INTERPRET=1). What would run native in float64 runs
+    on the reference, which is exact in it.
     """
     forced = backend or os.environ.get("RTO_FAST_BACKEND")
-    if not forced:
-        return "triton" if device.type == "cuda" and "triton" in backends else "reference"
-    if forced not in backends:
+    if forced and forced not in backends:
         raise ValueError(f"{op}: backend must be one of {', '.join(backends)}, got {forced!r}")
     if forced == "triton":
         if importlib.util.find_spec("triton") is None:
@@ -26,7 +31,17 @@ def choose(
             raise ValueError(
                 f"{op}: backend 'triton' needs CUDA tensors, got {device.type}; TRITON_INTERPRET=1 runs it interpreted"
             )
-    return forced
+    if forced == "native":
+        if device.type != "cpu":
+            raise ValueError(f"{op}: backend 'native' needs CPU tensors, got {device.type}; use 'triton'")
+        if not native.available():
+            raise ValueError(f"{op}: backend 'native' cannot run: {native.missing()}")
+    if not forced:
+        if device.type == "cuda" and "triton" in backends:
+            forced = "triton"
+        else:
+            forced = "native" if device.type == "cpu" and "native" in backends and native.available() else "reference"
+    return "reference" if forced == "native" and dtype == torch.float64 else forced
 
 
 def table(device: torch.device) -> dict[str, str]:

@@ -10,8 +10,9 @@ from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
 from rto_fast.kernels.token_reward_gae import token_reward_gae
+from tests.kernels.backends import NATIVE
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", NATIVE, "triton")
 ROWS, WIDTH, VOCAB, SEQUENCES = 12, 6, 40, 4
 
 

@@ -1,4 +1,4 @@
-"""linear_logprob against its definition in float64, on the torch and the Triton backend.
+"""linear_logprob against its definition in float64, on every backend.
 
 T rows, H hidden, V vocabulary. The tiles are shrunk to 8 rows x 128 columns, so that a few rows cross every edge.
 """
@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from rto_fast.kernels import workspace
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.testing import assert_no_worse
+from tests.kernels.backends import NATIVE
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", NATIVE, "triton")
 DTYPES = (torch.float32, torch.bfloat16)
 FULL = dict(temperature=0.7, softcap=4.0)
 ROWS, COLUMNS = 8, 128
@@ -86,9 +87,10 @@ def test_real_vocabularies_on_the_real_tiles(backend, dtype, vocab):
     check(*make(3 if backend == "triton" else 9, 40, vocab, dtype), backend)
 
 
-def test_many_rows_on_the_real_tiles():
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_many_rows_on_the_real_tiles(backend):
     for num_rows in (4079, 4080, 4081):
-        check(*make(num_rows, 8, 257), "reference", entropy=False)
+        check(*make(num_rows, 8, 257), backend, entropy=False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,4 +1,4 @@
-"""preference_head against its definition in float64, on the torch and the Triton backend; B pairs in R rows."""
+"""preference_head against its definition in float64, on every backend; B pairs in R rows."""
 
 import pytest
 import torch
@@ -7,8 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from rto_fast.kernels.preference_head import preference_head, preference_head_reference
 from rto_fast.kernels.segments import sequence_sums
 from rto_fast.testing import assert_no_worse
+from tests.kernels.backends import NATIVE
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", NATIVE, "triton")
 DTYPES = (torch.float32, torch.bfloat16)
 LOSSES = {
     "dpo": {},
@@ -78,10 +79,11 @@ def test_every_output_is_differentiable(backend):
     check(*make(24, 100, bias=True), backend, statistics=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS[:2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [50257, 50277, 50304, 128256, 151936])
-def test_real_vocabularies(dtype, vocab):
-    check(*make(24, vocab, dtype), "reference")
+def test_real_vocabularies(backend, dtype, vocab):
+    check(*make(24, vocab, dtype), backend)
 
 
 def test_a_real_vocabulary_in_triton():

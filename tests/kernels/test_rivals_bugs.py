@@ -10,8 +10,9 @@ from rto_fast.kernels import workspace
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.token_reward_gae import token_reward_gae
+from tests.kernels.backends import NATIVE
 
-BACKENDS = ["reference", "triton"]
+BACKENDS = ["reference", NATIVE, "triton"]
 
 
 def problem(rows: int, width: int, vocab: int, seed: int = 0):

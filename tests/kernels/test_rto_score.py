@@ -14,8 +14,9 @@ from rto_fast.kernels.linear_logprob import chunked, linear_logprob
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score, rto_score_reference
 from rto_fast.kernels.token_reward_gae import token_reward_gae
 from rto_fast.testing import assert_no_worse
+from tests.kernels.backends import NATIVE
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", NATIVE, "triton")
 LENGTHS = [3, 0, 1, 9, 2]
 PROMPTS = [2, 1, 4, 3, 5]
 REWARD = dict(beta_1=0.7, beta_2=0.3, clip=0.4, gamma=0.97, lam=0.9)
@@ -299,7 +300,7 @@ def test_never_waits_for_the_device():
         (dict(beta_3=1.0), r"rto_score: beta_3 = 1.0 needs scores \(S,\), got None"),
         (dict(granularity="word"), "rto_score: granularity must be one of token, sentence, response"),
         (dict(workspace_mb=0), r"rto_score \(policy\): workspace_mb must be at least 1"),
-        (dict(backend="cuda"), "rto_score: backend must be one of triton, reference"),
+        (dict(backend="cuda"), "rto_score: backend must be one of triton, native, reference"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="contents are checked on the CPU")

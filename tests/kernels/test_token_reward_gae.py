@@ -1,4 +1,4 @@
-"""token_reward_gae: parity of both backends with the float64 loop, and the laws that any right one obeys."""
+"""token_reward_gae: parity of every backend with the float64 loop, and the laws that any right one obeys."""
 
 import math
 
@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae, token_reward_gae_reference
+from tests.kernels.backends import NATIVE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", NATIVE, "triton") if DEVICE == "cpu" else ("reference", "triton")
 LENGTHS = [3, 0, 1, 9, 2]
 LOGPROBS = ("logprobs", "ref_logprobs", "dpo_logprobs")
 FULL = dict(beta_1=0.7, beta_2=0.3, clip=0.4, beta_3=1.3, score_clip=2.0, gamma=0.97, lam=0.9)
@@ -78,8 +79,10 @@ def test_triton_across_the_edges_of_its_blocks(granularity, shaping_only):
     assert_as_good_as_eager(data, FULL | dict(granularity=granularity, shaping_only=shaping_only), "triton")
 
 
-def test_a_sequence_of_5000_rows():
-    assert_as_good_as_eager(tensors([5000, 3]), FULL | dict(gamma=1.0, lam=0.95, granularity="sentence"), "reference")
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_a_sequence_of_5000_rows(backend):
+    options = FULL | dict(gamma=1.0, lam=0.95, granularity="sentence")
+    assert_as_good_as_eager(tensors([5000, 3]), options, backend)
 
 
 @settings(max_examples=60, deadline=None)
@@ -348,7 +351,7 @@ GOOD = tensors(LENGTHS)
         (dict(beta_2=math.inf), "beta_2 must be finite, got inf"),
         (dict(gamma=1.01), r"gamma must be in \[0, 1\], got 1.01"),
         (dict(lam=-0.1), r"lam must be in \[0, 1\], got -0.1"),
-        (dict(backend="cuda"), "backend must be one of triton, reference, got 'cuda'"),
+        (dict(backend="cuda"), "backend must be one of triton, native, reference, got 'cuda'"),
     ],
 )
 @pytest.mark.skipif(DEVICE != "cpu", reason="the contents of cu_seqlens are checked on the CPU")

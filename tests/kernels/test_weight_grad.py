@@ -7,8 +7,9 @@ from rto_fast.kernels import workspace
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
+from tests.kernels.backends import NATIVE
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", NATIVE, "triton")
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS, WIDTH, VOCAB = 24, 20, 300
 

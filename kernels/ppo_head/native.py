@@ -1,0 +1,32 @@
+"""What happens to a chunk of logits between ppo_head's GEMMs, in C++ (csrc/ppo_head.cpp): the CPU twin of rows.py."""
+
+import torch
+from torch import Tensor
+
+from rto_fast.kernels.linear_logprob.native import head_numbers
+from rto_fast.kernels.native import library, pointer, threads
+
+from .surrogate import Decisions, Surrogate
+
+KL = {"k1": 1, "k2": 2, "k3": 3}
+
+
+def ppo_rows_(
+    z: Tensor,
+    bias: Tensor | None,
+    transform: tuple[float, float | None],
+    rows: Decisions,
+    s: Surrogate,
+    entropy: bool,
+    gradient: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, None]:
+    """(loss (c,), logprobs (c,), entropy (c,) or None, d logits [c, V] over z's own storage, None)."""
+    loss, logprobs = torch.empty_like(z[:, 0]), torch.empty_like(z[:, 0])
+    entropies = torch.empty_like(loss) if entropy else None
+    library().ppo_rows(
+        pointer(z), *z.shape, *head_numbers(bias, transform), *map(pointer, rows[:5]),
+        1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef, KL[s.kl] if s.kl_coef else 0, gradient,
+        pointer(loss), pointer(logprobs), pointer(entropies), threads(),
+    )  # fmt: skip
+    return loss, logprobs, entropies, z, None
