@@ -317,6 +317,23 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When a running stage is saved, so that the same command goes on from there, bit for bit."""
+
+    every: int = 0
+    """Optimizer steps between two checkpoints; 0 = by time alone."""
+    minutes: float = 10.0
+    """Minutes between two checkpoints; 0 = by steps alone."""
+    keep: int = 2
+    """How many to keep of a running stage. A finished stage keeps its model only."""
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 0, "checkpoint.every", "0 or more", self.every)
+        _check(0 <= self.minutes < math.inf, "checkpoint.minutes", "0 or more, and finite", self.minutes)
+        _check(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
+
+
+@dataclass(frozen=True)
 class Config:
     """Turn preference pairs into an aligned language model: SFT, DPO, then PPO on DPO's token rewards (RTO)."""
 
@@ -337,6 +354,9 @@ class Config:
     CUDA."""
     log_every: int = 1
     """Optimizer steps between two lines of metrics.jsonl."""
+    resume: bool = True
+    """Go on from the checkpoint of a stage that was interrupted; False starts that stage over."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

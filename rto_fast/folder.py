@@ -1,5 +1,6 @@
 """A run's output folder: one configuration, written beside its results."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import tomli_w
 from rto_fast.config import Config
 from rto_fast.recipe import plain
 
-FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows"}
+FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume"}
 """Settings that may change between two calls on one folder: they do not change what is computed."""
 
 
@@ -18,7 +19,10 @@ def claim(config: Config) -> Path:
     folder = check(config)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.toml").is_file():
-        (folder / "config.toml").write_text(tomli_w.dumps(plain(config)), encoding="utf-8")
+        # half a configuration would make the folder nobody's
+        partial = folder / "config.toml.partial"
+        partial.write_text(tomli_w.dumps(plain(config)), encoding="utf-8")
+        os.replace(partial, folder / "config.toml")
     return folder
 
 
@@ -51,5 +55,5 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    keys = [k for k in {**before, **now} if k not in FREE]
+    keys = [k for k in {**before, **now} if k not in FREE and not k.startswith("checkpoint.")]
     return [f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in keys if before.get(k) != now.get(k)]

@@ -44,6 +44,36 @@ class TrainState:
     step: int = 0
     progress: dict[str, float] = field(default_factory=dict)
     """Counters and controllers of the stage, e.g. its iteration and its KL coefficient."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """What the stage could not compute again after a step, e.g. the rollout that it is training on."""
+
+    def save(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """(tensors by part and name, facts): all that `restore` needs after a step."""
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = self.optimizer.state_dict()["state"]
+        parts = {
+            "weights": {str(i): p for i, p in enumerate(weights)},
+            "optimizer": {f"{i}.{name}": x for i, values in moments.items() for name, x in values.items()},
+            "stage": self.tensors,
+        }
+        return parts, {"progress": self.progress}
+
+    def restore(self, step: int, parts: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
+        """Take up what `save` gave. Raises ValueError when it belongs to another model."""
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        saved = parts["weights"]
+        if [saved[str(i)].shape for i in range(len(saved))] != [p.shape for p in weights]:
+            raise ValueError("checkpoint: its weights are those of another model; start over with --resume False")
+        with torch.no_grad():
+            for i, p in enumerate(weights):
+                p.copy_(saved[str(i)])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, x in parts["optimizer"].items():
+            number, _, name = key.partition(".")
+            moments.setdefault(int(number), {})[name] = x
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step, self.progress, self.tensors = step, dict(facts["progress"]), dict(parts["stage"])
 
     def parameters(self) -> dict[str, list[Tensor]]:
         """The trained parameters of each network by its name; gradients are clipped per network."""
@@ -85,11 +115,13 @@ def train(
     log: Callable[[int, dict[str, float]], None],
     log_every: int = 1,
     autocast: torch.dtype | None = None,
+    after_step: Callable[[TrainState], None] = lambda state: None,
 ) -> None:
-    """Run the stage to its end: normalise, backward, clip, step, log.
+    """Run the stage from state.step to its end: normalise, backward, clip, step, log.
 
     log(step, metrics) is called every `log_every` steps and whenever the stage reports; only then do statistics reach
-    the host. Raises FloatingPointError, before the optimizer moves, when a logged step's gradient is not finite.
+    the host. after_step(state) is called when a step is done and logged: the state can be saved there, and only there.
+    Raises FloatingPointError, before the optimizer moves, when a logged step's gradient is not finite.
     """
     device = state.optimizer.param_groups[0]["params"][0].device
     precision = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
@@ -123,6 +155,7 @@ def train(
         state.step += 1
         if logged:
             log(state.step, metrics)
+        after_step(state)
 
 
 def _under(context: Callable[[], AbstractContextManager], steps: Iterator[Step]) -> Iterator[Step]:

@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -19,13 +20,24 @@ SHOWN = {
 """The few numbers beside the progress bar, and their short names."""
 
 
-def _forget(folder: Path, stage: str) -> None:
-    """Drop what an interrupted attempt at the same stage has logged."""
-    shutil.rmtree(folder / "tb" / stage, ignore_errors=True)
+def _forget(folder: Path, stage: str, after: int) -> None:
+    """Drop what an interrupted attempt at the same stage has logged beyond the step that it goes on from."""
+    if after == 0:
+        shutil.rmtree(folder / "tb" / stage, ignore_errors=True)
     file = folder / "metrics.jsonl"
     if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        file.write_text("".join(x for x in lines if json.loads(x)["stage"] != stage), encoding="utf-8")
+        kept = (x for x in file.read_text(encoding="utf-8").splitlines(keepends=True) if _keep(x, stage, after))
+        partial = file.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, file)
+
+
+def _keep(line: str, stage: str, after: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # cut short when the run was killed
+        return False
+    return entry["stage"] != stage or entry["step"] <= after
 
 
 class StageLog:
@@ -34,17 +46,18 @@ class StageLog:
     metrics.jsonl gets one line per call: {"stage", "step", "seconds", ...metrics}; events of the same names go to tb/.
     """
 
-    def __init__(self, folder: Path, stage: str, num_steps: int):
+    def __init__(self, folder: Path, stage: str, num_steps: int, done: int = 0):
+        """`done` steps were made, and logged, before."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.stage = stage
-        _forget(folder, stage)
+        _forget(folder, stage, done)
         self.started = time.perf_counter()
         self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.events = SummaryWriter(folder / "tb" / stage)
+        self.events = SummaryWriter(folder / "tb" / stage, purge_step=done + 1)
         # a log file gets a line now and then, a terminal a moving bar
         quiet = {} if sys.stderr.isatty() else {"mininterval": 15.0}
-        self.bar = tqdm(total=num_steps, desc=f"{stage:4}", unit="step", dynamic_ncols=True, **quiet)
+        self.bar = tqdm(total=num_steps, initial=done, desc=f"{stage:4}", unit="step", dynamic_ncols=True, **quiet)
         self.shown: dict[str, str] = {}
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:

@@ -11,10 +11,12 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rto_fast import loop
+from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import Config, RTOConfig
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, preference_accuracy, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.export import check_export, is_finished, save_stage
+from rto_fast.interrupt import Interrupt, Stopped
 from rto_fast.metrics import StageLog
 from rto_fast.model import LanguageModel, critic_from, load_scalar_model
 from rto_fast.prepare import Context, prepare
@@ -63,31 +65,57 @@ def _run_stage(context: Context, stage: str, say: Callable[[str], None]) -> None
     model = {"sft": _sft, "dpo": _dpo, "rto": _rto}[stage](context)
     save_stage(folder, model, context.tokenizer, {"stage": stage, "seconds": round(time.perf_counter() - started, 1)})
     check_export(folder, model, lambda path: context.load(path))
+    _checkpoints(context, stage).forget()
 
 
 def _train(context: Context, name: str, stage: loop.Stage, state: loop.TrainState, optim) -> None:
-    with StageLog(context.folder, name, stage.num_steps) as log:
-        stage.note = log.note
-        loop.train(stage, state, optim, log, context.config.log_every, context.autocast)
+    """Train a stage, from its last checkpoint where there is one."""
+    checkpoints = _checkpoints(context, name)
+    saved = checkpoints.newest() if context.config.resume else checkpoints.forget()
+    for text in checkpoints.damaged:
+        context.say(f"{name}: passing over a damaged checkpoint, {text}")
+    if saved is not None:
+        state.restore(saved.step, saved.parts, saved.facts)
+        context.say(f"{name}: going on from step {state.step} of at most {stage.num_steps}")
+
+    def after_step(state: loop.TrainState) -> None:
+        stop = interrupt.requested
+        if (stop or checkpoints.due(state.step)) and state.step > checkpoints.last_step:
+            checkpoints.save(state.step, *state.save())
+        if stop:
+            raise Stopped
+
+    def note(text: str) -> None:
+        log.note(text)
+        if interrupt.requested:  # a rollout that is cut short is made again
+            after_step(state)
+
+    with StageLog(context.folder, name, stage.num_steps, state.step) as log, Interrupt(context.say) as interrupt:
+        stage.note = note
+        loop.train(stage, state, optim, log, context.config.log_every, context.autocast, after_step)
+
+
+def _checkpoints(context: Context, name: str) -> Checkpoints:
+    return Checkpoints(context.folder / f"{name}.checkpoints", context.config.checkpoint)
 
 
 def _sft(context: Context) -> LanguageModel:
     config = context.config.sft
     model = context.load(context.config.model.path)
-    stage = SFT(
-        model, context.corpus.demonstrations, config, seed=context.config.seed, device=context.device, **context.limits
-    )
     groups = loop.parameter_groups("policy", model, config.optim.lr, config.optim.weight_decay)
-    _train(context, "sft", stage, loop.make_state(groups, config.optim), config.optim)
+    state = loop.make_state(groups, config.optim)
+    stage = SFT(model, context.corpus.demonstrations, config, state, **context.stage_options)
+    _train(context, "sft", stage, state, config.optim)
     return model
 
 
 def _dpo(context: Context) -> LanguageModel:
     config = context.config.dpo
     model = context.load(context.stage_path("sft"), "sft.model")
-    stage = DPO(model, context.corpus.pairs, config, seed=context.config.seed, device=context.device, **context.limits)
     groups = loop.parameter_groups("policy", model, config.optim.lr, config.optim.weight_decay)
-    _train(context, "dpo", stage, loop.make_state(groups, config.optim), config.optim)
+    state = loop.make_state(groups, config.optim)
+    stage = DPO(model, context.corpus.pairs, config, state, **context.stage_options)
+    _train(context, "dpo", stage, state, config.optim)
     return model
 
 
@@ -121,11 +149,9 @@ def _rto(context: Context, config: RTOConfig | None = None, name: str = "rto") -
         state,
         eos_token_ids=context.eos_token_ids,
         max_new_tokens=context.config.max_new_tokens,
-        seed=context.config.seed,
-        device=context.device,
         reward_model=reward_model,
         sentence_end_ids=context.corpus.sentence_end_ids,
-        **context.limits,
+        **context.stage_options,
     )
     _train(context, name, stage, state, config.optim)
     return policy
@@ -194,11 +220,9 @@ def _sweep(context: Context, say: Callable[[str], None]) -> list[dict[str, Any]]
     for ratio in config.sweep.ratios:
         for clip in config.sweep.clips:
             reward = replace(config.rto.reward, beta_2=config.rto.reward.beta_1 / ratio, clip=clip)
-            policy = _rto(
-                context,
-                replace(config.rto, reward=reward, iterations=config.sweep.iterations),
-                f"sweep-{ratio:g}-{clip:g}",
-            )
+            name = f"sweep-{ratio:g}-{clip:g}"
+            policy = _rto(context, replace(config.rto, reward=reward, iterations=config.sweep.iterations), name)
+            _checkpoints(context, name).forget()
             with context.precision():
                 summary = _measure(context, policy, reference, dpo).summary()
             setting = {"ratio": ratio, "beta_1": reward.beta_1, "beta_2": reward.beta_2}

@@ -37,6 +37,8 @@ class Context:
     corpus: Corpus
     oracle: Oracle | None
     """The quickstart's judge of answers."""
+    say: Callable[[str], None]
+    """Tells the user a line."""
 
     def load(self, path: str, field: str = "model.path") -> LanguageModel:
         model = load_language_model(
@@ -64,6 +66,10 @@ class Context:
     def limits(self) -> dict[str, Any]:
         return {"microbatch_rows": self.config.microbatch_rows, "workspace_mb": self.config.workspace_mb}
 
+    @property
+    def stage_options(self) -> dict[str, Any]:
+        return {"seed": self.config.seed, "device": self.device, **self.limits}
+
 
 def prepare(config: Config, say: Callable[[str], None]) -> Context:
     """Claim the output folder, load tokenizer and data, and check that packed rows are exact for this model."""
@@ -89,7 +95,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     corpus = load_corpus(config.data, tokenizer, config.seed)
     eos = _eos_token_ids(corpus, model)
     oracle = Oracle(tokenizer) if embedded else None
-    context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle)
+    context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle, say)
     for name, path in (
         ("sft.model", config.sft.model),
         ("dpo.model", config.dpo.model),

@@ -48,13 +48,19 @@ def _one_line(box: str) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input (one line on stderr; RTO_FAST_TRACEBACK=1 shows where), 130 interrupted."""
+    """Exit status: 0 done, or stopped by a signal and saved; 2 bad input (one line on stderr; RTO_FAST_TRACEBACK=1
+    shows where); 130 interrupted at once, by a second signal.
+    """
     args = list(sys.argv[1:] if args is None else args)
     try:
         config = parse(args)
+        from rto_fast.interrupt import Stopped
         from rto_fast.pipeline import run
 
-        run(config)
+        try:
+            run(config)
+        except Stopped:
+            print(f"Stopped and saved in {config.folder}; the same command goes on from here.")
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("RTO_FAST_TRACEBACK") == "1":
             raise
@@ -63,8 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            f"\nrto_fast: interrupted. Finished stages are kept in {config.folder}; the same command goes on from "
-            "there (the stage that was running starts over).",
+            f"\nrto_fast: interrupted. Finished stages and checkpoints are kept in {config.folder}; the same command "
+            "goes on from the last of them.",
             file=sys.stderr,
         )
         return 130

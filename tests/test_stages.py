@@ -48,6 +48,10 @@ def gradients(model) -> list[torch.Tensor]:
     return [p.grad.clone() for p in model.parameters()]
 
 
+def fresh(model) -> loop.TrainState:
+    return loop.make_state(loop.parameter_groups("policy", model, 1e-3, 0.0), OPTIM)
+
+
 def one_step(stage) -> torch.Tensor:
     """Gradient of the first step's loss; the modules keep it."""
     step = next(iter(stage.steps()))
@@ -81,8 +85,9 @@ def test_dpo_equals_its_eager_definition_in_float64(loss, smoothing):
     expected.backward()
     wanted = gradients(trained)
     trained.zero_grad()
-    stage = DPO(model, rows, DPOConfig(beta=beta, loss=loss, label_smoothing=smoothing, batch_size=8), **LIMITS)
-    stage.reference = stage._reference_logprobs()
+    config = DPOConfig(beta=beta, loss=loss, label_smoothing=smoothing, batch_size=8)
+    stage = DPO(model, rows, config, fresh(model), **LIMITS)
+    stage.state.tensors["reference"] = stage._reference_logprobs()
     stage.model = trained
     # the reference sums are kept in float32: a few 1e-7 of 30 nats
     torch.testing.assert_close(one_step(stage), expected.detach(), rtol=1e-5, atol=1e-6, check_dtype=False)
@@ -94,7 +99,7 @@ def test_dpo_equals_its_eager_definition_in_float64(loss, smoothing):
 def test_sft_is_the_mean_negative_log_likelihood(average):
     model = language_model("gpt_neox").double()
     rows = demonstrations()
-    stage = SFT(model, rows, SFTConfig(batch_size=8, average=average), **LIMITS)
+    stage = SFT(model, rows, SFTConfig(batch_size=8, average=average), fresh(model), **LIMITS)
     each = [-eager_logprob(model, d.prompt, d.response) for d in rows]
     if average == "token":
         expected = sum(each) / sum(len(d.response) for d in rows)
@@ -142,9 +147,9 @@ def test_gradients_do_not_depend_on_micro_batching(which):
         else:
             model = language_model("llama").double()
             stage = (
-                SFT(model, demonstrations(), SFTConfig(batch_size=8), **limits)
+                SFT(model, demonstrations(), SFTConfig(batch_size=8), fresh(model), **limits)
                 if which == "sft"
-                else DPO(model, pairs(), DPOConfig(batch_size=8), **limits)
+                else DPO(model, pairs(), DPOConfig(batch_size=8), fresh(model), **limits)
             )
         step = next(iter(stage.steps()))
         for batch in step.batches:
@@ -282,8 +287,8 @@ def test_a_nan_in_a_reward_names_its_source_and_updates_nothing():
 
 def test_a_gradient_that_is_not_finite_stops_before_the_optimizer():
     model = language_model("llama")
-    stage = SFT(model, demonstrations(), SFTConfig(batch_size=8), **LIMITS)
-    state = loop.make_state(loop.parameter_groups("policy", model, 1e-3, 0.0), OPTIM)
+    state = fresh(model)
+    stage = SFT(model, demonstrations(), SFTConfig(batch_size=8), state, **LIMITS)
     before = copy.deepcopy(model)
     broken = stage.loss
     stage.loss = lambda batch: (broken(batch)[0] * math.nan, {})

@@ -9,68 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rto_fast import pipeline
 from rto_fast.train import main
-from tests.tiny import config
-
-WORDS = [
-    "<pad>",
-    "<bos>",
-    "<eos>",
-    "<unk>",
-    *"what is the colour of a cat dog cow grey brown white it so well .".split(),
-]
-SETTINGS = """
-[data]
-template = "none"
-max_prompt = 10
-max_length = 24
-held_out = 4
-[sft]
-batch_size = 8
-[dpo]
-batch_size = 8
-[rto]
-iterations = 2
-rollouts = 8
-minibatch = 4
-[rto.reward]
-clip = 0.1
-[eval]
-prompts = 4
-samples = 2
-"""
-
-
-def write_model(folder: Path, words: list[str] = WORDS) -> Path:
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config("llama_tied", len(words))).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
-
-
-def write_pairs(file: Path, count: int = 24) -> Path:
-    animals = ["cat", "dog", "cow"]
-    rows = [
-        {
-            "prompt": f"what is the colour of {'the ' * (i // 3 % 4)}{animals[i % 3]}",
-            "chosen": f"it is {'so ' * (i % 5)}grey .",
-            "rejected": f"well {'well ' * (i % 4)}brown",
-        }
-        for i in range(count)
-    ]
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return file
+from tests.tiny_run import SETTINGS, WORDS, write_model, write_pairs
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +82,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(pipeline, "_dpo", interrupt)
     assert main(command(folder, output="stopped")) == 130
-    assert "the same command goes on from there" in capsys.readouterr().err
+    assert "the same command goes on from the last" in capsys.readouterr().err
     assert (folder / "stopped" / "sft" / "stage.json").is_file()
     monkeypatch.undo()
     assert main(command(folder, output="stopped")) == 0

@@ -17,7 +17,7 @@ from rto_fast.config import DPOConfig
 from rto_fast.data.encode import EncodedPair
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.segments import sequence_sums
-from rto_fast.loop import Step
+from rto_fast.loop import Step, TrainState
 from rto_fast.model import Head, LanguageModel
 from rto_fast.packing import microbatches, pack
 from rto_fast.scoring import response_logprobs
@@ -41,6 +41,7 @@ class DPO:
         model: LanguageModel,
         pairs: list[EncodedPair],
         config: DPOConfig,
+        state: TrainState,
         *,
         seed: int,
         microbatch_rows: int,
@@ -50,21 +51,21 @@ class DPO:
         self.model = model.train()
         self.pairs = pairs
         self.config = config
+        self.state = state
         self.seed = seed
         self.microbatch_rows = microbatch_rows
         self.workspace_mb = workspace_mb
         self.device = device
         self.batch_size = min(config.batch_size, len(pairs))
         self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
-        self.reference: Tensor | None = None
         self._orders: dict[int, list[int]] = {}
         self.note: Callable[[str], None] = lambda text: None
         """Told what goes on between two steps."""
 
     def steps(self) -> Iterator[Step]:
-        if self.reference is None:
-            self.reference = self._reference_logprobs()
-        for step in range(self.num_steps):
+        if "reference" not in self.state.tensors:
+            self.state.tensors["reference"] = self._reference_logprobs()
+        for step in range(self.state.step, self.num_steps):
             chosen = self._chosen(step)
             yield Step([self._batch(group) for group in self._groups(chosen)], len(chosen))
 
@@ -86,7 +87,7 @@ class DPO:
 
     def _batch(self, items: list[int]) -> Batch:
         packed, rows = self._pack(items)
-        reference = self.reference[:, items].reshape(-1)
+        reference = self.state.tensors["reference"][:, items].reshape(-1)
         return Batch(packed.to(self.device), rows.to(self.device), reference.to(self.device))
 
     @torch.no_grad()

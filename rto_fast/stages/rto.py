@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.config import RTOConfig
+from rto_fast.experience import Experience, from_tensors
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.loop import Step, TrainState
 from rto_fast.losses import value_loss
@@ -35,21 +36,6 @@ from rto_fast.rollout import Completion, Sampling, rollout
 from rto_fast.scoring import Scores, score
 from rto_fast.seeds import derive, permutation
 from rto_fast.types import PackedBatch, Rows
-
-
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """One iteration's answers and what the update needs of them. Arrays are (R,) float32 over all response rows."""
-
-    answers: list[Completion]
-    offsets: Tensor
-    """(S+1,) int32 on the CPU: rows of each answer"""
-    weights: list[float]
-    """Weight of each answer: 0 = masked out"""
-    old_logprobs: Tensor
-    old_values: Tensor
-    advantages: Tensor
-    returns: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,31 +101,44 @@ class RTO:
         """Told what goes on between two steps."""
         self.iterations = config.iterations or max(1, math.ceil(config.epochs * len(prompts) / config.rollouts))
         self.num_steps = self.iterations * config.ppo_epochs * math.ceil(config.rollouts / config.minibatch)
-        self._moved: list[tuple[Tensor, Tensor]] = []
-        """k3 and weight sums of this pass's mini-batches, on the device"""
         state.progress.setdefault("beta_2", config.reward.beta_2)
 
     def steps(self) -> Iterator[Step]:
-        for iteration in range(self.iterations):
-            self.state.progress["iteration"] = iteration
-            experience, metrics = self._score(self._answer(iteration))
-            metrics["iteration"] = iteration + 1
-            for epoch in range(self.config.ppo_epochs):
-                self._moved.clear()
+        """From where state.progress says: the iteration, and within its rollout the epoch and the first answer."""
+        progress, tensors = self.state.progress, self.state.tensors
+        for iteration in range(int(progress.get("iteration", 0)), self.iterations):
+            progress["iteration"] = iteration
+            metrics: dict[str, Tensor | float] = {}
+            if "offsets" in tensors:  # in the middle of an iteration
+                experience = from_tensors(tensors, self.device)
+            else:
+                experience, metrics = self._score(self._answer(iteration))
+                metrics["iteration"] = iteration + 1
+                tensors |= experience.tensors()
+                progress["epoch"] = progress["place"] = 0
+            for epoch in range(int(progress["epoch"]), self.config.ppo_epochs):
+                progress["epoch"] = epoch
+                if progress["place"] == 0:
+                    tensors["moved"] = torch.zeros(2, device=self.device)
+                tensors["moved"] = tensors["moved"].to(self.device)
                 order = permutation(len(experience.answers), self.seed, "rto", iteration, epoch)
-                for start in range(0, len(order), self.config.minibatch):
+                for start in range(int(progress["place"]), len(order), self.config.minibatch):
                     chosen = order[start : start + self.config.minibatch]
                     step = self._step(experience, chosen, metrics, iteration)
+                    progress["place"] = start + self.config.minibatch
                     if step.total:  # else every answer of this mini-batch is masked out
                         yield step
                         metrics = {}
+                progress["place"] = 0
                 if self.config.stop_kl is not None and self._mean_k3() > self.config.stop_kl:
                     break
+            tensors.clear()
+            progress["iteration"] = iteration + 1
 
     def _mean_k3(self) -> float:
         """How far the last pass found the policy from the one that sampled, nats per token."""
-        sums = [sum(column) for column in zip(*self._moved, strict=True)]
-        return float(sums[0] / sums[1]) if sums and sums[1] > 0 else 0.0
+        k3, weight = self.state.tensors["moved"].tolist()
+        return k3 / weight if weight > 0 else 0.0
 
     def _answer(self, iteration: int) -> list[Completion]:
         """Answers to the next prompts; each pass over the prompts is in a new order."""
@@ -324,7 +323,7 @@ class RTO:
         log_ratio = out.logprobs - batch.old_logprobs
         ratio = log_ratio.exp()
         k3 = ((ratio - 1 - log_ratio) * batch.weights).sum()
-        self._moved.append((k3, batch.weights.sum()))
+        self.state.tensors["moved"] += torch.stack((k3, batch.weights.sum()))
         return {
             "policy_loss": out.loss.detach(),
             "ratio_gap": ((ratio - 1).abs() * batch.weights).sum(),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rto_fast.config import SFTConfig
 from rto_fast.data.encode import EncodedDemonstration
-from rto_fast.loop import Step
+from rto_fast.loop import Step, TrainState
 from rto_fast.losses import nll_loss
 from rto_fast.model import LanguageModel
 from rto_fast.packing import microbatches, pack
@@ -35,6 +35,7 @@ class SFT:
         model: LanguageModel,
         demonstrations: list[EncodedDemonstration],
         config: SFTConfig,
+        state: TrainState,
         *,
         seed: int,
         microbatch_rows: int,
@@ -44,6 +45,7 @@ class SFT:
         self.model = model.train()
         self.demonstrations = demonstrations
         self.config = config
+        self.state = state
         self.seed = seed
         self.microbatch_rows = microbatch_rows
         self.workspace_mb = workspace_mb
@@ -54,10 +56,10 @@ class SFT:
         self.num_steps = max(1, int(config.epochs * len(demonstrations) // self.batch_size))
 
     def steps(self) -> Iterator[Step]:
-        per_epoch = len(self.demonstrations) // self.batch_size
-        for step in range(self.num_steps):
+        per_epoch, order = len(self.demonstrations) // self.batch_size, None
+        for step in range(self.state.step, self.num_steps):
             epoch, place = divmod(step, per_epoch)
-            if place == 0:
+            if place == 0 or order is None:
                 order = permutation(len(self.demonstrations), self.seed, "sft", epoch)
             chosen = [self.demonstrations[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
             yield self._step(chosen)

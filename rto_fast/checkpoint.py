@@ -1,0 +1,127 @@
+"""Checkpoints of a running stage: written whole or not at all, read only when every byte is what was written.
+
+    <folder>/step-00000120/
+        weights.safetensors  optimizer.safetensors  stage.safetensors  state.json
+        manifest.json        sha256 of each of them
+
+A checkpoint is made under another name, forced to the disk and renamed; older ones go once the new one stands. Files
+are safetensors and JSON: nothing in them is ever executed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rto_fast.config import CheckpointConfig
+
+Parts = dict[str, dict[str, Tensor]]
+"""Tensors by file and name."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    step: int
+    parts: Parts
+    facts: dict[str, Any]
+    """What state.json holds."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage, and when the next is due."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        self.folder, self.config = folder, config
+        self.last_step, self.last_time = 0, time.monotonic()
+        self.damaged: list[str] = []
+        """What was found wrong with checkpoints that `newest` passed over."""
+
+    def due(self, step: int) -> bool:
+        """Whether `step` finished steps, or the minutes since the last checkpoint, ask for another."""
+        by_steps = self.config.every and step - self.last_step >= self.config.every
+        return bool(by_steps or 0 < 60 * self.config.minutes <= time.monotonic() - self.last_time)
+
+    def save(self, step: int, parts: Parts, facts: dict[str, Any]) -> Path:
+        """Write a checkpoint, drop all but the newest `keep`. OSError when the disk refuses: the older ones stay."""
+        final = self.folder / f"step-{step:08}"
+        partial = final.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            for name, tensors in parts.items():
+                flat = {key: x.detach().cpu().contiguous() for key, x in tensors.items()}
+                save_file(flat, partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1), encoding="utf-8")
+            files = sorted(partial.iterdir())
+            manifest = {path.name: _sha256(path) for path in files}
+            (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for path in (*files, partial / "manifest.json", partial):
+                _force(path)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            _force(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(
+                f"checkpoint: {final} could not be written ({error}); free disk space or fix the folder's permissions, "
+                "then the same command goes on from the checkpoint before"
+            ) from error
+        self.last_step, self.last_time = step, time.monotonic()
+        for old in self._all()[self.config.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def newest(self) -> Saved | None:
+        """The newest checkpoint whose files are whole, None when there is none."""
+        for path in self._all():
+            try:
+                saved = _read(path)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                self.damaged.append(f"{path}: {error}")
+                continue
+            self.last_step = saved.step
+            return saved
+        return None
+
+    def forget(self) -> None:
+        """Remove them all: the stage is finished, or starts over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        """Finished checkpoints, the newest first."""
+        paths = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted((p for p in paths if p.suffix != ".partial"), reverse=True)
+
+
+def _read(path: Path) -> Saved:
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    for name, digest in manifest.items():
+        if Path(name).name != name:
+            raise ValueError(f"manifest.json names a file outside its folder, {name!r}")
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} is not what was written")
+    facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    parts = {Path(n).stem: load_file(path / n) for n in manifest if n.endswith(".safetensors")}
+    return Saved(int(facts.pop("step")), parts, facts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _force(path: Path) -> None:
+    """Make a file, or a folder's list of files, outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

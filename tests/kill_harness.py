@@ -1,0 +1,102 @@
+"""Kills a small run at random moments and lets it go on: python tests/kill_harness.py FOLDER TRIALS [SEED].
+
+Each trial starts anew, is killed (SIGKILL) at a random moment of the undisturbed run's time, goes on with the same
+command and must end with the same bits: models, metrics and results, wall-clock columns aside. Children are forked from
+one parent that has imported everything, so that a trial takes seconds.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from rto_fast import pipeline  # noqa: F401  (imported once, before the forks)
+from rto_fast.train import main
+from tests.tiny_run import SETTINGS, write_model, write_pairs
+
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def arguments(folder: Path, output: str, *more: str) -> list[str]:
+    paths = {"--recipe": "tiny.toml", "--model.path": "model", "--data.path": "pairs.jsonl", "--output": output}
+    words = [word for flag, name in paths.items() for word in (flag, str(folder / name))]
+    return [*words, "--device", "cpu", "--checkpoint.every", "1", *more]
+
+
+def setting(folder: Path) -> None:
+    """What a run reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model")
+    write_pairs(folder / "pairs.jsonl")
+    (folder / "tiny.toml").write_text(SETTINGS)
+
+
+def start(words: list[str]) -> int:
+    """Run the command in a child; its process id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    # tqdm's own lock is shared between processes: who is killed holding it would stop all who come after
+    tqdm.set_lock(threading.RLock())
+    os._exit(main(words))
+
+
+def status(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def end_state(run: Path) -> dict[str, str]:
+    """A digest of everything that a finished run must have."""
+    state = {
+        f"{stage}/model.safetensors": hashlib.sha256((run / stage / "model.safetensors").read_bytes()).hexdigest()
+        for stage in ("sft", "dpo", "rto")
+    }
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    results = json.loads((run / "results.json").read_text())
+    for entry in (*lines, results):
+        for name in CLOCK:
+            entry.pop(name, None)
+    leftovers = [path.name for path in run.glob("*.checkpoints")]
+    return state | {"metrics": json.dumps(lines), "results": json.dumps(results), "leftovers": str(leftovers)}
+
+
+def harness(folder: Path, trials: int, seed: int) -> int:
+    """Number of trials whose end state differs."""
+    torch.set_num_threads(1)
+    setting(folder)
+    began = time.monotonic()
+    assert status(start(arguments(folder, "whole"))) == 0, "the undisturbed run failed"
+    took, wanted = time.monotonic() - began, end_state(folder / "whole")
+    rng, wrong, landed = random.Random(seed), 0, 0
+    for trial in range(trials):
+        run = folder / "killed"
+        shutil.rmtree(run, ignore_errors=True)
+        child = start(arguments(folder, "killed"))
+        time.sleep(rng.uniform(0.02, took))
+        os.kill(child, signal.SIGKILL)
+        killed = status(child) == -signal.SIGKILL
+        landed += killed
+        found = sorted(p.name for p in run.glob("*")) if run.exists() else []
+        code = status(start(arguments(folder, "killed")))
+        same = code == 0 and end_state(run) == wanted
+        wrong += not same
+        print(f"trial {trial + 1}: {'killed' if killed else 'too late'} with {found}; {'same' if same else 'DIFFERS'}")
+    print(f"{trials} trials, {landed} kills, {trials - wrong} end states equal bit for bit")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(harness(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0) > 0)
