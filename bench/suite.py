@@ -16,7 +16,9 @@ from bench.record import DEVICE, beside
 from bench.shapes import LAPTOP, PYTHIA, Inputs, head_inputs
 
 ROWS, SHAPE = (8192, PYTHIA) if DEVICE == "cuda" else (2048, LAPTOP)
-ROUNDS = 10 if DEVICE == "cuda" else 2
+GROWING_ROWS = (2048, 8192, 32768) if DEVICE == "cuda" else (512, 2048, 8192)
+GROWING_VOCABULARIES = (50304, 201216) if DEVICE == "cuda" else (12576, 50304)
+ROUNDS = 10 if DEVICE == "cuda" else 4
 # a rival in half precision rounds its logits
 NATS = 0.3 if DEVICE == "cuda" else 1e-3
 # what runs on a CPU too
@@ -49,7 +51,7 @@ RIVALS = ("eager", "torch.compile", *(name for name in peers.PEERS if name not i
 
 
 def gemms(number: int) -> Callable[[], None]:
-    """The first 1, 2 or 3 bare matrix products of a head, into buffers of their own: logits, d hidden, d weight."""
+    """The first 1 to 4 bare matrix products of a head, into buffers: logits, d hidden, d weight, logits again."""
     hidden, weight, _ = inputs()
     z = torch.empty(ROWS, SHAPE.vocab, device=DEVICE, dtype=hidden.dtype)
     d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
@@ -60,6 +62,8 @@ def gemms(number: int) -> Callable[[], None]:
             torch.mm(z, weight, out=d_hidden)
         if number > 2:
             torch.mm(z.T, hidden, out=d_weight)
+        if number > 3:
+            torch.mm(hidden, weight.T, out=z)
 
     return run
 
@@ -80,8 +84,8 @@ def agree(run: Callable[[], tuple[Tensor, ...]], ours: Callable[[], tuple[Tensor
         assert error <= bound, f"computes something else: off by {error:.3g} of the norm"
 
 
-def compare(benchmark, run: Callable[[], object], products: int, gemms_of_flops: int, rival: str, what: str) -> None:
-    """Time `run` beside its bare GEMMs, and note both; FLOPs are those of `gemms_of_flops` matrix products."""
+def compare(benchmark, run: Callable[[], object], products: int, rival: str, what: str) -> None:
+    """Time `run` beside as many bare GEMMs as it needs, and note both."""
     hidden, weight, _ = inputs()
     ratio = beside(
         benchmark,
@@ -89,11 +93,11 @@ def compare(benchmark, run: Callable[[], object], products: int, gemms_of_flops:
         gemms(products),
         rival=rival,
         shape=f"{SHAPE.width}x{SHAPE.vocab} T={ROWS}, {what}",
-        of=("the bare GEMM", "two GEMMs", "three GEMMs")[products - 1],
+        of=("the bare GEMM", "two GEMMs", "three GEMMs", "four GEMMs")[products - 1],
         rounds=ROUNDS,
-        flops=gemms_of_flops * SHAPE.gemm_flops(ROWS),
+        flops=products * SHAPE.gemm_flops(ROWS),
         dtype=str(hidden.dtype),
-        flop_count=gemms_of_flops * SHAPE.gemm_flops(ROWS),
+        flop_count=products * SHAPE.gemm_flops(ROWS),
         bytes_of_inputs=hidden.nbytes + weight.nbytes,
     )
     print(f"\n{rival}, {what}: {ratio:.2f} x {products} bare GEMMs")
