@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from bench import machine
 from rto_fast.rollout import Sampling, rollout
 
 BATCH = 64
@@ -84,9 +85,15 @@ def test_rollout(benchmark, vocab, num_prompts, length, rounds):
         setup=lambda: timed("generate", generate),
         rounds=rounds,
     )
-    ratio = statistics.median(b / a for a, b in zip(*seen.values(), strict=True))
-    info = {f"{name}_tokens_per_s": round(statistics.median(v)) for name, v in seen.items()} | {
-        "ratio": round(ratio, 2)
-    }
-    benchmark.extra_info.update(info)
-    print(f"V={vocab}, {num_prompts} prompts: {info}")
+    speedup = statistics.median(b / a for a, b in zip(*seen.values(), strict=True))
+    tokens_per_s = {name: round(statistics.median(rates)) for name, rates in seen.items()}
+    benchmark.extra_info.update(
+        rival="rto_fast, over model.generate",
+        shape=f"V={vocab}, {num_prompts} ragged prompts, batch {BATCH}",
+        device="cpu",
+        tokens_per_s=tokens_per_s["rollout"],
+        tokens_per_s_of_generate=tokens_per_s["generate"],
+        speedup=speedup,
+        machine=machine.describe(),
+    )
+    print(f"V={vocab}, {num_prompts} prompts: {tokens_per_s} tokens/s, {speedup:.2f} x")
