@@ -28,34 +28,39 @@ def pack(
         raise ValueError(f"pack: prompts and responses must pair up, got {len(prompts)} and {len(responses)}")
     if average not in ("token", "sequence"):
         raise ValueError(f"pack: average must be 'token' or 'sequence', got {average!r}")
-    inputs: list[int] = []
-    targets: list[int] = []
-    positions: list[int] = []
-    weights: list[float] = []
-    index: list[int] = []
-    lengths: list[int] = []
+    flat: list[int] = []
     for s, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not prompt or not response:
             empty = "response" if prompt else "prompt"
             raise ValueError(f"pack: sequence {s} has an empty {empty}; drop it (a prompt needs at least one token)")
-        tokens = [*prompt, *response]
-        first = len(inputs) + len(prompt) - 1
-        inputs += tokens[:-1]
-        targets += tokens[1:]
-        positions += range(len(tokens) - 1)
-        weights += [0.0] * (len(prompt) - 1)
-        weights += [1.0 if average == "token" else 1.0 / len(response)] * len(response)
-        index += range(first, first + len(response))
-        lengths.append(len(tokens) - 1)
+        flat += prompt
+        flat += response
+    # one list becomes a tensor, the rest is computed from lengths: lists for all six would take three times as long
+    tokens, answers = torch.tensor(flat, dtype=torch.int64), [len(r) for r in responses]
+    lengths = [len(p) + a - 1 for p, a in zip(prompts, answers, strict=True)]
+    offsets, num_rows = cumulative(lengths), torch.tensor(lengths, dtype=torch.int64)
+    starts = offsets[:-1].long()
+
+    def spread(per_sequence: torch.Tensor) -> torch.Tensor:
+        return per_sequence.repeat_interleave(num_rows)
+
+    # sequence s has s more tokens than rows before it
+    first_token = starts + torch.arange(len(lengths))
+    is_input, is_target = (torch.ones(len(flat), dtype=torch.bool) for _ in range(2))
+    is_input[first_token + num_rows] = False
+    is_target[first_token] = False
+    positions = torch.arange(sum(lengths)) - spread(starts)
+    trained = positions >= spread(num_rows - torch.tensor(answers, dtype=torch.int64))
+    share = torch.tensor([1.0 if average == "token" else 1.0 / a for a in answers], dtype=torch.float32)
     batch = PackedBatch(
-        input_ids=torch.tensor(inputs, dtype=torch.int64),
-        target_ids=torch.tensor(targets, dtype=torch.int64),
-        position_ids=torch.tensor(positions, dtype=torch.int64),
-        cu_seqlens=cumulative(lengths),
+        input_ids=tokens[is_input],
+        target_ids=tokens[is_target],
+        position_ids=positions,
+        cu_seqlens=offsets,
         max_seqlen=max(lengths, default=0),
-        weights=torch.tensor(weights, dtype=torch.float32),
+        weights=spread(share) * trained,
     )
-    return batch, Rows(torch.tensor(index, dtype=torch.int64), cumulative([len(r) for r in responses]))
+    return batch, Rows(trained.nonzero()[:, 0], cumulative(answers))
 
 
 def cumulative(lengths: Sequence[int]) -> torch.Tensor:
