@@ -60,6 +60,7 @@ def _run_stage(context: Context, stage: str, say: Callable[[str], None]) -> None
         return
     if is_finished(folder):
         say(f"{stage}: finished already, using {folder}")
+        _checkpoints(context, stage).forget()  # a run may die between the two
         return
     started = time.perf_counter()
     model = {"sft": _sft, "dpo": _dpo, "rto": _rto}[stage](context)

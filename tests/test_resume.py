@@ -71,6 +71,21 @@ def test_several_deaths_of_one_run(folder, monkeypatch):
     assert end_state(folder / "again") == end_state(folder / "whole")
 
 
+def test_death_between_a_stages_end_and_its_clean_up(folder, monkeypatch):
+    shutil.rmtree(folder / "again", ignore_errors=True)
+
+    def forget(self):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "forget", forget)
+        with pytest.raises(Killed):
+            main(arguments(folder, "again"))
+    assert (folder / "again" / "sft.checkpoints").exists()
+    assert main(arguments(folder, "again")) == 0
+    assert end_state(folder / "again") == end_state(folder / "whole")
+
+
 @pytest.mark.parametrize(
     "options",
     [

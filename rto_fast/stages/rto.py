@@ -323,7 +323,8 @@ class RTO:
         log_ratio = out.logprobs - batch.old_logprobs
         ratio = log_ratio.exp()
         k3 = ((ratio - 1 - log_ratio) * batch.weights).sum()
-        self.state.tensors["moved"] += torch.stack((k3, batch.weights.sum()))
+        tensors = self.state.tensors
+        tensors["moved"] = tensors.get("moved", 0.0) + torch.stack((k3, batch.weights.sum()))
         return {
             "policy_loss": out.loss.detach(),
             "ratio_gap": ((ratio - 1).abs() * batch.weights).sum(),
