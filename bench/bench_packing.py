@@ -106,8 +106,14 @@ def test_packing(benchmark, num_sequences):
         }
     )
     benchmark.pedantic(pack, args=(prompts, responses), rounds=ROUNDS)
-    info = {"sequences": num_sequences, "rows": ROWS, "padded elements": padded.ids.numel()}
-    info |= {f"{name}, ms": round(ms, 3) for name, ms in took.items()}
-    info["pad / pack"] = round(took["pad"] / took["pack"], 2)
-    print(f"\n{info}")
-    benchmark.extra_info.update(info | describe())
+    benchmark.extra_info.update(
+        {f"{name}, ms": round(ms, 3) for name, ms in took.items()},
+        rival="pack",
+        shape=f"{ROWS} rows, {num_sequences} sequences",
+        device="cpu",
+        against=f"{took['pad'] / took['pack']:.2f} x padding",
+        growth="sequences",
+        size=num_sequences,
+        machine=describe(),
+    )
+    print(f"\n{num_sequences} sequences, {ROWS} rows, {padded.ids.numel()} padded: {benchmark.extra_info['against']}")

@@ -112,7 +112,15 @@ def race(benchmark, rivals: dict[str, Callable[[], int]], rounds: int, **about: 
         f"ratio to {name}": round(statistics.median(a / b for a, b in zip(seen[ours], x, strict=True)), 2)
         for name, x in list(seen.items())[1:]
     }
-    benchmark.extra_info.update(about | speeds | ratios | describe())
+    benchmark.extra_info.update(
+        speeds,
+        rival="rto_fast",
+        shape=", ".join(f"{name} {value}" for name, value in about.items()),
+        device="cpu",
+        tokens_per_s=speeds[f"tokens/s, {ours}"],
+        against=", ".join(f"{ratio} x {name.removeprefix('ratio to ')}" for name, ratio in ratios.items()),
+        machine=describe(),
+    )
     print(f"\n{about}: {speeds | ratios}")
 
 

@@ -25,6 +25,7 @@ COLUMNS = {
     "gb_per_s": "GB/s",
     "tokens_per_s": "tokens/s",
     "speedup": "speed-up",
+    "against": "speed-up over",
     "peak_mib": "peak MiB",
     "launches": "launches",
 }
