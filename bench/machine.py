@@ -27,6 +27,16 @@ def version(package: str) -> str | None:
         return None
 
 
+def processor() -> str:
+    """The CPU's model, as Linux names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def describe() -> dict[str, object]:
     """Machine, versions and commit."""
     facts: dict[str, object] = {
@@ -34,7 +44,7 @@ def describe() -> dict[str, object]:
         "commit": command("git", "rev-parse", "--short", "HEAD"),
         "uncommitted changes": bool(command("git", "status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         **{name: version(name) for name in PACKAGES},
     }

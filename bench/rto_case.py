@@ -76,7 +76,9 @@ class Case:
         if answers is not None:
             self.stage._answer = lambda iteration: answers
         losses: list[float] = []
+        self.state.progress["iteration"] = 0  # else the stage goes on from its end, with nothing left to do
         loop.train(self.stage, self.state, self.optim, lambda step, metrics: losses.append(metrics["loss"]))
+        assert losses, "no step was made"
         return losses
 
     def gaps(self, answers: list[Completion]) -> tuple[float, float]:
