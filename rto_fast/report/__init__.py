@@ -1,0 +1,1 @@
+"""A page to open: what runs did, as one self-contained HTML file."""
