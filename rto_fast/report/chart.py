@@ -30,6 +30,16 @@ class Line:
     dots: bool = False
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A level stretch between two places, with words (HTML) on it."""
+
+    start: float
+    end: float
+    y: float
+    label: str
+
+
 @dataclass
 class Axis:
     """A range with round ticks; `place` maps a value to 0..1000."""
@@ -60,15 +70,31 @@ def axis(values: Sequence[float], *, count: int, zero: bool = False, pad: float 
     return Axis(low, high, [0.0 if abs(t) < step * 1e-6 else t for t in ticks if t <= high + 1e-9 * step])
 
 
-def lines(title: str, unit: str, x_name: str, series: Sequence[Line], *, zero: bool = False, note: str = "") -> str:
+def lines(
+    title: str,
+    unit: str,
+    x_name: str,
+    series: Sequence[Line],
+    *,
+    zero: bool = False,
+    note: str = "",
+    gap: Gap | None = None,
+    large: bool = False,
+) -> str:
     """A chart of lines. Title, unit, names and labels are HTML."""
     xs = axis([v for s in series for v in s.x], count=4, pad=0.0)
-    ys = axis([v for s in series for v in (*s.y, *s.low, *s.high)], count=4, zero=zero)
+    ys = axis([v for s in series for v in (*s.y, *s.low, *s.high)], count=6, zero=zero)
     bands = "".join(_band(s, xs, ys) for s in series if len(s.low))
     strokes = "".join(_stroke(s, xs, ys) for s in series)
     ends = [(s.label, s.colour, 1000 - ys.place(s.y[-1])) for s in series]
     rows = _rows(xs, [(s.x, [_value(s, i) for i in range(len(s.x))]) for s in series])
-    return _frame(title, unit, x_name, xs, ys, bands + strokes, ends, [s.label for s in series], rows, note)
+    tag = ""
+    if gap is not None:
+        x0, x1, y = xs.place(gap.start), xs.place(gap.end), round(1000 - ys.place(gap.y), 1)
+        strokes += f'<path class="gap" d="M{x0:g} {y:g}H{x1:g}"/><path class="gapend" d="M{x0:g} {y:g}h0"/>'
+        tag = f'<span class="gaptag" style="left:{(x0 + x1) / 20:g}%;top:{y / 10:g}%">{gap.label}</span>'
+    names, classes = [s.label for s in series], " large" if large else ""
+    return _frame(title, unit, x_name, xs, ys, bands + strokes, ends, names, rows, note, tag=tag, classes=classes)
 
 
 def stack(title: str, unit: str, x_name: str, series: Sequence[Line], note: str = "") -> str:
@@ -83,7 +109,9 @@ def stack(title: str, unit: str, x_name: str, series: Sequence[Line], note: str 
         ends.append((s.label, s.colour, 1000 - ys.place((below[-1] + above[-1]) / 2)))
         below = above
     rows = _rows(xs, [(s.x, [f"{100 * y:.0f} %" for y in s.y]) for s in series])
-    return _frame(title, unit, x_name, xs, ys, marks, ends, [s.label for s in series], rows, note, percent=True)
+    return _frame(
+        title, unit, x_name, xs, ys, marks, ends, [s.label for s in series], rows, note, percent=True, classes=" low"
+    )
 
 
 def _frame(
@@ -98,8 +126,10 @@ def _frame(
     rows: str,
     note: str,
     percent: bool = False,
+    tag: str = "",
+    classes: str = "",
 ) -> str:
-    height = max(HEIGHT, LABEL * (len(ends) + 1))
+    height = max({" large": 340, " low": 130}.get(classes, HEIGHT), LABEL * (len(ends) + 1))
     grid = "".join(f'<path class="grid" d="M0 {1000 - ys.place(t):g}H1000"/>' for t in ys.ticks)
     tick = (lambda t: f"{100 * t:.0f} %") if percent else tick_label(ys)
     left = "".join(f'<span style="top:{(1000 - ys.place(t)) / 10:g}%">{tick(t)}</span>' for t in ys.ticks)
@@ -108,12 +138,12 @@ def _frame(
     leaders, names = _end_labels(ends, height)
     head = "".join(f'<th scope="col">{label}</th>' for label in [x_name, *labels])
     return (
-        f'<figure class="chart"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
+        f'<figure class="chart{classes}"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
         f'<div class="plot" style="--h:{height}px" tabindex="0" role="group" aria-label="Chart: {title}. '
         f'Arrow keys read the values; the table below holds them all.">'
         f'<div class="ylab" aria-hidden="true">{left}</div>'
         f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
-        f"{grid}{marks}</svg></div>"
+        f"{grid}{marks}</svg>{tag}</div>"
         f'<div class="ends" aria-hidden="true"><svg viewBox="0 0 10 1000" preserveAspectRatio="none">{leaders}</svg>'
         f'{names}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
         + (f'<p class="note">{note}</p>' if note else "")

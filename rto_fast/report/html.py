@@ -39,8 +39,23 @@ def figure(mean: float, half: float) -> str:
         return num(mean)
     if max(abs(mean), half) >= 1e7 or half < 1e-4:
         return f"{num(mean)} ± {num(half, 2)}"
-    places = min(max(1 - math.floor(math.log10(half)), 0), 5)
+    places = _places(half)
     return f"{mean:,.{places}f} ± {half:,.{places}f}".replace("-", "−")
+
+
+def span(low: float, high: float, half: float) -> str:
+    """low to high, as precise as the half-width of the mean between them; nothing where the two look the same."""
+    if half <= 0 or max(abs(low), abs(high)) >= 1e7 or half < 1e-4:
+        ends = num(low), num(high)
+    else:
+        ends = tuple(f"{v:,.{_places(half)}f}".replace("-", "−") for v in (low, high))
+    return "" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def _places(half: float) -> int:
+    """Decimals that show one digit of the half-width, two where it begins with 1 or 2."""
+    exponent = math.floor(math.log10(half))
+    return min(max((half < 3 * 10.0**exponent) - exponent, 0), 5)
 
 
 def percent(mean: float, half: float = 0.0) -> str:

@@ -8,7 +8,8 @@
   const button = document.getElementById("theme");
   const dress = (theme) => {
     if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
-    button.textContent = "Theme: " + theme;
+    button.textContent = theme;
+    button.setAttribute("aria-label", "Theme: " + theme);
     button.dataset.now = theme;
   };
   button.hidden = false;

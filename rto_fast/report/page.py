@@ -76,7 +76,7 @@ def render(study: Study) -> str:
         f"<title>{text(recipes, 100)} – rto_fast report</title><style>{style}</style></head><body>"
         '<a class="skip" href="#main">Skip to the findings</a>'
         f'<nav aria-label="Sections"><div>{links}</div>'
-        '<button id="theme" type="button" hidden>Theme: auto</button></nav>'
+        '<button id="theme" type="button" hidden></button></nav>'
         f'<main id="main">{overview.headline(study)}{"".join(bodies.values())}</main>'
         f"<script>{script}</script></body></html>\n"
     )

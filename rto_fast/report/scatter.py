@@ -31,7 +31,7 @@ def plane(
 ) -> str:
     """Points with their intervals over paths. Every path begins where training began and ends at its dot."""
     xs = axis([v for p in points for v in (p.x - p.half_x, p.x + p.half_x)] + [v for s in paths for v in s.x], count=4)
-    ys = axis([v for p in points for v in (p.y - p.half_y, p.y + p.half_y)] + [v for s in paths for v in s.y], count=4)
+    ys = axis([v for p in points for v in (p.y - p.half_y, p.y + p.half_y)] + [v for s in paths for v in s.y], count=6)
     place = lambda x, y: (xs.place(x), round(1000 - ys.place(y), 1))  # noqa: E731
     marks = "".join(f'<path class="grid" d="M0 {1000 - ys.place(t):g}H1000"/>' for t in ys.ticks)
     for s in paths:
@@ -48,6 +48,7 @@ def plane(
         marks += f'<path class="whisker c-{p.colour}" d="M{x0:g} {y:g}H{x1:g}M{x:g} {y0:g}V{y1:g}"/>'
         marks += f'<path class="point c-{p.colour}" d="M{x:g} {y:g}h0"/>'
         marks += f'<path class="hole" d="M{x:g} {y:g}h0"/>' if p.hollow else ""
+    dots = [place(x, y) for s in paths for x, y in zip(s.x, s.y, strict=True)]
     labelled = [(p.label, p.colour, *place(p.x, p.y)) for p in points]
     labelled += [(s.label, s.colour, *place(s.x[-1], s.y[-1])) for s in paths]
     rows = "".join(
@@ -60,7 +61,7 @@ def plane(
         f'<div class="plot" style="--h:{HEIGHT}px" tabindex="0" role="group" aria-label="Chart: {title}. Arrow keys '
         f'read the values; the table below holds them all."><div class="ylab" aria-hidden="true">{left}</div>'
         f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
-        f'{labels(labelled)}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
+        f'{labels(labelled, dots)}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
         + (f'<p class="note">{note}</p>' if note else "")
         + f'<details class="numbers"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
         f'aria-label="Numbers: {title}"><table><thead><tr><th scope="col"></th><th scope="col">{x_name}</th>'
@@ -72,9 +73,10 @@ def _row(label: str, place: tuple[float, float], x: str, y: str) -> str:
     return f'<tr data-x="{place[0]:g}" data-y="{place[1]:g}"><th scope="row">{label}</th><td>{x}</td><td>{y}</td></tr>'
 
 
-def labels(wanted: Sequence[tuple[str, str, float, float]]) -> str:
+def labels(wanted: Sequence[tuple[str, str, float, float]], dots: Sequence[tuple[float, float]]) -> str:
     """A label beside each (label, colour, x, y), where it is the farthest from covering a point or another label."""
-    taken = [(x * WIDTH / 1000 - 4, y * HEIGHT / 1000 - 4, 8.0, 8.0) for _, _, x, y in wanted]
+    taken = [(x * WIDTH / 1000 - 6, y * HEIGHT / 1000 - 6, 12.0, 12.0) for _, _, x, y in wanted]
+    taken += [(x * WIDTH / 1000 - 2, y * HEIGHT / 1000 - 2, 4.0, 4.0) for x, y in dots]
     out = ""
     for label, colour, x, y in wanted:
         size = LETTER * len(label)

@@ -49,15 +49,15 @@ def _group(group: Group) -> str:
         rows.append(
             [
                 text(stage, 40),
-                f'<td class="barcell"><div class="bar" role="img" aria-label="{said}">{bar}</div></td>',
                 duration(seconds[stage]) + (f"<small>{split_words}</small>" if split else ""),
+                f'<td class="barcell"><div class="bar" role="img" aria-label="{said}">{bar}</div></td>',
                 num(sum(speeds) / len(speeds)) if speeds else "–",
                 f"{max(peaks):,.0f} MB" if peaks else "–",
             ]
         )
     legend = "".join(f'<span><i class="phase-{p}"></i>{w}</span>' for p, w in WORDS.items()) if phased else ""
     absent = "" if phased else missing("Not logged: time/rollout, time/score, time/update.")
-    head = ["stage", "", "time", "tokens/s", "peak memory"]
+    head = ["stage", "time", "", "tokens/s", "peak memory"]
     return (
         title
         + (f'<p class="legend" aria-hidden="true">{legend}</p>' if legend else "")

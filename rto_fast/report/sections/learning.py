@@ -1,6 +1,6 @@
 """Learning curves of all algorithms against rollouts (the paper's Figure 3), and who catches up with whom."""
 
-from rto_fast.report.chart import Line, lines
+from rto_fast.report.chart import Gap, Line, lines
 from rto_fast.report.groups import Group, Study, by_ground
 from rto_fast.report.html import missing, num, section, table, text
 from rto_fast.report.names import METRICS, colours, dash
@@ -63,7 +63,25 @@ def _chart(study: Study, groups: list[Group], metric: str) -> str:
         notes.append(f"Only the first {MAX_LINES} are drawn.")
     if without:
         notes.append(f"Not logged by {', '.join(without)}.")
-    return lines(title, unit, "rollouts", drawn, note=" ".join(notes), zero=metric.startswith("answers/truncated"))
+    first = metric == main_metric(study)
+    gap = _gap(study, groups, metric) if first else None
+    if gap:
+        notes.append("The dotted stretch: rollouts saved, read from values averaged as in the table below.")
+    zero = metric == "answers/truncated"
+    return lines(title, unit, "rollouts", drawn, note=" ".join(notes), zero=zero, gap=gap, large=first)
+
+
+def _gap(study: Study, groups: list[Group], metric: str) -> Gap | None:
+    """From where rto reaches ppo's (else sparse_dpo's) final value to where that member ends."""
+    label = {(i, stage): name for g, stage, name in study.members() for i, h in enumerate(groups) if g is h}
+    rows = {(r["policy"], r["rival"]): r for r in rollouts_to_reach(study, metric)}
+    for rival in ("ppo", "sparse_dpo"):
+        for i in range(len(groups)):
+            row = rows.get((label.get((i, "rto")), label.get((i, rival))))
+            if row and row["share"] and row["share"] < 0.9:
+                words = f"{ratio(row['share'])} of {rival}’s rollouts"
+                return Gap(row["rollouts"], row["rival_rollouts"], row["target"], words)
+    return None
 
 
 def band_words(curves: list[Curve]) -> str:

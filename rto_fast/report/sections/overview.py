@@ -19,6 +19,9 @@ def headline(study: Study) -> str:
     title = text(", ".join(recipes), 120)
     seconds = sum(number(run.results.get("seconds")) or 0.0 for run in runs)
     about = [plural(len(runs), "run")]
+    seeds = sorted({run.seed for run in runs if run.seed is not None})
+    if len(seeds) > 1:
+        about.append(f"seeds {', '.join(map(str, seeds[:12]))}{', …' if len(seeds) > 12 else ''}")
     if len(study.groups) > 1:
         about.append(plural(len(study.groups), "configuration"))
     if seconds:
@@ -92,7 +95,7 @@ def runs(study: Study) -> str:
                 ]
             )
     head = ["run", "recipe", "seed", "model", "data", "stages", "judge", "time"]
-    body = table(head, rows, "Runs", "words")
+    body = table(head, rows, "Runs", "words wide")
     body += "".join(missing(text(note, 400)) for note in study.notes)
     if len(study.groups) > 1:
         body += _differences(study)

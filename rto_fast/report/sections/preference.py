@@ -16,6 +16,8 @@ CHARTS = (
     ("Accuracy", "share of pairs whose chosen answer has the higher reward", {"accuracy": "accuracy"}),
     ("Margin", "reward of chosen minus rejected", {"margin": "margin"}),
 )
+MAX_POINTS = 50
+"""Single batches of pairs are noisy: neighbours are averaged down to so many points."""
 COLOURS = {"chosen": "good", "rejected": "bad", "accuracy": "dpo", "margin": "dpo"}
 
 
@@ -35,7 +37,7 @@ def _group(group: Group) -> str:
     title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
     charts, absent = "", []
     for name, unit, metrics in CHARTS:
-        found = {m: c for m in metrics if (c := curve(group, "dpo", m)) is not None}
+        found = {m: c for m in metrics if (c := curve(group, "dpo", m, MAX_POINTS)) is not None}
         if found:
             drawn = [_line(metrics[m], c) for m, c in found.items()]
             charts += lines(name, unit, "step", drawn, note=band_words(list(found.values())))

@@ -4,7 +4,7 @@ from typing import Any
 
 from rto_fast.report import pool
 from rto_fast.report.groups import Group, Study
-from rto_fast.report.html import figure, missing, num, percent, section, table, text
+from rto_fast.report.html import figure, missing, num, percent, section, span, table, text
 from rto_fast.report.names import FIGURES, judge_words
 from rto_fast.report.pool import Pooled
 from rto_fast.report.read import mapping, number
@@ -43,9 +43,8 @@ def _cell(key: str, value: Pooled | None, best: bool) -> str:
         return f"{value['mean'] * value['seeds']:,.0f}"
     shown = percent(value["mean"]) if key == "eos_rate" else figure(value["mean"], value["ci95"])
     shown = f"<b>{shown}</b>" if best else shown
-    if value["seeds"] > 1 and key not in ("eos_rate",):
-        shown += f"<small>{num(value['low'])} to {num(value['high'])}</small>"
-    return shown
+    apart = "" if key == "eos_rate" else span(value["low"], value["high"], value["ci95"])
+    return shown + (f"<small>{apart}</small>" if apart else "")
 
 
 def _pooling(group: Group) -> str:

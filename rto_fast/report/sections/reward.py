@@ -10,7 +10,7 @@ from rto_fast.report.scatter import Point, plane
 from rto_fast.report.sections.learning import member_lines
 from rto_fast.report.series import IMPLICIT, RETURN, Curve, curve
 
-PARTS = {"dense": "token reward", "score": "score", "kl": "KL"}
+PARTS = {"dense": "tokens", "score": "score", "kl": "KL"}
 MAX_CHARTS = 14
 
 
@@ -21,8 +21,8 @@ def components(study: Study) -> str:
         line = "metrics.jsonl holds no reward/…_share of a stage that rolls out."
         return section("reward", "What the reward is made of", "", missing(line))
     lede = (
-        "Each part's share of all reward that was paid, by magnitude: DPO's token reward, the reward model's score and "
-        "the KL penalty. Means over seeds."
+        "Each part's share of all reward that was paid, by magnitude: DPO's reward for tokens, the reward model's "
+        "score and the KL penalty. Means over seeds."
     )
     return section(
         "reward",
@@ -52,8 +52,7 @@ def _table(study: Study) -> str:
         ]
         cut = last("reward/dense_clipped")
         rows.append([text(label, 24), *cells, "–" if cut is None else percent(cut), num(last("values/explained"))])
-    head = ["", *(f"{name}<small>of which magnitude</small>" for name in PARTS.values()), "clipped", "critic explains"]
-    head[1:4] = [f"{name}<small>magnitude</small>" for name in PARTS.values()]
+    head = ["", *(f"{name}<small>magnitude</small>" for name in PARTS.values()), "clipped", "critic explains"]
     said = '<p class="note">Means per token in the last batch, the mean magnitude below each.</p>'
     return table(head, rows, "Reward components in the last batch", "numbers") + said
 

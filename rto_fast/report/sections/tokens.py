@@ -50,7 +50,7 @@ def _group(group: Group) -> str:
     if run is None:
         return ""
     title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
-    seed = f'<p class="note">Seed {run.seed} of {len(group.runs)}.</p>' if len(group.runs) > 1 else ""
+    seed = f'<p class="note">From seed {run.seed}, one of {len(group.runs)}.</p>' if len(group.runs) > 1 else ""
     prompts = _by_prompt(run)
     more = len(prompts) - MAX_PROMPTS
     rest = f'<p class="note">and {plural(more, "more prompt")} in answers.jsonl</p>' if more > 0 else ""
