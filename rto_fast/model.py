@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from rto_fast import attention
 from rto_fast.types import PackedBatch
@@ -195,7 +196,10 @@ def load_scalar_model(
     """
     _check_folder(path, field)
     weights = _read_head(path, field)
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it reports the head, which is read above, as left over
     backbone = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    transformers_logging.set_verbosity(said)
     head = _value_head(weights["weight"].shape[1])
     with torch.no_grad():
         head.weight.copy_(weights["weight"])
