@@ -20,6 +20,7 @@ FLOORS = {
         "scoring",
         "rewards",
         "corpus",
+        "scorers",
         "metrics",
         "export",
         "folder",
