@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
@@ -21,6 +22,7 @@ from typing import Literal
 import torch
 import tyro
 
+from rto_fast.data.parse import is_unicode
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.model import DTYPES, load_scalar_model
 from rto_fast.scorers import Answer, Scorer
@@ -35,10 +37,8 @@ READ_LIMIT_S = 30
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a reward model over HTTP, for --rto.score.server.
-
-    Clients have to show a bearer key where the environment holds RTO_FAST_REWARD_KEY.
-    """
+    """Serve a reward model over HTTP, for --rto.score.server. Clients have to show a bearer key where the environment
+    holds RTO_FAST_REWARD_KEY."""
 
     model: str
     """Reward model: a Hugging Face folder or hub id with a score or value_head, and its tokenizer."""
@@ -140,8 +140,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if retry_after is not None:
             self.send_header("Retry-After", str(retry_after))
-        self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # the client did not wait
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         # the path and the status, never a text or a key
@@ -162,6 +163,8 @@ def read_answers(asked: object, max_answers: int) -> list[Answer]:
         if not isinstance(values, list) or len(values) != len(queries) or not all(type(v) is kind for v in values):
             raise BadRequest(400, f'"{name}" must be a list of {len(queries)} {kind.__name__}s, one per query')
         columns[name] = values
+    if not all(map(is_unicode, queries)):
+        raise BadRequest(400, "a query holds half of a surrogate pair, which is no text")
     answers = []
     for query, prompt, finished in zip(queries, columns["prompts"], columns["finished"], strict=True):
         # some clients write special tokens into the query, and the bare question into prompts
@@ -203,7 +206,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def main() -> int:
-    options = tyro.cli(Serve, prog="python -m rto_fast.scorers.serve", description=Serve.__doc__)
+    options = tyro.cli(Serve, prog="python -m rto_fast.scorers.serve", description=" ".join(Serve.__doc__.split()))
     try:
         server = make_server(options)
     except (ValueError, OSError) as error:
