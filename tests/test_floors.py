@@ -21,6 +21,7 @@ FLOORS = {
         "scoring",
         "rewards",
         "corpus",
+        "scorers",
         "metrics",
         "export",
         "folder",
