@@ -13,16 +13,18 @@ from typing import Literal
 import torch
 import tyro
 
-from rto_fast.theory import check_soft_q
+from rto_fast.theory import check_planning, check_search, check_soft_q
 from rto_fast.theory.check import Check
 
-Section = Literal["soft-q", "lemma-1", "theorem-1", "eq-4.3", "eq-5.1"]
+Section = Literal["soft-q", "lemma-1", "theorem-1", "eq-4.3", "eq-5.1", "prop-3.2", "prop-c.2"]
 SECTIONS: dict[Section, tuple[str, Callable[[int, int], list[Check]]]] = {
     "soft-q": ("Soft value iteration on token trees", check_soft_q.soft_value_iteration),
     "lemma-1": ("Lemma 1: rewards and optimal Q-functions are one to one", check_soft_q.lemma_1),
     "theorem-1": ("Theorem 1: shaping leaves policy and preferences alone", check_soft_q.theorem_1),
     "eq-4.3": ("Equation 4.3: DPO's log-ratio is a token reward", check_soft_q.equation_4_3),
     "eq-5.1": ("Equation 5.1: dense and sparse rewards, one optimum", check_soft_q.equation_5_1),
+    "prop-3.2": ("Proposition 3.2: token rewards find the best answer in fewer queries", check_search.proposition_3_2),
+    "prop-c.2": ("Proposition C.2: predetermined against autoregressive policies", check_planning.proposition_c_2),
 }
 
 
