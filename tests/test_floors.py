@@ -26,6 +26,7 @@ FLOORS = {
         "checkpoint",
         "interrupt",
         "preflight",
+        "heatmap",
     ],
     4: ["loop"],
     5: ["stages", "evaluate"],
