@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 MAX_TOKENS, MAX_TOKEN, MAX_PROMPT, MAX_TITLE = 1024, 64, 2000, 200
@@ -91,6 +92,13 @@ def visible(text: str, limit: int) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
+def _lines(prompt: str) -> list[str]:
+    """A prompt's lines that are not blank, made visible; of a long one the beginning and the end."""
+    if len(prompt) > MAX_PROMPT:
+        prompt = f"{prompt[: MAX_PROMPT // 2]} … {prompt[3 - MAX_PROMPT // 2 :]}"
+    return [visible(line.strip(), MAX_PROMPT) for line in prompt.split("\n") if line.strip()]
+
+
 def terminal(heatmap: Heatmap, width: int = 100, *, scale: float | None = None, colour: bool | None = None) -> str:
     """The map as lines of at most `width` columns, for people.
 
@@ -101,12 +109,12 @@ def terminal(heatmap: Heatmap, width: int = 100, *, scale: float | None = None, 
     if colour is None:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     scale, width = scale or scale_of([heatmap]), max(width, 24)
-    title, prompt = visible(heatmap.title, MAX_TITLE), visible(heatmap.prompt.strip(), MAX_PROMPT)
-    head = [*_folded(title, width), *(f"  {line}" for line in _folded(prompt, width - 2))]
+    title = _folded(visible(heatmap.title, MAX_TITLE), width)
+    prompt = [f"  {part}" for line in _lines(heatmap.prompt) for part in _folded(line, width - 2)]
     if colour:
-        head = [f"{_BOLD if i < len(_folded(title, width)) else _DIM}{line}{_OFF}" for i, line in enumerate(head)]
+        title, prompt = [f"{_BOLD}{x}{_OFF}" for x in title], [f"{_DIM}{x}{_OFF}" for x in prompt]
     body = _coloured(heatmap, width - 2, scale) if colour else _numbered(heatmap, width - 2)
-    return "\n".join([*head, *(f"  {line}" for line in body)])
+    return "\n".join([*title, *prompt, *(f"  {line}" for line in body)])
 
 
 def _coloured(heatmap: Heatmap, width: int, scale: float) -> list[str]:
@@ -138,8 +146,11 @@ def _paint(text: str, v: float) -> str:
 
 def _numbered(heatmap: Heatmap, width: int) -> list[str]:
     lines: list[str] = []
-    rows, used = ["", "", ""], 0
-    for i, _, text in _shown(heatmap):
+    rows, used, shown = ["", "", ""], 0, _shown(heatmap)
+    # columns part all tokens, so where words have several of them a word's beginning is marked
+    sub_words = any(not b and s[-1].isalnum() and t[0].isalnum() for (_, _, s), (_, b, t) in pairwise(shown))
+    for i, blank, text in shown:
+        text = "▁" + text if blank and sub_words else text
         number = f"{heatmap.rewards[i]:+.3f}"
         mark = "" if heatmap.signs is None else {-1: "x", 0: "", 1: "o"}[heatmap.signs[i]]
         size = max(_columns(text), len(number))
@@ -154,12 +165,13 @@ def _numbered(heatmap: Heatmap, width: int) -> list[str]:
 
 def _shown(heatmap: Heatmap) -> list[tuple[int, str, str]]:
     """(number, blank before it, text) of the tokens to show."""
-    out = []
+    out, gap = [], False
     for i, token in enumerate(heatmap.tokens[:MAX_TOKENS]):
         body = token.strip(" ")
         # a token that is nothing but blanks has a reward too, so it must be seen
         text = visible(body.replace("\n", "↵"), MAX_TOKEN) or "␣"
-        out.append((i, " " if token.startswith(" ") and body and i else "", text))
+        out.append((i, " " if i and body and (gap or token.startswith(" ")) else "", text))
+        gap = bool(body) and token.endswith(" ")
     return out
 
 
@@ -199,10 +211,11 @@ def html(heatmap: Heatmap, *, scale: float | None = None) -> str:
         parts.append(
             f'{blank}<span class="hm-token{known and f" hm-{known}"}" style="--v:{v:.3f}" tabindex="0" role="img" '
             f'title="{said}" aria-label="{said}" data-r="{number}">{_escape(text)}</span>'
-            + ("<br>" if heatmap.tokens[i].endswith("\n") else "")
+            # a line may break behind blanks that are drawn
+            + ("<br>" if heatmap.tokens[i].endswith("\n") else "<wbr>" if text == "␣" else "")
         )
     parts += [f' <span class="hm-more">{line}</span>' for line in _left_out(heatmap)]
-    title, prompt = (_escape(visible(x, n)) for x, n in ((heatmap.title, MAX_TITLE), (heatmap.prompt, MAX_PROMPT)))
+    title, prompt = _escape(visible(heatmap.title, MAX_TITLE)), "<br>".join(map(_escape, _lines(heatmap.prompt)))
     total = math.fsum(heatmap.rewards)
     return (
         f'<figure class="hm"><figcaption><b>{title}</b> <span class="hm-sum">sum {total:+.3f}</span>'

@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        if tag not in ("br", "meta"):
+        if tag not in ("br", "wbr", "meta"):
             self.open.append(tag)
         if tag == "span" and "hm-token" in dict(attrs).get("class", ""):
             self.spans.append(dict(attrs))
@@ -69,7 +69,7 @@ def test_json_reads_back(heatmaps):
 @given(maps)
 def test_html_holds_one_span_per_token_and_nothing_of_the_text(heatmap):
     read = Page(html(heatmap))
-    assert set(read.tags) <= {"figure", "figcaption", "b", "span", "p", "br"}
+    assert set(read.tags) <= {"figure", "figcaption", "b", "span", "p", "br", "wbr"}
     assert len(read.spans) == len(heatmap.tokens)
     for span, reward, token in zip(read.spans, heatmap.rewards, heatmap.tokens, strict=True):
         assert f"{reward:+.3f}" in span["title"] and span["title"] == span["aria-label"]
@@ -96,6 +96,19 @@ def test_markup_in_texts_is_text():
     read = Page(page([Heatmap(evil, evil, [evil, " <b>"], [1.0, -1.0], [0, -1])], title=evil))
     assert "script" not in read.tags and read.text.count("<script>") == 5
     assert read.spans[0]["class"] == "hm-token" and read.spans[1]["class"] == "hm-token hm-wrong"
+
+
+def test_where_words_have_several_tokens_their_beginnings_are_marked():
+    heatmap = Heatmap("", "", ["un", "able", " to", " ", "go", "."], [0.1] * 6)
+    assert terminal(heatmap, 80, colour=False).split("\n")[0].split() == ["un", "able", "▁to", "␣", "go", "."]
+    assert terminal(KNOWN, 80, colour=False).splitlines()[-3].split() == ["it", "is", "pink"]
+
+
+def test_a_prompt_keeps_its_lines_and_both_its_ends():
+    heatmap = Heatmap("t", "\n\nHuman: hello" + " x" * 9999 + "\n\nAssistant:", [], [])
+    assert "<br>Assistant:" in html(heatmap) and "Human: hello" in html(heatmap) and len(html(heatmap)) < 3000
+    assert terminal(heatmap, 80).splitlines()[1].startswith("  Human: hello x")
+    assert terminal(heatmap, 80).splitlines()[-1] == "  Assistant:"
 
 
 def test_page_needs_no_network_and_no_script():
