@@ -28,10 +28,11 @@ FLOORS = {
         "checkpoint",
         "interrupt",
         "preflight",
+        "heatmap",
     ],
     4: ["loop"],
     5: ["stages", "evaluate", "report"],
-    6: ["prepare", "judges", "build", "measure", "pipeline", "compare", "train"],
+    6: ["prepare", "judges", "build", "measure", "pipeline", "compare", "train", "credit"],
 }
 ORDER = [name for floor in (2, 3) for name in FLOORS[floor]]
 FILES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
