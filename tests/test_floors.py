@@ -15,6 +15,7 @@ FLOORS = {
         "data",
         "rollout",
         "experience",
+        "groups",
         "quickstart",
         "losses",
         "scoring",
