@@ -160,7 +160,7 @@ def _frame(
         f'<div class="ends" aria-hidden="true"><svg viewBox="0 0 10 1000" preserveAspectRatio="none">{leaders}</svg>'
         f'{words}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
         + (f'<p class="note">{note}</p>' if note else "")
-        + f'<details class="numbers"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
+        + f'<details class="data"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
         f'aria-label="Numbers: {title}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         f"</details></figure>"
     )

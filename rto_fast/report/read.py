@@ -94,7 +94,7 @@ def expand(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         folder = Path(folder).expanduser()
         inside: list[Path] = []
-        if folder.is_dir() and not any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl")):
+        if folder.is_dir() and not (folder / "metrics.jsonl").is_file():
             inside = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in PARTS))
         for run in inside or [folder]:
             found.setdefault(run.resolve(), run)
