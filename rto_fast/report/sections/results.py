@@ -57,10 +57,11 @@ def _pooling(group: Group) -> str:
 
 
 def _extra(group: Group) -> str:
-    found = pool.figures(group, "credit_auc", "preference_accuracy")
+    found = pool.figures(group, *pool.SINGLE)
     said = {
         "credit_auc": "DPO's token reward tells right tokens from wrong ones with AUC {}.",
         "preference_accuracy": "DPO's reward agrees with {} of the held-out labels.",
+        "score_accuracy": "The reward model's score agrees with {} of the held-out labels.",
     }
     return "".join(
         f"<p>{said[k].format(figure(v['mean'], v['ci95']) if k == 'credit_auc' else percent(v['mean'], v['ci95']))}</p>"
