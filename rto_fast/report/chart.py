@@ -175,7 +175,7 @@ def tick_label(scale: Axis):
     if most >= 10_000:
         return lambda t: f"{t / 1000:,g}k".replace("-", "−") if t else "0"
     places = max(0, -math.floor(math.log10(step) + 1e-9))
-    if step / 10**-places % 1 > 1e-6:  # steps of 2.5
+    if abs(step * 10**places - round(step * 10**places)) > 1e-6:  # steps of 2.5
         places += 1
     return lambda t: f"{t:,.{places}f}".replace("-", "−")
 

@@ -53,9 +53,9 @@ def span(low: float, high: float, half: float) -> str:
 
 
 def _places(half: float) -> int:
-    """Decimals that show one digit of the half-width, two where it begins with 1 or 2."""
+    """Decimals that show one digit of the half-width, two where it begins with 1 to 4."""
     exponent = math.floor(math.log10(half))
-    return min(max((half < 3 * 10.0**exponent) - exponent, 0), 5)
+    return min(max((half < 5 * 10.0**exponent) - exponent, 0), 5)
 
 
 def percent(mean: float, half: float = 0.0) -> str:

@@ -23,7 +23,7 @@ SECTIONS = {
     "credit": ("Credit", tokens.heatmaps),
     "samples": ("Answers", tokens.samples),
     "costs": ("Time", costs.costs),
-    "faults": ("Unread", costs.faults),
+    "faults": ("Files", costs.faults),
 }
 
 

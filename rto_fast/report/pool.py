@@ -75,7 +75,10 @@ def timings(run: Run) -> list[dict[str, Any]]:
             before = now
         peaks = [p for line in lines if (p := number(line.get("memory/peak_mb"))) is not None]
         speeds = sorted(s for line in lines if (s := number(line.get("tokens_per_second"))) is not None)
-        phases = {phase: sum(y for _, y in points(run, stage, f"time/{phase}")) for phase in PHASES}
+        logged = {phase: [y for _, y in points(run, stage, f"time/{phase}")] for phase in PHASES}
+        # an iteration's update is logged with the next one: the last counts as the mean of the others
+        rounds = max(len(times) for times in logged.values())
+        phases = {phase: sum(times) * rounds / len(times) for phase, times in logged.items() if times}
         rows.append(
             {
                 "stage": stage,

@@ -32,6 +32,8 @@ class Curve:
     """What low and high are: "" for one seed, "min-max" for two or three, else "95 %" (Student's t)."""
     average: int = 1
     """Neighbouring points that were averaged into one."""
+    behind: int = 0
+    """Seeds left out because they have not got as far as the others."""
 
 
 def points(run: Run, stage: str, metric: str) -> Points:
@@ -60,21 +62,26 @@ def _place(run: Run, stage: str, line: dict) -> float | None:
 
 
 def curve(group: Group, stage: str, metric: str, most: int = MAX_POINTS) -> Curve | None:
-    """The metric over all seeds that logged it, as far as every one of them got, in at most `most` points; or None."""
-    seeds = [p for run in group.runs if (p := points(run, stage, metric))]
-    if not seeds:
+    """The metric over all seeds that got the farthest, in at most `most` points; None where no seed logged it."""
+    logged = sum(bool(points(run, stage, metric)) for run in group.runs)
+    if not logged:
         return None
-    start, end = max(p[0][0] for p in seeds), min(p[-1][0] for p in seeds)
-    grid = sorted({x for p in seeds for x, _ in p if start <= x <= end})
-    if not grid:  # seeds without a common stretch
-        seeds = seeds[:1]
-        grid = [x for x, _ in seeds[0]]
+    seeds = [p for _, p in farthest(group, stage, metric)]
+    start = max(p[0][0] for p in seeds)
+    grid = sorted({x for p in seeds for x, _ in p if x >= start})
     columns = [interpolate(p, grid) for p in seeds]
     size = math.ceil(len(grid) / most)
     grid, columns = thin(grid, size), [thin(column, size) for column in columns]
     bands = [spread(values) for values in zip(*columns, strict=True)]
     mean, low, high = (list(part) for part in zip(*bands, strict=True))
-    return Curve(grid, mean, low, high, len(seeds), band_name(len(seeds)), size)
+    return Curve(grid, mean, low, high, len(seeds), band_name(len(seeds)), size, logged - len(seeds))
+
+
+def farthest(group: Group, stage: str, metric: str) -> list[tuple[Run, Points]]:
+    """The runs that logged the metric to the end. One that is still going would cut the others' curves short."""
+    found = [(run, p) for run in group.runs if (p := points(run, stage, metric))]
+    end = max((p[-1][0] for _, p in found), default=0.0)
+    return [(run, p) for run, p in found if p[-1][0] == end]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -54,11 +54,13 @@ def test_the_summary_is_plain_data(tmp_path: Path):
 def test_times_count_over_restarts(tmp_path: Path):
     seconds = [1.0, 2.0, 5.0, 0.5, 1.5]  # stopped after 5, gone on for 1.5
     lines = [{"stage": "rto", "step": i, "iteration": i, "seconds": s} for i, s in enumerate(seconds)]
+    # the last update's time would come with the next iteration
+    lines = [{**line, **({"time/update": 0.5} if i else {})} for i, line in enumerate(lines)]
     lines = [{**line, "time/rollout": 0.25, "memory/peak_mb": 10.0 * i} for i, line in enumerate(lines)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (row,) = pool.timings(read_run(tmp_path))
     assert row["seconds"] == pytest.approx(6.5)
-    assert row["phases"] == {"rollout": pytest.approx(1.25)}
+    assert row["phases"] == {"rollout": pytest.approx(1.25), "update": pytest.approx(2.5)}
     assert (row["peak_mb"], row["tokens_per_second"], row["steps"]) == (40.0, None, 5)
 
 

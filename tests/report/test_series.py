@@ -59,16 +59,18 @@ def test_interpolation_and_crossing():
     assert trailing([(1.0, 3.0), (2.0, 6.0), (3.0, 9.0), (4.0, 0.0)], 3) == [(1, 3.0), (2, 4.5), (3, 6.0), (4, 5.0)]
 
 
-def test_a_curve_goes_as_far_as_every_seed_got(tmp_path: Path):
+def test_seeds_that_are_behind_do_not_cut_a_curve_short(tmp_path: Path):
     folders = [
         write(tmp_path / "a", 0, {"rto": [0.0, 1.0, 2.0, 3.0]}),
         write(tmp_path / "b", 1, {"rto": [0.0, 3.0]}),
         write(tmp_path / "c", 2, {"ppo": [0.0]}),
+        write(tmp_path / "d", 3, {"rto": [0.0, 3.0, 4.0, 5.0]}),
     ]
     (group,) = read_study(folders).groups
     found = curve(group, "rto", "judge/return")
-    assert (found.x, found.mean, found.low, found.high) == ([100, 200], [0, 2], [0, 1], [0, 3])
-    assert (found.seeds, found.band) == (2, "min-max")
+    assert (found.x, found.mean) == ([100, 200, 300, 400], [0, 2, 3, 4])
+    assert (found.low, found.high) == ([0, 1, 2, 3], [0, 3, 4, 5])
+    assert (found.seeds, found.band, found.behind) == (2, "min-max", 1)
     assert curve(group, "rto", "no such metric") is None
 
 
@@ -94,11 +96,18 @@ def test_rollouts_to_reach_reads_averaged_curves(tmp_path: Path):
     assert row["curves"]["rto"]["mean"][:3] == [0.0, 3.0, 4.0] and row["curves"]["ppo"]["rollouts"][-1] == 600
     assert row["seeds"] == {"0": 200.0}
     assert (by["ppo", "rto"]["rollouts"], by["ppo", "rto"]["share"]) == (None, None)
+    assert (row["policy_rollouts"], row["rival_rollouts"]) == (600, 600)
     json.dumps(rows, allow_nan=False)
     (plain,) = [r for r in rollouts_to_reach([tmp_path / "a"], window=1) if r["policy"] == "rto"]
     assert plain["rollouts"] == 150.0
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         rollouts_to_reach([tmp_path / "a"], window=0)
+
+
+def test_who_begins_above_a_rivals_end_needs_no_rollouts(tmp_path: Path):
+    rows = rollouts_to_reach([write(tmp_path / "a", 0, {"rto": [0.0, 1.0], "ppo": [0.0, -1.0]})])
+    row = next(r for r in rows if r["policy"] == "rto")
+    assert (row["rollouts"], row["share"], row["seeds"]) == (0.0, 0.0, {"0": 0.0})
 
 
 def test_only_members_on_the_same_ground_are_paired(tmp_path: Path):

@@ -21,19 +21,22 @@ def costs(study: Study) -> str:
 
 def _group(group: Group) -> str:
     stages: dict[str, list[dict[str, Any]]] = {}
-    for run in group.runs:
+    runs: dict[str, set[int]] = {}
+    for i, run in enumerate(group.runs):
         for row in pool.timings(run):
-            stages.setdefault("sweep" if row["stage"].startswith("sweep-") else row["stage"], []).append(row)
+            name = "sweep" if row["stage"].startswith("sweep-") else row["stage"]
+            stages.setdefault(name, []).append(row)
+            runs.setdefault(name, set()).add(i)
     if not stages:
         return ""
     title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
-    # several sweep stages of one run add up, seeds are averaged
-    seconds = {s: sum(r["seconds"] for r in rows) / len(group.runs) for s, rows in stages.items()}
+    # several sweep stages of one run add up, seeds that came to the stage are averaged
+    seconds = {s: sum(r["seconds"] for r in rows) / len(runs[s]) for s, rows in stages.items()}
     longest = max(seconds.values()) or 1.0
     palette = colours(list(stages))
     rows, phased = [], False
     for stage, parts in list(stages.items())[:MAX_STAGES]:
-        phases = {p: sum(r["phases"].get(p, 0.0) for r in parts) / len(group.runs) for p in pool.PHASES}
+        phases = {p: sum(r["phases"].get(p, 0.0) for r in parts) / len(runs[stage]) for p in pool.PHASES}
         phases["other"] = max(0.0, seconds[stage] - sum(phases.values()))
         split = any(phases[p] for p in pool.PHASES)
         phased |= split
@@ -73,4 +76,4 @@ def faults(study: Study) -> str:
         return ""
     items = "".join(f"<li><b>{text(run.folder, 200)}</b>: {text(fault, 300)}</li>" for run, fault in rows[:200])
     lede = "The sections above do without these."
-    return section("faults", "What could not be read", lede, f"<ul>{items}</ul>")
+    return section("faults", "Missing or broken files", lede, f"<ul>{items}</ul>")

@@ -82,7 +82,7 @@ def _gap(study: Study, groups: list[Group], metric: str) -> Gap | None:
     for rival in ("ppo", "sparse_dpo"):
         for i in range(len(groups)):
             row = rows.get((label.get((i, "rto")), label.get((i, rival))))
-            if row and row["share"] and row["share"] < 0.9:
+            if row and row["share"] and row["share"] < 0.9 and row["rival_rollouts"] >= row["policy_rollouts"]:
                 words = f"{ratio(row['share'])}<span> of {rival}’s rollouts</span>"
                 saved = f"rto saves on its way to {rival}’s final value"
                 return Gap(row["rollouts"], row["rival_rollouts"], row["target"], words, saved)
@@ -97,6 +97,7 @@ def band_words(curves: list[Curve]) -> str:
     said = "One seed, no band." if not kinds else f"Mean over {count} seeds; band: "
     names = {"min-max": "lowest to highest seed", "95 %": "95 % interval of the mean"}
     said += " or ".join(names[k] for k in names if k in kinds) + "." if kinds else ""
+    said += " Seeds that have not got as far are left out." if any(c.behind for c in curves) else ""
     average = max(c.average for c in curves)
     return said + (f" Each point averages {average} logged ones." if average > 1 else "")
 
@@ -128,11 +129,13 @@ def _reached(row: dict | None, self: bool) -> str:
         return '<td class="self">·</td>' if self else "–"
     if row["rollouts"] is None:
         return '<td class="never">never</td>'
+    if row["rollouts"] == 0:
+        return '<td class="never">from the start</td>'
     seeds = list(row["seeds"].values())
     apart = ""
     if len(seeds) > 1:
         reached = [s for s in seeds if s is not None]
-        ends = f"{min(reached):,.0f} to {max(reached):,.0f}" if reached else "no seed alone"
+        ends = " to ".join(dict.fromkeys(f"{f(reached):,.0f}" for f in (min, max))) if reached else "no seed alone"
         apart = f"<br>{ends}" + (
             f", {len(seeds) - len(reached)} never" if reached and len(reached) < len(seeds) else ""
         )

@@ -63,7 +63,8 @@ def _reach_tile(study: Study, group: Group) -> list[tuple[str, str]]:
     rows = {(r["policy"], r["rival"]): r for r in rollouts_to_reach(study)} if "rto" in labels else {}
     for rival in ("ppo", "sparse_dpo"):
         row = rows.get((labels.get("rto"), labels.get(rival)))
-        if row and row["share"]:
+        # a rival that is still going has no final return yet
+        if row and row["share"] and row["rival_rollouts"] >= row["policy_rollouts"]:
             words = (
                 f"of the rollouts: <b>rto</b> reaches {rival}'s final return after {row['rollouts']:,.0f} "
                 f"of {row['rival_rollouts']:,.0f}"

@@ -32,7 +32,7 @@ def _policies(group: Group, study: Study) -> str:
         cells = [_cell(key, figures.get(key), name == best and key == group.judge) for key in keys]
         rows.append([text(name, 40), *cells])
     head = ["policy", *(text(FIGURES.get(k, k), 40) for k in keys)]
-    notes = _pooling(group) + _extra(group)
+    notes = _pooling(group, found) + _extra(group)
     return title + table(head, rows, "Policies", "numbers") + notes + _sweep(group)
 
 
@@ -47,11 +47,15 @@ def _cell(key: str, value: Pooled | None, best: bool) -> str:
     return shown + (f"<small>{apart}</small>" if apart else "")
 
 
-def _pooling(group: Group) -> str:
+def _pooling(group: Group, tables: dict[str, dict[str, Pooled]]) -> str:
+    seeds = max((value["seeds"] for figures in tables.values() for value in figures.values()), default=0)
     if len(group.runs) < 2:
         return ""
+    if seeds < 2:
+        return f'<p class="note">{seeds} of {len(group.runs)} seeds has been evaluated.</p>'
+    of = "" if seeds == len(group.runs) else f" of {len(group.runs)}"
     return (
-        f'<p class="note">{len(group.runs)} seeds pooled: ± covers prompts and answers, given the trained models; '
+        f'<p class="note">{seeds}{of} seeds pooled: ± covers prompts and answers, given the trained models; '
         "the small numbers are the lowest and the highest seed.</p>"
     )
 
@@ -115,7 +119,7 @@ def _matrix(group: Group) -> str:
         title
         + judged
         + table(["", *(text(n, 40) for n in names)], rows, "Win rates", "numbers matrix")
-        + _pooling(group)
+        + _pooling(group, table_)
     )
 
 

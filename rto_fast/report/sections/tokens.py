@@ -78,7 +78,8 @@ def _by_prompt(run: Run) -> list[list[dict[str, Any]]]:
 def _prompt(place: int, answers: list[dict[str, Any]]) -> str:
     judged = [j for a in answers if (j := number(a.get("judged"))) is not None]
     palette = colours([str(a.get("policy")) for a in answers])
-    cards = "".join(_answer(a, palette, max(judged, default=None)) for a in answers[:MAX_POLICIES])
+    best = max(judged) if judged and min(judged) < max(judged) else None
+    cards = "".join(_answer(a, palette, best) for a in answers[:MAX_POLICIES])
     return (
         f'<details class="sample"{" open" if place < 3 else ""}><summary>{text(answers[0].get("prompt", ""), 600)}'
         f'</summary><div class="answers">{cards}</div></details>'
