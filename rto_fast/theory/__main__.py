@@ -47,8 +47,8 @@ class Theory:
 
 def main() -> None:
     options = tyro.cli(Theory, prog="python -m rto_fast.theory", description=__doc__)
-    if options.instances < 3:
-        print(f"rto_fast: error: instances must be 3 or more, got {options.instances}", file=sys.stderr)
+    if options.instances < 10:
+        print(f"rto_fast: error: instances must be 10 or more, got {options.instances}", file=sys.stderr)
         sys.exit(2)
     torch.set_num_threads(1)  # small matrices: threads only wait for one another
     started, checks = time.perf_counter(), []

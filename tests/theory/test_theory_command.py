@@ -19,7 +19,7 @@ def run(*arguments):
 
 
 def test_the_command_prints_claim_bound_measured():
-    done = run("--only", "lemma-1", "prop-c.2", "--instances", "5")
+    done = run("--only", "lemma-1", "prop-c.2", "--instances", "10")
     assert done.returncode == 0 and not done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["claim", "bound", "measured", "verdict"]
@@ -30,7 +30,7 @@ def test_the_command_prints_claim_bound_measured():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--instances", "2"], "rto_fast: error: instances must be 3 or more, got 2"), (["--only", "thm-9"], "thm-9")],
+    [(["--instances", "2"], "rto_fast: error: instances must be 10 or more, got 2"), (["--only", "thm-9"], "thm-9")],
 )
 def test_a_mistake_is_exit_code_2(arguments, message):
     done = run(*arguments)
