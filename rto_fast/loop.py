@@ -46,6 +46,8 @@ class TrainState:
     """Counters and controllers of the stage, e.g. its iteration and its KL coefficient."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """What the stage could not compute again after a step, e.g. the rollout that it is training on."""
+    between_steps: bool = True
+    """False while a step is being taken: only between steps does the state describe one moment."""
 
     def save(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """(tensors by part and name, facts): all that `restore` needs after a step."""
@@ -127,6 +129,7 @@ def train(
     precision = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
     rows, since = 0, time.perf_counter()
     for step in _under(precision, stage.steps()):
+        state.between_steps = False
         factor = lr_factor(state.step, stage.num_steps, config)
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
@@ -153,6 +156,7 @@ def train(
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
+        state.between_steps = True
         if logged:
             log(state.step, metrics)
         after_step(state)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 SHOWN = {
@@ -18,6 +19,20 @@ SHOWN = {
     "tokens_per_second": "tok/s",
 }
 """The few numbers beside the progress bar, and their short names."""
+
+
+WALL_CLOCK = ("seconds", "tokens_per_second", "time/", "memory/")
+"""Beginnings of the names of what differs between two runs of the same bits."""
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory that this process has held so far: the GPU's on CUDA, else the machine's. MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _forget(folder: Path, stage: str, after: int) -> None:

@@ -15,7 +15,14 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def load_recipe(name: str) -> Config:
-    """The named recipe, or a TOML file's. Unknown keys and recipes raise ValueError with the nearest real name."""
+    """The named recipe, or a TOML file's. Unknown keys and recipes raise ValueError with the nearest real name.
+
+    A recipe that `extends` another one changes some of its values.
+    """
+    return build(Config, {**_values(name, ()), "recipe": name}, f"recipe {name}")
+
+
+def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = sorted(p.stem for p in RECIPES.glob("*.toml"))
@@ -24,7 +31,17 @@ def load_recipe(name: str) -> Config:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {name}: not valid TOML: {error}") from None
-    return build(Config, {"recipe": name, **values}, f"recipe {name}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or base in (*seen, name):
+        raise ValueError(f"recipe {name}: extends must name another recipe, got {base!r}")
+    return _merged(_values(base, (*seen, name)), values)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **over, **both}
 
 
 def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:

@@ -55,10 +55,16 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         config = parse(args)
         from rto_fast.interrupt import Stopped
-        from rto_fast.pipeline import run
 
         try:
-            run(config)
+            if config.compare.seeds:
+                from rto_fast.compare import compare
+
+                compare(config)
+            else:
+                from rto_fast.pipeline import run
+
+                run(config)
         except Stopped:
             print(f"Stopped and saved in {config.folder}; the same command goes on from here.")
     except (ValueError, OSError, FloatingPointError) as error:

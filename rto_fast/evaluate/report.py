@@ -8,7 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rto_fast.evaluate.policies import Evaluation
 
-COLUMNS = {"oracle_return": "oracle return", "implicit_reward": "DPO reward", "kl": "KL to sft", "length": "tokens"}
+COLUMNS = {
+    "oracle_return": "oracle return",
+    "score": "reward model",
+    "implicit_reward": "DPO reward",
+    "kl": "KL to sft",
+    "length": "tokens",
+}
 
 
 def _figure(value: dict[str, float]) -> str:

@@ -1,0 +1,88 @@
+"""Credit, token by token, and answers side by side."""
+
+from typing import Any
+
+from rto_fast.report.groups import Group, Study
+from rto_fast.report.heat import heat
+from rto_fast.report.html import missing, num, plural, section, text
+from rto_fast.report.names import colours
+from rto_fast.report.read import Run, number
+
+MAX_MAPS = 24
+MAX_PROMPTS = 24
+MAX_POLICIES = 12
+
+
+def heatmaps(study: Study) -> str:
+    body = ""
+    for group in study.groups:
+        run = next((r for r in group.runs if r.heatmaps), None)
+        if run is None:
+            continue
+        body += f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
+        body += "".join(_map(entry) for entry in run.heatmaps[:MAX_MAPS])
+        if len(run.heatmaps) > MAX_MAPS:
+            body += f'<p class="note">and {plural(len(run.heatmaps) - MAX_MAPS, "more heat map")} in heatmaps.json</p>'
+    if not body:
+        return section("credit", "Token credit", "", missing("heatmaps.json is missing or empty."))
+    lede = (
+        'DPO\'s reward of every token, <span class="key good">above</span> and <span class="key bad">below</span> '
+        "zero, tinted by size within a map. Point at, tap or focus a token for its number; + and − mark tokens known "
+        "to be right and wrong."
+    )
+    return section("credit", "Token credit", lede, body)
+
+
+def _map(entry: dict[str, Any]) -> str:
+    prompt = f'<p class="prompt">{text(entry["prompt"], 600)}</p>' if isinstance(entry.get("prompt"), str) else ""
+    return f'<div class="map"><h4>{text(entry.get("title", ""), 120)}</h4>{prompt}{heat(entry)}</div>'
+
+
+def samples(study: Study) -> str:
+    body = "".join(_group(group) for group in study.groups)
+    if not body:
+        return section("samples", "Answers side by side", "", missing("answers.jsonl is missing or empty."))
+    return section("samples", "Answers side by side", "What the policies say to the same held-out prompts.", body)
+
+
+def _group(group: Group) -> str:
+    run = next((r for r in group.runs if r.answers), None)
+    if run is None:
+        return ""
+    title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
+    seed = f'<p class="note">From seed {run.seed}, one of {len(group.runs)}.</p>' if len(group.runs) > 1 else ""
+    prompts = _by_prompt(run)
+    more = len(prompts) - MAX_PROMPTS
+    rest = f'<p class="note">and {plural(more, "more prompt")} in answers.jsonl</p>' if more > 0 else ""
+    return title + seed + "".join(_prompt(i, a) for i, a in enumerate(prompts[:MAX_PROMPTS])) + rest
+
+
+def _by_prompt(run: Run) -> list[list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for answer in run.answers:
+        if isinstance(answer.get("response"), str):
+            found.setdefault(f"{answer.get('index')!r:.40}", []).append(answer)
+    return list(found.values())
+
+
+def _prompt(place: int, answers: list[dict[str, Any]]) -> str:
+    judged = [j for a in answers if (j := number(a.get("judged"))) is not None]
+    palette = colours([str(a.get("policy")) for a in answers])
+    cards = "".join(_answer(a, palette, max(judged, default=None)) for a in answers[:MAX_POLICIES])
+    return (
+        f'<details class="sample"{" open" if place < 3 else ""}><summary>{text(answers[0].get("prompt", ""), 600)}'
+        f'</summary><div class="answers">{cards}</div></details>'
+    )
+
+
+def _answer(answer: dict[str, Any], palette: dict[str, str], best: float | None) -> str:
+    name, judged = str(answer.get("policy")), number(answer.get("judged"))
+    facts = [f"<b>{num(judged)}</b>"] if judged is not None else []
+    facts += ["best"] if judged is not None and judged == best else []
+    facts += [f"KL {num(kl, 2)}"] if (kl := number(answer.get("kl"))) is not None else []
+    facts += [plural(int(count), "token")] if (count := number(answer.get("tokens"))) is not None else []
+    facts += ["cut off"] if answer.get("finish") == "length" else []
+    return (
+        f'<article class="c-{palette[name]}"><h4>{text(name, 40)}</h4><p class="facts">{" · ".join(facts)}</p>'
+        f'<p class="said">{text(answer["response"])}</p></article>'
+    )
