@@ -32,12 +32,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Gap:
-    """A level stretch between two places, with words (HTML) on it."""
+    """A level stretch between two places, with a label (HTML) on it, and what it shows in words."""
 
     start: float
     end: float
     y: float
     label: str
+    saved: str
 
 
 @dataclass
@@ -93,7 +94,7 @@ def lines(
         x0, x1, y = xs.place(gap.start), xs.place(gap.end), round(1000 - ys.place(gap.y), 1)
         strokes += f'<path class="gap" d="M{x0:g} {y:g}H{x1:g}"/><path class="gapend" d="M{x0:g} {y:g}h0"/>'
         tag = f'<span class="gaptag" style="left:{(x0 + x1) / 20:g}%;top:{y / 10:g}%">{gap.label}</span>'
-    names, classes = [s.label for s in series], " large" if large else ""
+    names, classes = [(s.label, s.colour) for s in series], " large" if large else ""
     return _frame(title, unit, x_name, xs, ys, bands + strokes, ends, names, rows, note, tag=tag, classes=classes)
 
 
@@ -110,7 +111,18 @@ def stack(title: str, unit: str, x_name: str, series: Sequence[Line], note: str 
         below = above
     rows = _rows(xs, [(s.x, [f"{100 * y:.0f} %" for y in s.y]) for s in series])
     return _frame(
-        title, unit, x_name, xs, ys, marks, ends, [s.label for s in series], rows, note, percent=True, classes=" low"
+        title,
+        unit,
+        x_name,
+        xs,
+        ys,
+        marks,
+        ends,
+        [(s.label, s.colour) for s in series],
+        rows,
+        note,
+        percent=True,
+        classes=" low",
     )
 
 
@@ -122,7 +134,7 @@ def _frame(
     ys: Axis,
     marks: str,
     ends: list[tuple[str, str, float]],
-    labels: list[str],
+    names: list[tuple[str, str]],
     rows: str,
     note: str,
     percent: bool = False,
@@ -135,8 +147,9 @@ def _frame(
     left = "".join(f'<span style="top:{(1000 - ys.place(t)) / 10:g}%">{tick(t)}</span>' for t in ys.ticks)
     name_x = tick_label(xs)
     bottom = "".join(f'<span style="left:{xs.place(t) / 10:g}%">{name_x(t)}</span>' for t in xs.ticks)
-    leaders, names = _end_labels(ends, height)
-    head = "".join(f'<th scope="col">{label}</th>' for label in [x_name, *labels])
+    leaders, words = _end_labels(ends, height)
+    head = f'<th scope="col">{x_name}</th>'
+    head += "".join(f'<th scope="col" class="c-{c}">{label}</th>' for label, c in names)
     return (
         f'<figure class="chart{classes}"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
         f'<div class="plot" style="--h:{height}px" tabindex="0" role="group" aria-label="Chart: {title}. '
@@ -145,9 +158,9 @@ def _frame(
         f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
         f"{grid}{marks}</svg>{tag}</div>"
         f'<div class="ends" aria-hidden="true"><svg viewBox="0 0 10 1000" preserveAspectRatio="none">{leaders}</svg>'
-        f'{names}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
+        f'{words}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
         + (f'<p class="note">{note}</p>' if note else "")
-        + f'<details class="numbers"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
+        + f'<details class="data"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
         f'aria-label="Numbers: {title}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         f"</details></figure>"
     )

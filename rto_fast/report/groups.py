@@ -12,6 +12,8 @@ RL_MARK = "iteration"
 """Only lines of stages that roll out have it."""
 SWEEP = "sweep-"
 """Short runs of the over-optimisation sweep; they are shown apart."""
+MAX_MEMBERS = 40
+"""More lines than anyone can tell apart; every pair of members is compared."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Study:
 
     def members(self) -> list[tuple[Group, str, str]]:
         """(group, stage, label) of every RL member; the label carries the group's letter where a name occurs twice."""
-        found = [(group, name) for group in self.groups for name in group.stages(rollouts=True)]
+        found = [(group, name) for group in self.groups for name in group.stages(rollouts=True)][:MAX_MEMBERS]
         names = [name for _, name in found]
         return [(g, n, f"{n} {g.letter}" if names.count(n) > 1 else n) for g, n in found]
 
@@ -118,5 +120,5 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _identity(run: Run) -> str:
-    # without a configuration nothing says that two runs are comparable but their recipe and place
-    return repr(sorted(_settings(run).items())) if run.config else f"{run.recipe} in {run.folder.resolve().parent}"
+    # without a configuration nothing says that a run is comparable to another
+    return repr(sorted(_settings(run).items())) if run.config else str(run.folder.resolve())

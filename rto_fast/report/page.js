@@ -30,7 +30,7 @@
 
   for (const figure of document.querySelectorAll("figure.chart")) {
     const plot = figure.querySelector(".plot"), area = figure.querySelector(".area");
-    const heads = [...figure.querySelectorAll("thead th")].map((cell) => cell.textContent);
+    const heads = [...figure.querySelectorAll("thead th")];
     const rows = [...figure.querySelectorAll("tbody tr")];
     const flat = figure.classList.contains("plane");
     const order = rows.map((_, i) => i);
@@ -43,22 +43,23 @@
       at = place;
       const row = rows[order[place]], x = Number(row.dataset.x) / 10;
       mark.style.left = x + "%";
-      if (flat) mark.style.top = 100 - Number(row.dataset.y) / 10 + "%";
+      if (flat) mark.style.top = Number(row.dataset.y) / 10 + "%";
       const cells = [...row.children].map((cell) => cell.textContent);
       tip.replaceChildren();
-      make("b", "", tip, flat ? cells[0] : cells[0] + " " + heads[0]);
-      cells.slice(1).forEach((cell, i) => { if (cell) make("span", "", tip, heads[i + 1] + ": " + cell); });
+      make("b", "", tip, flat ? cells[0] : cells[0] + " " + heads[0].textContent);
+      cells.slice(1).forEach((cell, i) => { if (cell) make("span", heads[i + 1].className, tip, heads[i + 1].textContent + ": " + cell); });
       tip.hidden = mark.hidden = false;
       const box = figure.getBoundingClientRect(), inner = area.getBoundingClientRect();
       const pixel = inner.left - box.left + inner.width * x / 100;
       const left = x > 50 ? pixel - tip.offsetWidth - 14 : pixel + 14;
       tip.style.left = Math.max(0, Math.min(left, box.width - tip.offsetWidth)) + "px";
-      tip.style.top = inner.top - box.top + 4 + "px";
+      // on a phone the tip would hide what it is about
+      tip.style.top = (box.width < 500 ? inner.bottom - box.top + 46 : inner.top - box.top + 4) + "px";
     };
     hide();
     const nearest = (event) => {
       const box = area.getBoundingClientRect();
-      const x = (event.clientX - box.left) / box.width * 1000, y = 1000 - (event.clientY - box.top) / box.height * 1000;
+      const x = (event.clientX - box.left) / box.width * 1000, y = (event.clientY - box.top) / box.height * 1000;
       const off = (row) => {
         const dx = (Number(row.dataset.x) - x) * box.width;
         return flat ? Math.hypot(dx, (Number(row.dataset.y) - y) * box.height) : Math.abs(dx);

@@ -8,6 +8,8 @@ from rto_fast.report.read import Run, mapping, number
 from rto_fast.report.series import points
 
 MAX_POLICIES = 24
+SINGLE = ("credit_auc", "preference_accuracy", "score_accuracy")
+"""Figures of results.json that belong to no policy."""
 PHASES = ("rollout", "score", "update")
 
 Pooled = dict[str, float]

@@ -4,7 +4,6 @@ The files may come from anyone: lines may be broken, cut short, huge or of anoth
 """
 
 import json
-import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,13 +43,11 @@ class Run:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A number that charts can place, or None for anything else: beyond 1e30 nothing is, below 1e-30 all is 0."""
+    # comparisons also hold for integers that no float can hold, and are false for nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond the floats
-        return None
+    return float(value) if abs(value) > 1e-30 else 0.0
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -94,7 +91,7 @@ def expand(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         folder = Path(folder).expanduser()
         inside: list[Path] = []
-        if folder.is_dir() and not any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl")):
+        if folder.is_dir() and not (folder / "metrics.jsonl").is_file():
             inside = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in PARTS))
         for run in inside or [folder]:
             found.setdefault(run.resolve(), run)

@@ -63,7 +63,7 @@ def plane(
         f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
         f'{labels(labelled, dots)}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
         + (f'<p class="note">{note}</p>' if note else "")
-        + f'<details class="numbers"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
+        + f'<details class="data"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
         f'aria-label="Numbers: {title}"><table><thead><tr><th scope="col"></th><th scope="col">{x_name}</th>'
         f'<th scope="col">{y_name}</th></tr></thead><tbody>{rows}</tbody></table></div></details></figure>'
     )

@@ -27,7 +27,7 @@ def summarise(run_folders: Sequence[Path]) -> dict[str, Any]:
     """Everything that a report says, as lists, dicts, strings and numbers that json can write.
 
     {"groups": [{"title", "recipe", "seeds", "folders", "judge", "policies", "win_rate", "curves", "timings", "faults",
-    "credit_auc"?, "preference_accuracy"?}], "differences": [[setting, [value in each group]]],
+    "credit_auc"?, "preference_accuracy"?, "score_accuracy"?}], "differences": [[setting, [value in each group]]],
     "rollouts_to_reach": [...], "notes": [...]}. Runs of one configuration are one group; figures are pooled over its
     seeds. ValueError where a folder is no run.
     """
@@ -49,7 +49,7 @@ def _group(group: Group) -> dict[str, Any]:
         "judge": group.judge,
         "policies": pool.policies(group),
         "win_rate": pool.win_rates(group),
-        **pool.figures(group, "credit_auc", "preference_accuracy"),
+        **pool.figures(group, *pool.SINGLE),
         "curves": {stage: _curves(group, stage) for stage in group.stages(rollouts=True)},
         "timings": {str(run.folder): pool.timings(run) for run in group.runs},
         "faults": {str(run.folder): run.faults for run in group.runs},

@@ -7,6 +7,7 @@ from rto_fast.report.groups import Group, Study
 from rto_fast.report.html import duration, missing, num, section, table, text
 from rto_fast.report.names import colours
 
+MAX_STAGES = 40
 WORDS = {"rollout": "rolling out", "score": "scoring", "update": "updating", "other": "the rest"}
 
 
@@ -31,7 +32,7 @@ def _group(group: Group) -> str:
     longest = max(seconds.values()) or 1.0
     palette = colours(list(stages))
     rows, phased = [], False
-    for stage, parts in stages.items():
+    for stage, parts in list(stages.items())[:MAX_STAGES]:
         phases = {p: sum(r["phases"].get(p, 0.0) for r in parts) / len(group.runs) for p in pool.PHASES}
         phases["other"] = max(0.0, seconds[stage] - sum(phases.values()))
         split = any(phases[p] for p in pool.PHASES)

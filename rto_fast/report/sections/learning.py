@@ -57,6 +57,8 @@ def _chart(study: Study, groups: list[Group], metric: str) -> str:
     drawn, curves, without = member_lines(study, groups, metric)
     if not drawn:
         return ""
+    if metric == "answers/truncated" and not any(y for line in drawn for y in line.y):
+        return '<p class="note">No answer was cut off at the limit.</p>'
     title, unit = METRICS[metric]
     notes = [band_words(curves)]
     if sum(any(m[0] is g for g in groups) for m in study.members()) > MAX_LINES:
@@ -66,9 +68,11 @@ def _chart(study: Study, groups: list[Group], metric: str) -> str:
     first = metric == main_metric(study)
     gap = _gap(study, groups, metric) if first else None
     if gap:
-        notes.append("The dotted stretch: rollouts saved, read from values averaged as in the table below.")
+        notes.append(f"Dotted: the rollouts that {gap.saved}, read from averages as in the table below.")
     zero = metric == "answers/truncated"
-    return lines(title, unit, "rollouts", drawn, note=" ".join(notes), zero=zero, gap=gap, large=first)
+    return lines(
+        title, unit, "rollouts", drawn, note=" ".join(notes), zero=zero, gap=gap, large=first and len(drawn) > 1
+    )
 
 
 def _gap(study: Study, groups: list[Group], metric: str) -> Gap | None:
@@ -79,8 +83,9 @@ def _gap(study: Study, groups: list[Group], metric: str) -> Gap | None:
         for i in range(len(groups)):
             row = rows.get((label.get((i, "rto")), label.get((i, rival))))
             if row and row["share"] and row["share"] < 0.9:
-                words = f"{ratio(row['share'])} of {rival}’s rollouts"
-                return Gap(row["rollouts"], row["rival_rollouts"], row["target"], words)
+                words = f"{ratio(row['share'])}<span> of {rival}’s rollouts</span>"
+                saved = f"rto saves on its way to {rival}’s final value"
+                return Gap(row["rollouts"], row["rival_rollouts"], row["target"], words, saved)
     return None
 
 

@@ -84,7 +84,7 @@ def runs(study: Study) -> str:
             results, config = run.results, run.config
             rows.append(
                 [
-                    text(run.folder, 200),
+                    text(run.folder, 200).replace("/", "/<wbr>"),
                     text(group.title, 80),
                     "–" if run.seed is None else str(run.seed),
                     text(setting(config, "model.path") or "–", 120),
@@ -117,8 +117,12 @@ def _differences(study: Study) -> str:
     changed = differences(study.groups)
     rows = [[text(key, 80), *(text("–" if v is None else v, 80) for v in values)] for key, values in changed[:40]]
     more = f'<p class="note">and {len(changed) - 40} more</p>' if len(changed) > 40 else ""
+    opened = " open" if len(changed) <= 12 else ""
     head = ["setting", *(text(g.title, 60) for g in study.groups)]
-    return "<h3>Where they differ</h3>" + table(head, rows, "Settings that differ", "words") + more
+    return (
+        f"<details{opened}><summary>Where they differ</summary>"
+        f"{table(head, rows, 'Settings that differ', 'words')}{more}</details>"
+    )
 
 
 def _configuration(group: Group) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from rto_fast.report import pool
 from rto_fast.report.groups import Group, Study
-from rto_fast.report.html import figure, missing, num, percent, section, span, table, text
+from rto_fast.report.html import figure, missing, percent, section, span, table, text
 from rto_fast.report.names import FIGURES, judge_words
 from rto_fast.report.pool import Pooled
 from rto_fast.report.read import mapping, number
@@ -57,10 +57,11 @@ def _pooling(group: Group) -> str:
 
 
 def _extra(group: Group) -> str:
-    found = pool.figures(group, "credit_auc", "preference_accuracy")
+    found = pool.figures(group, *pool.SINGLE)
     said = {
         "credit_auc": "DPO's token reward tells right tokens from wrong ones with AUC {}.",
         "preference_accuracy": "DPO's reward agrees with {} of the held-out labels.",
+        "score_accuracy": "The reward model's score agrees with {} of the held-out labels.",
     }
     return "".join(
         f"<p>{said[k].format(figure(v['mean'], v['ci95']) if k == 'credit_auc' else percent(v['mean'], v['ci95']))}</p>"
@@ -77,7 +78,7 @@ def _sweep(group: Group) -> str:
         return ""
     cells = [
         [
-            f"b1/b2 {_plain(row.get('ratio'))}, c {_plain(row.get('clip'))}",
+            sweep_label(row),
             *(_cell(k, pool.pool([e]) if (e := pool.estimate(row.get(k))) else None, False) for k in keys),
         ]
         for row in rows
@@ -85,12 +86,14 @@ def _sweep(group: Group) -> str:
     return (
         f'<h3>Over-optimisation</h3><p class="lede">Short runs over the ratio b1/b2 and the clip c'
         f"{f', seed {run.seed}' if len(group.runs) > 1 else ''}: a return that falls while the DPO reward grows.</p>"
-        + table(["setting", *(FIGURES[k] for k in keys)], cells, "Over-optimisation", "numbers")
+        + table(["b1/b2, clip", *(FIGURES[k] for k in keys)], cells, "Over-optimisation", "numbers")
     )
 
 
-def _plain(value: Any) -> str:
-    return "none" if value is None else num(known) if (known := number(value)) is not None else text(value, 20)
+def sweep_label(row: dict[str, Any]) -> str:
+    """The settings of one row of a sweep, e.g. 3, c 0.1."""
+    ratio, clip = number(row.get("ratio")), number(row.get("clip"))
+    return f"{'?' if ratio is None else f'{ratio:g}'}, {'no c' if clip is None else f'c {clip:g}'}"
 
 
 def matrix(study: Study) -> str:
@@ -124,6 +127,7 @@ def _win(value: Pooled | None, self: bool) -> str:
     shown = f"<b>{shown}</b>" if sure else shown
     small = f"± {100 * value['ci95']:.1f}"
     if value["seeds"] > 1:
-        small += f"<br>{100 * value['low']:.0f} to {100 * value['high']:.0f}"
+        ends = f"{100 * value['low']:.0f}", f"{100 * value['high']:.0f}"
+        small += f"<br>{' to '.join(ends)}" if ends[0] != ends[1] else ""
     lead = max(-1.0, min(1.0, 2 * value["mean"] - 1))
     return f'<td class="win" style="--v:{lead:.2f}">{shown}<small>{small}</small></td>'

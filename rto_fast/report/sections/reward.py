@@ -8,6 +8,7 @@ from rto_fast.report.names import METRICS, colours, judge_words
 from rto_fast.report.read import mapping
 from rto_fast.report.scatter import Point, plane
 from rto_fast.report.sections.learning import member_lines
+from rto_fast.report.sections.results import sweep_label
 from rto_fast.report.series import IMPLICIT, RETURN, Curve, curve
 
 PARTS = {"dense": "tokens", "score": "score", "kl": "KL"}
@@ -88,7 +89,7 @@ def _held_out(study: Study, groups: list[Group]) -> str:
     if not points:
         return ""
     note = "Bars: 95 % intervals."
-    note += " Hollow: short runs over b1/b2 and c; the tables name them." if any(p.hollow for p in points) else ""
+    note += " Hollow: short runs, named by b1/b2 and the clip c." if any(p.hollow for p in points) else ""
     y_name = judge_words(judge)
     return plane("On held-out prompts", f"{y_name} against KL to sft", "KL, nats per answer", y_name, points, note=note)
 
@@ -99,9 +100,7 @@ def _sweep(group: Group, judge: str) -> list[Point]:
     for row in map(mapping, rows[:20]):
         x, y = pool.estimate(row.get("kl")), pool.estimate(row.get(judge))
         if x and y:
-            clip = row.get("clip")
-            label = f"{text(row.get('ratio'), 8)}; {'∞' if clip is None else text(clip, 8)}"
-            points.append(Point(label, x[0], y[0], "sft", x[1], y[1], hollow=True))
+            points.append(Point(sweep_label(row), x[0], y[0], "sft", x[1], y[1], hollow=True))
     return points
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from rto_fast.heatmap import Heatmap, html, scale_of
 from rto_fast.report.groups import Group, Study
-from rto_fast.report.heat import heat
 from rto_fast.report.html import missing, num, plural, section, text
 from rto_fast.report.names import colours
 from rto_fast.report.read import Run, number
@@ -14,28 +14,38 @@ MAX_POLICIES = 12
 
 
 def heatmaps(study: Study) -> str:
-    body = ""
-    for group in study.groups:
-        run = next((r for r in group.runs if r.heatmaps), None)
-        if run is None:
-            continue
-        body += f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
-        body += "".join(_map(entry) for entry in run.heatmaps[:MAX_MAPS])
-        if len(run.heatmaps) > MAX_MAPS:
-            body += f'<p class="note">and {plural(len(run.heatmaps) - MAX_MAPS, "more heat map")} in heatmaps.json</p>'
+    body = "".join(_maps(group) for group in study.groups)
     if not body:
         return section("credit", "Token credit", "", missing("heatmaps.json is missing or empty."))
     lede = (
-        'DPO\'s reward of every token, <span class="key good">above</span> and <span class="key bad">below</span> '
-        "zero, tinted by size within a map. Point at, tap or focus a token for its number; + and − mark tokens known "
-        "to be right and wrong."
+        'DPO\'s reward of every token, <span class="key plus">above</span> and <span class="key minus">below</span> '
+        "zero. Point at, tap or focus a token for its number; the arrow keys go on from there. Tokens known to be "
+        "wrong are underlined with a wave."
     )
     return section("credit", "Token credit", lede, body)
 
 
-def _map(entry: dict[str, Any]) -> str:
-    prompt = f'<p class="prompt">{text(entry["prompt"], 600)}</p>' if isinstance(entry.get("prompt"), str) else ""
-    return f'<div class="map"><h4>{text(entry.get("title", ""), 120)}</h4>{prompt}{heat(entry)}</div>'
+def _maps(group: Group) -> str:
+    """The heat maps of the first run that has any, all on one scale."""
+    run = next((r for r in group.runs if r.heatmaps), None)
+    if run is None:
+        return ""
+    drawn, left_out = [], 0
+    for entry in run.heatmaps[:MAX_MAPS]:
+        try:
+            drawn.append(Heatmap(*(entry.get(field) for field in ("title", "prompt", "tokens", "rewards", "signs"))))
+        except (TypeError, ValueError):
+            left_out += 1
+    scale = scale_of(drawn)
+    body = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
+    seed = f"From seed {run.seed}, one of {len(group.runs)}. " if len(group.runs) > 1 else ""
+    body += f'<p class="note">{seed}Full colour at ± {num(scale, 2)}.</p>' if drawn else ""
+    body += "".join(html(drawn_map, scale=scale) for drawn_map in drawn)
+    more = len(run.heatmaps) - MAX_MAPS
+    body += f'<p class="note">and {plural(more, "more heat map")} in heatmaps.json</p>' if more > 0 else ""
+    if left_out:
+        body += missing(f"{plural(left_out, 'heat map')} of another shape left out: one reward per token is wanted.")
+    return body
 
 
 def samples(study: Study) -> str:
