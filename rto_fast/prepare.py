@@ -87,7 +87,8 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     config, embedded = _embedded_task(config)
     if not config.model.path:
         raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
-    tokenizer = load_tokenizer(config.model.path)
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=trusted)
     model = load_language_model(
         config.model.path, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
     )
@@ -102,7 +103,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         ("rto.reward_model", config.rto.reward_model),
     ):
         if path:
-            check_same_tokenizer(tokenizer, load_tokenizer(path), "model.path", name)
+            check_same_tokenizer(tokenizer, load_tokenizer(path, name, trusted), "model.path", name)
     answers = [(p.prompt, response) for p in corpus.pairs[:2] for response in (p.chosen, p.rejected)]
     with context.precision():
         gap = check_packing(model, answers, autocast or dtype, config.workspace_mb)
