@@ -179,6 +179,18 @@ def test_bad_input_is_one_line_and_loses_nothing(case, run, folder, capsys):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_flag_shows_where_an_error_came_from(run, folder, capsys):
+    assert main(["--traceback", *command(folder, "--seed", "9")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback") and error.splitlines()[-1].startswith("rto_fast: error: output: ")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--traceback: an error shows where" in capsys.readouterr().out
+    # no setting of the run: the same folder goes on with it and without it
+    assert main([*command(folder), "--traceback"]) == 0
+    assert "traceback" not in (run / "config.toml").read_text()
+
+
 def test_half_precision_weights_train(folder):
     assert main(command(folder, "--model.dtype", "bfloat16", "--rto.critic.kind", "shared", output="half")) == 0
     saved = AutoModelForCausalLM.from_pretrained(folder / "half" / "rto", dtype="auto")
