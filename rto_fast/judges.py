@@ -48,7 +48,8 @@ def reward_model(context: Context) -> Judge:
         trust_remote_code=context.config.model.trust_remote_code,
     )
     model.eval().requires_grad_(False)
-    rows, tokenizer = context.config.microbatch_rows, load_tokenizer(path)
+    trusted = context.config.model.trust_remote_code
+    rows, tokenizer = context.config.microbatch_rows, load_tokenizer(path, "rm.model", trusted)
     if fingerprint(tokenizer) == fingerprint(context.tokenizer):
         return lambda answers: last_token_scores(model, [a.prompt + a.response for a in answers], rows).tolist()
     from rto_fast.scorers.retokenised import text_scorer

@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 
 from rto_fast.config import RTOConfig, member
+from rto_fast.credit.scorer import Scorer
 from rto_fast.evaluate.answers import write_answers
-from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, preference_accuracy, win_rates
+from rto_fast.evaluate.policies import Evaluation, evaluate, interval, preference_accuracy, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
+from rto_fast.heatmap import to_json
 from rto_fast.judges import reward_model, scorer_of
 from rto_fast.model import LanguageModel
 from rto_fast.prepare import Context
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.stages.rto import Judge
 from rto_fast.stats import credit_auc, mean_estimate
+
+MAPS = 6
+"""Prompts whose answers are drawn as heat maps."""
 
 
 def evaluate_run(context: Context, say: Callable[[str], None]) -> dict[str, Any]:
@@ -38,8 +43,9 @@ def evaluate_run(context: Context, say: Callable[[str], None]) -> dict[str, Any]
         results["preference_accuracy"] = interval(preference_accuracy(dpo, reference, held_out, **context.limits))
     if score is not None and len(held_out) > 1:
         results["score_accuracy"] = _score_accuracy(context, score)
-    if context.oracle is not None and dpo is not None:
-        results["credit_auc"] = _credit(context, next(iter(evaluations.values())).answers, reference, dpo)
+    if dpo is not None:
+        scorer = Scorer(dpo, reference, context.tokenizer, config.dpo.beta, **context.limits)
+        results |= _credit(context, evaluations, scorer)
     write_samples(context.folder / "samples.md", context.tokenizer, evaluations, config.eval.samples)
     write_answers(context.folder / "answers.jsonl", context.tokenizer, evaluations, config.eval.samples)
     print_table(results, say)
@@ -92,13 +98,26 @@ def _score_accuracy(context: Context, score: Judge) -> dict[str, float]:
     return interval(mean_estimate(scores[:, 0] > scores[:, 1]))
 
 
-def _credit(
-    context: Context, answers: list[Completion], reference: LanguageModel, dpo: LanguageModel
-) -> dict[str, float]:
-    """AUC of DPO's token reward against the oracle's signs, on the reference policy's answers."""
-    ours, theirs = (answer_logprobs(m, answers, **context.limits) for m in (dpo, reference))
-    signs = [context.oracle.answer_signs(a.prompt, a.response) for a in answers]
-    return interval(credit_auc([o - t for o, t in zip(ours, theirs, strict=True)], signs))
+def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: Scorer) -> dict[str, Any]:
+    """heatmaps.json: the first answers of the first and the last policy; and DPO's AUC where the truth is known."""
+    oracle, maps = context.oracle, []
+    names = list(dict.fromkeys((next(iter(evaluations)), list(evaluations)[-1])))
+    shown = [
+        (f"{name}, prompt {i + 1}", evaluations[name].answers[i])
+        for i in range(MAPS)
+        for name in names
+        if i < len(evaluations[name].answers)
+    ]
+    rewards = scorer.rewards([answer for _, answer in shown])
+    for (title, answer), values in zip(shown, rewards, strict=True):
+        signs = oracle and oracle.answer_signs(answer.prompt, answer.response)
+        maps.append(scorer.heatmap(title, answer, values, signs))
+    (context.folder / "heatmaps.json").write_text(to_json(maps), encoding="utf-8")
+    if oracle is None:
+        return {}
+    answers = evaluations[names[0]].answers
+    signs = [oracle.answer_signs(a.prompt, a.response) for a in answers]
+    return {"credit_auc": interval(credit_auc(scorer.rewards(answers), signs))}
 
 
 def sweep(

@@ -95,7 +95,8 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     config, embedded = _embedded_task(config)
     if not config.model.path:
         raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
-    tokenizer = load_tokenizer(config.model.path)
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=trusted)
     model = load_language_model(
         config.model.path, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
     )
@@ -110,7 +111,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
         ("rto.critic.model", config.rto.critic.model),
     ):
         if path and path != "rm":
-            check_same_tokenizer(tokenizer, load_tokenizer(path), "model.path", name)
+            check_same_tokenizer(tokenizer, load_tokenizer(path, name, trusted), "model.path", name)
     _check_data(context)
     examples = corpus.examples(2) or [(prompt[:1], prompt[1:]) for prompt in corpus.prompts[:2] if len(prompt) > 1]
     with context.precision():

@@ -10,6 +10,7 @@ FLOORS = {
     1: ["kernels", "testing"],
     2: ["types", "seeds", "stats", "config", "recipe", "packing"],
     3: [
+        "foreign",
         "attention",
         "model",
         "data",

@@ -173,3 +173,25 @@ def score(answers):
     assert start(whole, *flags) == 0
     got, want = (load_file(f / "run" / "grpo" / "model.safetensors") for f in (tmp_path, whole))
     assert all(torch.equal(got[k], want[k]) for k in want)
+
+
+def test_a_comparison_pools_its_seeds_and_ends_with_a_report(tmp_path, capsys):
+    flags = ["--stages", "sft", "dpo", "rm", "ppo", "rto", "--compare.seeds", "0", "1"]
+    assert start(tmp_path, *flags) == 0
+    folder = tmp_path / "run"
+    each = [json.loads((folder / f"seed-{seed}" / "results.json").read_text()) for seed in (0, 1)]
+    pooled = json.loads((folder / "results.json").read_text())
+    kl = [r["policies"]["rto"]["kl"]["mean"] for r in each]
+    assert pooled["policies"]["rto"]["kl"]["mean"] == pytest.approx(sum(kl) / 2) and kl[0] != kl[1]
+    assert pooled["policies"]["rto"]["answers"] == sum(r["policies"]["rto"]["answers"] for r in each)
+    rates = [r["win_rate"]["rto"]["ppo"]["mean"] for r in each]
+    assert pooled["win_rate"]["rto"]["ppo"]["mean"] == pytest.approx(sum(rates) / 2)
+    assert {(row["policy"], row["rival"]) for row in pooled["rollouts_to_reach"]} == {("rto", "ppo"), ("ppo", "rto")}
+    page = (folder / "report.html").read_text()
+    assert "<html" in page and "rto" in page and "http://" not in page.replace("http://www.w3.org", "")
+    said = capsys.readouterr().out
+    assert "Seed 1 (2 of 2)" in said and "All 2 seeds together" in said and "ppo's final return" in said
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("seed-*/*/model.safetensors")}
+    assert start(tmp_path, *flags, "2") == 0  # one seed more trains that one alone
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (folder / "seed-2" / "rto" / "stage.json").is_file()

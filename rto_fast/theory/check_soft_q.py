@@ -60,10 +60,10 @@ def soft_value_iteration(seed: int, count: int) -> list[Check]:
         gap = [a - v[:, None] - beta * p for a, v, p in zip(q_second, v_second, other, strict=False)]
         difference.append(float((own[0] - v_second[0] - expect(other, gap)).abs()))
     return [
-        exact("soft value iteration = pi_ref exp(R / beta) / Z over sequences (eq. 5-7)", closed),
-        exact("Q*, V* are the Q and V of pi* (eq. 3.3, 3.4)", attained),
+        exact("eq. 5-7: soft value iteration = pi_ref exp(R / beta) / Z over sequences", closed),
+        exact("eq. 3.3, 3.4: Q*, V* are the Q and V of pi*", attained),
         Check("V* > V^pi at every prefix, random pi", "> 0", f"min {min(beaten):.1e}", min(beaten) > 0),
-        exact("performance difference (Lemma A.2)", difference),
+        exact("Lemma A.2: performance difference", difference),
     ]
 
 
@@ -102,9 +102,9 @@ def theorem_1(seed: int, count: int) -> list[Check]:
         exact("Theorem 1: shaping leaves pi* alone", policies),
         exact("Theorem 1: ... and Bradley-Terry preferences", bradley_terry),
         exact("Theorem 1: ... and Plackett-Luce rankings of 3", plackett_luce),
-        exact("Theorem 1: beta log pi*/pi_ref is r shaped by V*, with V* = 0 (eq. 10, 11)", canonical),
+        exact("eq. 10, 11: beta log pi*/pi_ref is r shaped by V*, and has V* = 0", canonical),
         Check(
-            "Definition 1 puts no condition on Phi at the leaves",
+            "Definition 1 as printed: any Phi, at the leaves too",
             "preferences kept",
             f"moved by >= {min(leaves):.2f}",
             min(leaves) > 0.01,
@@ -160,11 +160,11 @@ def equation_5_1(seed: int, count: int) -> list[Check]:
         printed.append(float((policy_q(pi, last, ref, beta_2)[1][0] - (beta_1 - beta_2) * kl).abs()))
     worst = max(printed)
     return [
-        exact("eq. 4.6 and eq. 5.1 with pi_dpo: one optimum, pi_ref (pi_dpo/pi_ref)^(b1/b2)", optimum),
+        exact("eq. 4.6, and 5.1 with pi_dpo: one optimum, pi_ref (pi_dpo/pi_ref)^(b1/b2)", optimum),
         Check(
             "eq. 5.1 as printed, pi for pi_dpo",
-            "return depends on pi_dpo",
-            f"(b1 - b2) KL(pi|pi_ref) to {worst:.0e}",
+            "it depends on pi_dpo",
+            f"(b1-b2) KL(pi|pi_ref) to {worst:.0e}",
             worst < 1e-10 and math.isfinite(worst),
             printed=False,
         ),

@@ -5,8 +5,11 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.tiny import SHARED
 needs_math = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None, reason="the math-verify library is not installed"
 )
+ROOT = Path(__file__).parents[2]
 HERE = "tests.scorers.functions"
 TWO = [Answer("p", "four"), Answer("p", "sixsix")]
 
@@ -127,6 +131,25 @@ def test_the_judging_process_may_die_over_an_answer():
         child.ask({"response": "a" * 60 + "b"})
     assert child.ask({"response": "a"}) is True
     child.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bound on processor time is Linux's")
+def test_the_judging_process_outlives_no_killed_trainer():
+    """Also when it is in the middle of an answer that takes for ever."""
+    program = (
+        "import os, threading; from rto_fast.scorers.child import Child\n"
+        "child = Child('regex', '(a+)+$', limit_s=1.0); child.ask({'response': ''})\n"
+        "print(child._process.pid, flush=True); threading.Timer(0.2, os.kill, (os.getpid(), 9)).start()\n"
+        "child.ask({'response': 'a' * 60 + 'b'})"
+    )
+    trainer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
+    assert trainer.returncode == -signal.SIGKILL, trainer.stderr
+    proc = Path("/proc") / trainer.stdout.decode().strip() / "cmdline"
+    for _ in range(300):
+        if not proc.exists() or not proc.read_bytes():
+            return
+        time.sleep(0.1)
+    pytest.fail("the judging process still runs")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,16 @@ def drip(handler, asked):
         return
 
 
+def drip_header(handler, asked):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    try:
+        for i in range(30):
+            handler.wfile.write(b"X-%d: x\r\n" % i)
+            time.sleep(0.1)
+    except OSError:
+        return
+
+
 def huge(handler, asked):
     """Never ends, without telling its length."""
     handler.send_response(200)
@@ -110,7 +120,7 @@ def test_a_retry_after_that_cannot_be_read_is_none(value):
         assert server_scorer(server.url, **FAST)(ANSWERS) == LENGTHS
 
 
-@pytest.mark.parametrize("slow", [sleep, drip])
+@pytest.mark.parametrize("slow", [sleep, drip, drip_header])
 def test_slow_is_a_time_out_and_tried_again(slow):
     with serving(slow) as server:
         started = time.monotonic()
