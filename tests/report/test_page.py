@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def test_three_seeds_of_every_algorithm(tmp_path: Path):
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path):
     source = write_report([make_run(tmp_path / "run")], tmp_path / "a.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in source and not re.search(r"https?:|//[a-z]|@import|url\(", source)
+
+
+def test_a_wheel_holds_the_style_and_the_script():
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["rto_fast"]
+    for file in (root / "rto_fast" / "report").iterdir():
+        if file.is_file() and file.suffix != ".py":
+            assert any(file.relative_to(root / "rto_fast").match(pattern) for pattern in patterns), file
 
 
 def test_nothing_but_one_file_is_asked_for(tmp_path: Path):
