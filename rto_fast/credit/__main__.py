@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
 from rto_fast.heatmap import Heatmap, page, scale_of, terminal, to_json
 
@@ -183,14 +184,17 @@ def _oracle_auc(options: Watch, source, lines: list[tuple[str, str]]) -> dict[st
     from rto_fast.stats import credit_auc
 
     run, scorer, oracle = source.run, source.scorer, source.oracle
-    answers = rollout(
-        scorer.reference.hf,
-        source.evaluation(options.answers),
-        Sampling(run.eval.temperature, None, run.eval.top_p, run.max_new_tokens),
-        (source.template.eos_id,),
-        seed=derive(run.seed, "evaluation"),
-        max_batch=run.rto.sampling.batch_size,
-    )
+    prompts = source.evaluation(options.answers)
+    with tqdm(desc="sampling", total=len(prompts), leave=False, disable=not sys.stderr.isatty()) as bar:
+        answers = rollout(
+            scorer.reference.hf,
+            prompts,
+            Sampling(run.eval.temperature, None, run.eval.top_p, run.max_new_tokens),
+            (source.template.eos_id,),
+            seed=derive(run.seed, "evaluation"),
+            max_batch=run.rto.sampling.batch_size,
+            progress=bar.update,
+        )
     signs = [np.array(oracle.answer_signs(a.prompt, a.response)) for a in answers]
     auc = credit_auc(scorer.rewards(answers), signs)
     wrong = sum(int((s < 0).sum()) for s in signs)

@@ -67,6 +67,9 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"rto_fast: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nrto_fast: interrupted; nothing was written, and the run is as it was.", file=sys.stderr)
+        return 130
     return 0
 
 
