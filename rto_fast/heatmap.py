@@ -19,7 +19,7 @@ MAX_TOKENS, MAX_TOKEN, MAX_PROMPT, MAX_TITLE = 1024, 64, 2000, 200
 """Tokens shown of an answer, and characters shown of a token, a prompt and a title."""
 
 _RED, _BLUE = (214, 69, 48), (46, 117, 201)
-_RED_256, _BLUE_256 = (224, 217, 210, 203, 196), (195, 153, 117, 75, 33)
+_RED_256, _BLUE_256 = (231, 224, 217, 210, 203, 167), (231, 189, 153, 111, 75, 69)
 _OFF, _BOLD, _DIM, _UNDERLINED = "\033[0m", "\033[1m", "\033[2m", "\033[4m"
 
 
@@ -103,8 +103,9 @@ def terminal(heatmap: Heatmap, width: int = 100, *, scale: float | None = None, 
     """The map as lines of at most `width` columns, for people.
 
     In colour each token lies on its reward's colour, known wrong ones underlined; without colour every token has its
-    number, and its sign where known (x wrong, o right), below it. `colour=None`: in colour when stdout is a terminal
-    and NO_COLOR is not set; 24 bits where COLORTERM says so, else 256 colours. `scale`: see `scale_of`.
+    number, and its sign where known (x wrong, o right), below it. The sum and the three lowest tokens come last.
+    `colour=None`: in colour when stdout is a terminal and NO_COLOR is not set; 24 bits where COLORTERM says so, else
+    256 colours. `scale`: see `scale_of`.
     """
     if colour is None:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -114,34 +115,44 @@ def terminal(heatmap: Heatmap, width: int = 100, *, scale: float | None = None, 
     if colour:
         title, prompt = [f"{_BOLD}{x}{_OFF}" for x in title], [f"{_DIM}{x}{_OFF}" for x in prompt]
     body = _coloured(heatmap, width - 2, scale) if colour else _numbered(heatmap, width - 2)
+    lowest = sorted(_shown(heatmap), key=lambda shown: heatmap.rewards[shown[0]])[:3]
+    worst = ", ".join(f"{text} {heatmap.rewards[i]:+.3f}" for i, _, text in lowest)
+    body += _folded(f"sum {math.fsum(heatmap.rewards):+.3f}" + (f", lowest {worst}" if worst else ""), width - 2)
     return "\n".join([*title, *prompt, *(f"  {line}" for line in body)])
 
 
 def _coloured(heatmap: Heatmap, width: int, scale: float) -> list[str]:
     lines, line, used = [], "", 0
-    for i, blank, text in _shown(heatmap):
-        size = _columns(text)
-        if used and used + len(blank) + size > width:
-            lines, line, used, blank = [*lines, line], "", 0, ""
-        wrong = heatmap.signs is not None and heatmap.signs[i] < 0
-        line += blank + (_UNDERLINED if wrong else "") + _paint(text, heatmap.rewards[i] / scale) + _OFF
-        used += len(blank) + size
-        if heatmap.tokens[i].endswith("\n"):
-            lines, line, used = [*lines, line], "", 0
+    shown = _shown(heatmap)
+    starts = [k for k, (_, blank, text) in enumerate(shown) if k == 0 or blank or text == "␣"]
+    for start, end in pairwise([*starts, len(shown)]):
+        # a word of several tokens stays on one line where it can
+        room = len(shown[start][1]) + sum(_columns(text) for _, _, text in shown[start:end])
+        for k, (i, blank, text) in enumerate(shown[start:end]):
+            size = _columns(text)
+            if used and used + (len(blank) + size if k else room) > width:
+                lines, line, used, blank = [*lines, line], "", 0, ""
+            wrong = heatmap.signs is not None and heatmap.signs[i] < 0
+            mark = _UNDERLINED if wrong else ""
+            line += (
+                (_paint(blank, 0.0) + _OFF if blank else "") + _paint(mark + text, heatmap.rewards[i] / scale) + _OFF
+            )
+            used += len(blank) + size
+            if heatmap.tokens[i].endswith("\n"):
+                lines, line, used = [*lines, line], "", 0
     return [*lines, *([line] if line else []), *_left_out(heatmap)]
 
 
 def _paint(text: str, v: float) -> str:
+    """Black or white ink on paper that is white at v = 0, so that weak rewards look weak on a dark terminal too."""
     strength = min(abs(v), 1.0)
-    if strength < 0.04:
-        return text
     if os.environ.get("COLORTERM") in ("truecolor", "24bit"):
         full = _RED if v < 0 else _BLUE
         red, green, blue = (round(255 + (c - 255) * strength) for c in full)
         ink = 231 if strength > 0.75 else 16
         return f"\033[48;2;{red};{green};{blue}m\033[38;5;{ink}m{text}"
     steps = _RED_256 if v < 0 else _BLUE_256
-    return f"\033[48;5;{steps[min(int(strength * 5), 4)]}m\033[38;5;16m{text}"
+    return f"\033[48;5;{steps[round(strength * (len(steps) - 1))]}m\033[38;5;16m{text}"
 
 
 def _numbered(heatmap: Heatmap, width: int) -> list[str]:
@@ -185,12 +196,14 @@ def _columns(text: str) -> int:
 
 
 def _folded(text: str, width: int) -> list[str]:
-    lines = [""]
+    """Lines of at most `width` columns, broken at blanks where there are some."""
+    lines = [""] if text else []
     for c in text:
         if _columns(lines[-1] + c) > width:
-            lines.append("")
-        lines[-1] += c
-    return lines if text else []
+            head, blank, tail = lines[-1].rpartition(" ")
+            lines[-1:] = [head, tail] if blank and head.strip() and c != " " else [lines[-1], ""]
+        lines[-1] += "" if c == " " and not lines[-1] and len(lines) > 1 else c
+    return lines
 
 
 def html(heatmap: Heatmap, *, scale: float | None = None) -> str:

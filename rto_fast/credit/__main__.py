@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
-from rto_fast.heatmap import Heatmap, page, terminal, to_json
+from rto_fast.heatmap import Heatmap, page, scale_of, terminal, to_json
 
 
 @dataclass(frozen=True)
 class Watch:
     """Show which tokens a DPO model credits and blames: beta log(pi_dpo/pi_ref) of every token of any pair.
 
-    Give a run (--run runs/quickstart), or two models and a file (--dpo, --reference, --pairs).
+    Give a run (--run runs/quickstart), or two models and a file (--dpo, --reference, --pairs). What DPO does to the
+    likelihood of chosen and rejected answers: python -m rto_fast.credit.likelihood.
     """
 
     run: str | None = None
@@ -96,8 +98,9 @@ def watch(options: Watch) -> dict[str, Any]:
         maps = pair_heatmaps(scorer, shown, names=[f"pair {n}" for n in options.rows], oracle=source.oracle)
     maps += cases
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    scale = scale_of(maps)
     for heatmap in maps:
-        print(terminal(heatmap, width) + "\n")
+        print(terminal(heatmap, width, scale=scale) + "\n")
 
     figures: dict[str, Any] = {"beta": scorer.beta, "dpo": source.dpo_path, "reference": source.reference_path}
     lines: list[tuple[str, str]] = []
@@ -181,14 +184,17 @@ def _oracle_auc(options: Watch, source, lines: list[tuple[str, str]]) -> dict[st
     from rto_fast.stats import credit_auc
 
     run, scorer, oracle = source.run, source.scorer, source.oracle
-    answers = rollout(
-        scorer.reference.hf,
-        source.evaluation(options.answers),
-        Sampling(run.eval.temperature, None, run.eval.top_p, run.max_new_tokens),
-        (source.template.eos_id,),
-        seed=derive(run.seed, "evaluation"),
-        max_batch=run.rto.sampling.batch_size,
-    )
+    prompts = source.evaluation(options.answers)
+    with tqdm(desc="sampling", total=len(prompts), leave=False, disable=not sys.stderr.isatty()) as bar:
+        answers = rollout(
+            scorer.reference.hf,
+            prompts,
+            Sampling(run.eval.temperature, None, run.eval.top_p, run.max_new_tokens),
+            (source.template.eos_id,),
+            seed=derive(run.seed, "evaluation"),
+            max_batch=run.rto.sampling.batch_size,
+            progress=bar.update,
+        )
     signs = [np.array(oracle.answer_signs(a.prompt, a.response)) for a in answers]
     auc = credit_auc(scorer.rewards(answers), signs)
     wrong = sum(int((s < 0).sum()) for s in signs)
@@ -210,7 +216,7 @@ def _ranking(ranking, left_out: int, lines: list[tuple[str, str]]) -> dict[str, 
         ("corrupted answers", f"{ranking.answers}, with {ranking.swapped} swapped tokens{lost}"),
         (
             "swapped tokens are the lowest",
-            f"{shown(ranking.lowest)} of answers; by chance {100 * ranking.chance:.1f} %",
+            f"{shown(ranking.lowest)} of answers; by chance {100 * ranking.chance:.2g} %",
         ),
         ("swapped tokens among the lowest", f"{shown(ranking.tokens)} of tokens"),
         ("AUC of swapped against the rest", f"{shown(ranking.auc, False)}, means {ranking.gap:.3f} apart"),

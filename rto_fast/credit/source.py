@@ -36,12 +36,15 @@ class Source:
     oracle: Oracle | None = None
     """The quickstart's."""
 
-    def pairs(self, path: str | None) -> list[EncodedPair]:
-        """Pairs of a file; or of the run, those that it held out where it did. ValueError when there are none."""
+    def pairs(self, path: str | None, training: bool = False) -> list[EncodedPair]:
+        """Pairs of a file; or of the run, those that it held out where it did, or those that it trained on.
+
+        ValueError when there are none.
+        """
         rows = self._rows(path)
         pairs = to_pairs(rows, columns=self.data.columns).items
         if path is None and self.data.held_out:
-            pairs = split(pairs, self.data.held_out, self.run.seed)[1]
+            pairs = split(pairs, self.data.held_out, self.run.seed)[0 if training else 1]
         return self.encode(pairs)
 
     def corrupted(self, path: str | None, limit: int | None) -> list[EncodedPair] | None:

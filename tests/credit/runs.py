@@ -12,11 +12,14 @@ from rto_fast.quickstart.task import write_task
 from rto_fast.recipe import load_recipe, plain
 
 
-def write_run(folder: Path, recipe: str = "quickstart") -> Path:
-    config: Config = load_recipe(recipe)
+def write_run(folder: Path, num_pairs: int | None = None) -> Path:
+    config: Config = load_recipe("quickstart")
     folder.mkdir()
     (folder / "config.toml").write_text(tomli_w.dumps(plain(config)))
     write_task(folder / "task", config.seed)
+    if num_pairs is not None:
+        rows = (folder / "task/pairs.jsonl").read_text().splitlines(keepends=True)
+        (folder / "task/pairs.jsonl").write_text("".join(rows[:num_pairs]))
     base = str(folder / "task" / "model")
     model, tokenizer = load_language_model(base), load_tokenizer(base)
     for stage in ("sft", "dpo"):

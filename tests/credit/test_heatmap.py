@@ -101,14 +101,14 @@ def test_markup_in_texts_is_text():
 def test_where_words_have_several_tokens_their_beginnings_are_marked():
     heatmap = Heatmap("", "", ["un", "able", " to", " ", "go", "."], [0.1] * 6)
     assert terminal(heatmap, 80, colour=False).split("\n")[0].split() == ["un", "able", "▁to", "␣", "go", "."]
-    assert terminal(KNOWN, 80, colour=False).splitlines()[-3].split() == ["it", "is", "pink"]
+    assert terminal(KNOWN, 80, colour=False).splitlines()[-4].split() == ["it", "is", "pink"]
 
 
 def test_a_prompt_keeps_its_lines_and_both_its_ends():
     heatmap = Heatmap("t", "\n\nHuman: hello" + " x" * 9999 + "\n\nAssistant:", [], [])
     assert "<br>Assistant:" in html(heatmap) and "Human: hello" in html(heatmap) and len(html(heatmap)) < 3000
     assert terminal(heatmap, 80).splitlines()[1].startswith("  Human: hello x")
-    assert terminal(heatmap, 80).splitlines()[-1] == "  Assistant:"
+    assert terminal(heatmap, 80).splitlines()[-2:] == ["  Assistant:", "  sum +0.000"]
 
 
 def test_page_needs_no_network_and_no_script():
@@ -127,7 +127,8 @@ def test_long_and_hostile_texts_are_bounded():
 
 def test_without_colour_each_token_has_its_number_and_sign():
     lines = terminal(KNOWN, 80, colour=False).splitlines()
-    words, numbers, marks = lines[-3:]
+    words, numbers, marks, summary = lines[-4:]
+    assert summary == "  sum -0.100, lowest pink -0.200, is +0.000, it +0.100"
     assert words.split() == ["it", "is", "pink"] and numbers.split() == ["+0.100", "+0.000", "-0.200"]
     assert marks.split() == ["o", "x"]
     for word, number in zip(words.split(), numbers.split(), strict=True):
@@ -147,6 +148,19 @@ def test_colours_follow_what_the_terminal_can(monkeypatch, colorterm, code):
     monkeypatch.setenv("COLORTERM", colorterm)
     text = terminal(KNOWN, 80, colour=True)
     assert code in text and "\033[4m" in text  # the wrong token is underlined as well
+
+
+def test_words_stay_whole_where_they_fit():
+    heatmap = Heatmap("", "", [" be", "fore", " un", "believ", "able", " " + "x" * 12, "y" * 12, "z" * 12], [0.1] * 8)
+    text = re.sub(r"\033\[[0-9;]*m", "", terminal(heatmap, 26, colour=True))
+    assert text.splitlines()[:4] == [
+        "  before unbelievable",
+        "  " + "x" * 12 + "y" * 12,
+        "  " + "z" * 12,
+        "  sum +0.800, lowest be",
+    ]
+    prompt = terminal(Heatmap("", "some words and averyveryverylongwordthatfitsnoline", [], []), 24).splitlines()
+    assert prompt[:3] == ["  some words and", "  averyveryverylongwordt", "  hatfitsnoline"]
 
 
 @pytest.mark.parametrize("width", [30, 60])
