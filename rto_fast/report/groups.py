@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rto_fast.folder import FREE
-from rto_fast.report.read import Run, expand, number, read_run, setting
+from rto_fast.report.read import Run, expand, read_run, setting
 
 RL_MARK = "iteration"
 """Only lines of stages that roll out have it."""
@@ -42,7 +42,7 @@ class Group:
         names: dict[str, bool] = {}
         for run in self.runs:
             for name, lines in run.metrics.items():
-                names[name] = names.get(name, False) or any(number(line.get(RL_MARK)) is not None for line in lines)
+                names[name] = names.get(name, False) or any(RL_MARK in line for line in lines)
         return [name for name, rolls in names.items() if rolls == rollouts and not name.startswith(SWEEP)]
 
 

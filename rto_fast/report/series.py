@@ -46,6 +46,8 @@ def points(run: Run, stage: str, metric: str) -> Points:
         scale = beta
     found: dict[float, float] = {}
     for line in run.metrics.get(stage, []):
+        if name not in line:  # most lines of an iteration hold its losses alone
+            continue
         x, y = _place(run, stage, line), number(line.get(name))
         if x is not None and y is not None:
             found[x] = y * scale

@@ -137,6 +137,18 @@ def test_broken_lines_are_said(tmp_path: Path):
     assert "metrics.jsonl: 1 broken line was passed over" in read(write_report([run], tmp_path / "r.html")).words
 
 
+def test_seeds_that_are_still_going_are_told_from_those_that_are_done(tmp_path: Path):
+    done, going = (make_run(tmp_path / f"seed-{s}", seed=s) for s in (0, 1))
+    lines = (going / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["stage"] != "rto"][:-150]
+    (going / "metrics.jsonl").write_text("".join(kept))
+    (going / "results.json").unlink()
+    words = read(write_report([done, going], tmp_path / "r.html")).words
+    assert "not finished" in words and "1 of 2 seeds has been evaluated" in words
+    assert "Mean over 1 to 2 seeds" in words and "Seeds that have not got as far are left out." in words
+    assert "results.json is missing" in words
+
+
 @pytest.mark.parametrize("cut", range(0, 9000, 450))
 def test_a_run_that_is_still_going_has_a_report(tmp_path: Path, cut: int):
     run = make_run(tmp_path / "run", iterations=3, members=("ppo", "rto"))
