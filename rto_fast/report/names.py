@@ -36,7 +36,7 @@ METRICS = {
 
 
 def judge_words(judge: str | None) -> str:
-    return text(FIGURES.get(judge or "", judge or "no judge"), 60)
+    return "an LLM judge" if judge == "llm" else text(FIGURES.get(judge or "", judge or "no judge"), 60)
 
 
 def colours(names: list[str]) -> dict[str, str]:

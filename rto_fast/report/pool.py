@@ -44,9 +44,9 @@ def policies(group: Group) -> dict[str, dict[str, Pooled]]:
     return {name: _merge([mapping(table.get(name)) for table in tables]) for name in names}
 
 
-def win_rates(group: Group) -> dict[str, dict[str, Pooled]]:
-    """{a: {b: pooled share of prompts on which a beats b}}."""
-    tables = [mapping(run.results.get("win_rate")) for run in group.runs]
+def win_rates(group: Group, kind: str = "win_rate") -> dict[str, dict[str, Pooled]]:
+    """{a: {b: pooled share of prompts on which a beats b}}; `kind` may be length_controlled."""
+    tables = [mapping(run.results.get(kind)) for run in group.runs]
     names = list(dict.fromkeys(name for table in tables for name in table))[:MAX_POLICIES]
     return {name: _merge([mapping(table.get(name)) for table in tables]) for name in names}
 

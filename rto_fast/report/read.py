@@ -92,7 +92,7 @@ def expand(folders: Sequence[Path]) -> list[Path]:
         folder = Path(folder).expanduser()
         inside: list[Path] = []
         if folder.is_dir() and not (folder / "metrics.jsonl").is_file():
-            inside = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in PARTS))
+            inside = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in PARTS[:2]))
         for run in inside or [folder]:
             found.setdefault(run.resolve(), run)
     if not found:

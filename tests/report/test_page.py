@@ -130,6 +130,18 @@ def test_whatever_a_run_holds_stays_text(tmp_path: Path):
     assert out.stat().st_size < 400_000
 
 
+def test_an_evaluation_of_its_own_is_a_run_too(tmp_path: Path):
+    wins = {"a": {"b": {"mean": 0.75, "ci95": 0.1}}, "b": {"a": {"mean": 0.25, "ci95": 0.1}}}
+    judgements = {"model": "<judge>", "prompt": "table6", "unparseable": 3, "more": []}
+    results = {"recipe": "evaluate", "win_rate": wins, "length_controlled": wins, "judge": "llm"}
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(results | {"judgements": judgements}))
+    make_run(tmp_path / "run", seed=0)
+    page = read(write_report([tmp_path / "evaluation", tmp_path / "run"], tmp_path / "r.html"))
+    assert "Judged by an LLM judge (model <judge>, prompt table6, unparseable 3)" in page.words
+    assert "At equal length" in page.words and "A: evaluate" in page.words
+
+
 def test_broken_lines_are_said(tmp_path: Path):
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:

@@ -107,20 +107,32 @@ def matrix(study: Study) -> str:
 
 
 def _matrix(group: Group) -> str:
-    table_ = pool.win_rates(group)
+    wins, even = (pool.win_rates(group, kind) for kind in ("win_rate", "length_controlled"))
     title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
-    order = [n for n in pool.policies(group) if n in table_]
-    names = [*order, *(n for n in table_ if n not in order)]
-    if len(names) < 2:
+    if len(wins) < 2:
         return title + missing("results.json holds no win rates: they need two policies and an evaluation.")
-    rows = [[text(a, 40), *(_win(table_[a].get(b), a == b) for b in names)] for a in names]
-    judged = f"<p>Judged by {judge_words(group.judge)}. Bold: the 95 % interval excludes 50 %.</p>"
-    return (
-        title
-        + judged
-        + table(["", *(text(n, 40) for n in names)], rows, "Win rates", "numbers matrix")
-        + _pooling(group, table_)
-    )
+    judged = f"<p>Judged by {judge_words(group.judge)}{_asked(group)}. Bold: the 95 % interval excludes 50 %.</p>"
+    body = title + judged + _wins(group, wins, "Win rates") + _pooling(group, wins)
+    if len(even) > 1:
+        body += "<h3>At equal length</h3>" + _wins(group, even, "Win rates at equal length")
+    return body
+
+
+def _wins(group: Group, wins: dict[str, dict[str, Pooled]], caption: str) -> str:
+    order = [n for n in pool.policies(group) if n in wins]
+    names = [*order, *(n for n in wins if n not in order)]
+    rows = [[text(a, 40), *(_win(wins[a].get(b), a == b) for b in names)] for a in names]
+    return table(["", *(text(n, 40) for n in names)], rows, caption, "numbers matrix")
+
+
+def _asked(group: Group) -> str:
+    """What the judge was and how its answers came out, where results.json says so."""
+    said = [
+        f"{text(key, 40)} {text(value, 60)}"
+        for key, value in mapping(group.runs[0].results.get("judgements")).items()
+        if isinstance(value, str | int | float)
+    ]
+    return f" ({', '.join(said[:8])})" if said else ""
 
 
 def _win(value: Pooled | None, self: bool) -> str:
