@@ -97,7 +97,8 @@ def _sweep(group: Group) -> str:
 def sweep_label(row: dict[str, Any]) -> str:
     """The settings of one row of a sweep, e.g. 3, c 0.1."""
     ratio, clip = number(row.get("ratio")), number(row.get("clip"))
-    return f"{'?' if ratio is None else f'{ratio:g}'}, {'no c' if clip is None else f'c {clip:g}'}"
+    label = f"{'?' if ratio is None else f'{ratio:g}'}, {'no c' if clip is None else f'c {clip:g}'}"
+    return label.replace(" ", "\u00a0")  # a narrow column would part the letter from its number
 
 
 def matrix(study: Study) -> str:
