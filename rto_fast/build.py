@@ -71,6 +71,7 @@ def build_rl(context: Context, config: RTOConfig) -> Built:
         state,
         eos_token_ids=context.eos_token_ids,
         max_new_tokens=context.config.max_new_tokens,
+        guards=context.config.guards,
         scorer=scorer,
         watch=watch_of(context, scorer),
         sentence_end_ids=context.corpus.sentence_end_ids,

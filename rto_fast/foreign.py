@@ -178,7 +178,7 @@ def _weight_files(folder: Path, field: str) -> list[Path]:
     for name in set(places.values()):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(
-                f"{field}: {str(index)!r} leads outside its folder or to another kind of file, {one_line(name, 100)!r}; "
+                f"{field}: {str(index)!r} leads outside its folder or to no weights, {one_line(name, 99)!r}; "
                 "only .safetensors files beside it are read"
             )
         if not (folder / name).is_file():

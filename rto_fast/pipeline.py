@@ -13,11 +13,14 @@ from rto_fast.build import Built, build, build_rl
 from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import Config, RTOConfig
 from rto_fast.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
+from rto_fast.guards import BadStep, dump
 from rto_fast.interrupt import Interrupt, Stopped
 from rto_fast.measure import evaluate_run, sweep
+from rto_fast.memory import explained
 from rto_fast.metrics import StageLog
 from rto_fast.model import LanguageModel, load_scalar_model
 from rto_fast.prepare import Context, prepare
+from rto_fast.stall import StallGuard
 
 
 def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -27,10 +30,11 @@ def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     context = prepare(config, say)
     for stage in config.stages:
-        _run_stage(context, stage)
+        with explained(stage, config):
+            _run_stage(context, stage)
     results: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
     if config.eval.prompts and context.corpus.evaluation:
-        with context.precision():
+        with context.precision(), explained("evaluation", config):
             results |= evaluate_run(context, say)
     if config.sweep.ratios:
         results["sweep"] = sweep(context, lambda settings, name: _trial(context, settings, name), say)
@@ -96,6 +100,7 @@ def _train(context: Context, name: str, built: Built) -> None:
             checkpoints.save(state.step, *state.save())
 
     def after_step(state: loop.TrainState) -> None:
+        stall.alive(f"after step {state.step}")
         stop = interrupt.requested
         if stop or checkpoints.due(state.step):
             save()
@@ -103,14 +108,23 @@ def _train(context: Context, name: str, built: Built) -> None:
             raise Stopped
 
     def note(text: str) -> None:
+        stall.alive(text)
         log.note(text)
         if interrupt.requested:  # a rollout that is cut short is made again
             after_step(state)
 
-    with StageLog(context.folder, name, stage.num_steps, state.step) as log, Interrupt(context.say) as interrupt:
+    config = context.config
+    with (
+        StageLog(context.folder, name, stage.num_steps, state.step) as log,
+        Interrupt(context.say) as interrupt,
+        StallGuard(config.guards.stall_minutes, name) as stall,
+    ):
         stage.note = note
         try:
-            loop.train(stage, state, built.optim, log, context.config.log_every, context.autocast, after_step)
+            loop.train(stage, state, built.optim, log, config.log_every, context.autocast, after_step, config.guards)
+        except BadStep as error:
+            where = dump(context.folder / f"{name}.bad-step", error.batches)
+            raise FloatingPointError(f"{name}: {error}; {where}") from error
         except (OSError, ValueError):
             if state.between_steps:  # a reward server that is down must not cost the steps since the last checkpoint
                 save()

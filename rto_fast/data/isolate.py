@@ -1,4 +1,4 @@
-"""A stranger's program (a chat template) is run in a child process, which may use so much time and memory and no more."""
+"""A stranger's program (a chat template) runs in a child process, which may use so much time and memory and no more."""
 
 import json
 import os
