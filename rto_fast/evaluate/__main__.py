@@ -26,7 +26,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     box = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
     lines = [line.strip(" │|") for line in box.splitlines() if not line.startswith(("╭", "╰", "+-"))]
     message = " ".join(re.split(r"\n[─-]{5,}\n", "\n".join(lines))[0].split())
-    raise ValueError(message.removeprefix("Error parsing Options: ").rstrip(".") + "; see --help")
+    raise ValueError(re.sub(r"^Error parsing \w+: ", "", message).rstrip(".") + "; see --help")
 
 
 def main(args: Sequence[str] | None = None) -> int:
