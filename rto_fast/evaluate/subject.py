@@ -69,6 +69,8 @@ def subject(options: Options) -> Subject:
     ):
         if judge == wanted and model is None:
             raise ValueError(f"judge: {judge!r} needs {flag}, {what}; or choose another --judge")
+    if reference is None:
+        raise ValueError("reference: none given; use --reference with the model that KL is measured from (mostly sft)")
     if options.prompts:
         rows = read_rows(options.prompts, subset=options.subset, split=_split(options))
         conversations = [p.prompt for p in to_prompts(rows, columns=options.columns).items]
@@ -76,8 +78,6 @@ def subject(options: Options) -> Subject:
         conversations = _held_out(data, run.seed)
     else:
         raise ValueError("prompts: none given; use --prompts with a file, a directory or a hub id")
-    if reference is None:
-        raise ValueError("reference: none given; use --reference with the model that KL is measured from (mostly sft)")
     output = Path(options.output).expanduser() if options.output else None
     if output and any((output / name).exists() for name in ("config.toml", "config.json")):
         raise ValueError(f"output: {output} is a run's or a model's folder; name another")
