@@ -57,6 +57,8 @@ def subject(options: Options) -> Subject:
         if name in policies:
             raise ValueError(f"policies: {name!r} is a stage of {base} already; give it another name")
         policies[name] = path
+    if not policies:
+        raise ValueError(f"run: {base} holds no finished policy; train one first, or give NAME=PATH")
     reference, dpo = options.reference or reference, options.dpo or dpo
     reward_model = options.reward_model or reward_model
     judge = options.judge

@@ -75,7 +75,8 @@ def print_results(results: Mapping[str, Any], say: Callable[[str], None]) -> Non
     policies = results["policies"]
     figures = [c for c in COLUMNS if all(c in p for p in policies.values())]
     say("")
-    rows = [["", *(COLUMNS[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
+    titles = {**COLUMNS, "kl": "KL to reference"}
+    rows = [["", *(titles[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
     for name, policy in policies.items():
         cells = [f"{policy[c]['mean']:.3f} +- {policy[c]['ci95']:.3f}" for c in figures]
         share = [f"{policy['distinct_1']:.3f}", f"{policy['distinct_2']:.3f}", f"{100 * policy['eos_rate']:.0f} %"]
