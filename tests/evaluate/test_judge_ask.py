@@ -148,6 +148,18 @@ def test_what_is_no_cache_is_named_and_left_alone(tmp_path):
     assert file.read_bytes() == before
 
 
+def test_a_damaged_cache_is_named(tmp_path):
+    file = tmp_path / "judge.sqlite"
+    with Cache(file, "m", {}) as cache:
+        for i in range(200):
+            cache.put(str(i), "A" * 200)
+    damaged = bytearray(file.read_bytes())
+    damaged[4096:] = b"\xff" * (len(damaged) - 4096)
+    file.write_bytes(damaged)
+    with Cache(file, "m", {}) as cache, pytest.raises(ValueError, match="llm.cache: .* cannot be read .*delete it"):
+        cache.get("7")
+
+
 def test_the_order_is_a_coin_of_seed_pair_and_prompt():
     queries = [f"query {i}" for i in range(400)]
     answers = {name: [f"{name} {i}" for i in range(400)] for name in ("sft", "rto")}
