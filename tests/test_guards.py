@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def sft_with(factors: list[float], guards: GuardConfig, log_every: int = 1):
-    """An SFT run of one step per factor, its losses multiplied by them: model, weights after each step, logs, train()."""
+    """An SFT run of one step per factor of its loss: the model, its weights after each step, the logs, train()."""
     model = language_model("llama")
     state = fresh(model)
     stage = SFT(model, demonstrations(), SFTConfig(batch_size=8, epochs=len(factors)), state, **LIMITS)

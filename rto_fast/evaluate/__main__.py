@@ -22,11 +22,12 @@ def parse(args: Sequence[str] | None = None) -> Options:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-    # tyro's box without its frame and its closing advice
+    # tyro's box without its frame, its title (a part of its own in plain ASCII) and its closing advice
     box = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
     lines = [line.strip(" │|") for line in box.splitlines() if not line.startswith(("╭", "╰", "+-"))]
-    message = " ".join(re.split(r"\n[─-]{5,}\n", "\n".join(lines))[0].split())
-    raise ValueError(message.removeprefix("Error parsing Options: ").rstrip(".") + "; see --help")
+    parts = [" ".join(part.split()) for part in re.split(r"\n[─-]{5,}\n", "\n".join(lines))]
+    message = max(parts[:2], key=lambda part: len(part) > 20)
+    raise ValueError(re.sub(r"^Error parsing \w+: ", "", message).rstrip(".") + "; see --help")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -39,8 +39,8 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     sampling = Sampling(options.temperature, None, options.top_p, about.max_new_tokens)
     about.folder.mkdir(parents=True, exist_ok=True)
     say(
-        f"{len(about.policies)} policies, {len(prompts.ids)} held-out prompts, at most {about.max_new_tokens} new "
-        f"tokens, temperature {options.temperature:g}, top-p {options.top_p:g}; judge: {about.judge}"
+        f"Policies: {', '.join(about.policies)}; {len(prompts.ids)} held-out prompts, at most {about.max_new_tokens} "
+        f"new tokens, temperature {options.temperature:g}, top-p {options.top_p:g}; judge: {about.judge}"
     )
     evaluations = measure(options, about, tokenizer, prompts, sampling)
     if client is None:

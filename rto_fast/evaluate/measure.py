@@ -106,7 +106,7 @@ def measure(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "auto" and device.type == "cuda")
     with progress(len(about.policies) * len(prompts.ids), "answer") as bar, autocast:
         for name, path in about.policies.items():
-            bar.set_description(name)
+            bar.set_description(name, refresh=False)
             key = saved.key(settings, path, about.reference, about.dpo)
             evaluation = saved.load(key)
             if evaluation is None:

@@ -46,8 +46,9 @@ class Options:
     the reference, how varied.
 
     python -m rto_fast.evaluate --run runs/quickstart
-    python -m rto_fast.evaluate sft=runs/a/sft rto=runs/a/rto --reference runs/a/sft --prompts test.jsonl \\
-        --judge reward-model --reward-model runs/a/rm
+
+    python -m rto_fast.evaluate sft=runs/a/sft rto=runs/a/rto --reference runs/a/sft --prompts test.jsonl
+    --judge reward-model --reward-model runs/a/rm
     """
 
     policies: tyro.conf.Positional[tuple[str, ...]] = ()

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[tqdm]:
-    """A bar on stderr that vanishes at the end; a log file gets a line now and then instead."""
-    quiet = {} if sys.stderr.isatty() else {"mininterval": 15.0}
-    with tqdm(total=total, unit=unit, dynamic_ncols=True, leave=False, **quiet) as bar:
+    """A bar on stderr for what takes seconds, gone at its end; a log file gets a line now and then instead."""
+    terminal = sys.stderr.isatty()
+    quiet = {} if terminal else {"mininterval": 15.0}
+    with tqdm(total=total, unit=unit, dynamic_ncols=True, leave=not terminal, delay=2, **quiet) as bar:
         yield bar

@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rto_fast.config import Config, DataConfig
@@ -37,31 +37,39 @@ class Subject:
     """Where answers and judgements are kept for a later call; shared by the judges of one run."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a run's folder says by itself; without one, the defaults."""
+
+    folder: Path = Path("runs")
+    policies: dict[str, str] = field(default_factory=dict)
+    reference: str | None = None
+    dpo: str | None = None
+    reward_model: str | None = None
+    beta: float = 0.1
+    data: DataConfig | None = None
+    seed: int = 0
+    template: str = "auto"
+    max_prompt: int = 256
+    max_new_tokens: int = 256
+    quickstart: bool = False
+
+
 def subject(options: Options) -> Subject:
     """Resolve the options. ValueError, one line naming the flag, for what is missing."""
-    if options.run is None:
-        run, data, quickstart = None, None, False
-        policies, reference, dpo, reward_model, beta = {}, None, None, None, None
-        base = Path("runs")
-    else:
-        base = Path(options.run).expanduser()
-        run = _config(base)
-        quickstart = run.data.path == "quickstart"
-        data = _task_files(run.data, base) if quickstart else run.data
-        reference, dpo = (
-            given or _stage(base, name) for given, name in ((run.sft.model, "sft"), (run.dpo.model, "dpo"))
-        )
-        reward_model, beta = _stage(base, "rm"), run.dpo.beta
-        policies = _policies(base, {"sft": run.sft.model, "dpo": run.dpo.model}, run.stages)
+    run = _Run() if options.run is None else _read_run(Path(options.run).expanduser())
+    policies = dict(run.policies)
     for name, path in named(options.policies).items():
         if name in policies:
-            raise ValueError(f"policies: {name!r} is a stage of {base} already; give it another name")
+            raise ValueError(f"policies: {name!r} is a stage of {run.folder} already; give it another name")
         policies[name] = path
-    reference, dpo = options.reference or reference, options.dpo or dpo
-    reward_model = options.reward_model or reward_model
+    if not policies:
+        raise ValueError(f"run: {run.folder} holds no finished policy; train one first, or give NAME=PATH")
+    reference, dpo = options.reference or run.reference, options.dpo or run.dpo
+    reward_model = options.reward_model or run.reward_model
     judge = options.judge
     if judge == "auto":
-        judge = "oracle" if quickstart else "reward-model" if reward_model else "implicit"
+        judge = "oracle" if run.quickstart else "reward-model" if reward_model else "implicit"
     for wanted, model, flag, what in (
         ("implicit", dpo, "--dpo", "the model trained by DPO"),
         ("implicit", reference, "--reference", "the model that DPO started from"),
@@ -69,33 +77,50 @@ def subject(options: Options) -> Subject:
     ):
         if judge == wanted and model is None:
             raise ValueError(f"judge: {judge!r} needs {flag}, {what}; or choose another --judge")
-    if options.prompts:
-        rows = read_rows(options.prompts, subset=options.subset, split=_split(options))
-        conversations = [p.prompt for p in to_prompts(rows, columns=options.columns).items]
-    elif run is not None:
-        conversations = _held_out(data, run.seed)
-    else:
-        raise ValueError("prompts: none given; use --prompts with a file, a directory or a hub id")
     if reference is None:
         raise ValueError("reference: none given; use --reference with the model that KL is measured from (mostly sft)")
     output = Path(options.output).expanduser() if options.output else None
     if output and any((output / name).exists() for name in ("config.toml", "config.json")):
         raise ValueError(f"output: {output} is a run's or a model's folder; name another")
     # the quickstart's questions are whole prompts
-    plain = "none" if judge == "oracle" else "auto"
+    template = "none" if judge == "oracle" and run.data is None else run.template
     return Subject(
         policies,
         reference,
         dpo,
-        options.beta or beta or 0.1,
+        options.beta or run.beta,
         reward_model,
-        conversations,
-        options.template or (run.data.template if run else plain),
-        options.max_prompt or (run.data.max_prompt if run else 256),
-        options.max_new_tokens or (run.max_new_tokens if run else 256),
+        _conversations(options, run),
+        options.template or template,
+        options.max_prompt or run.max_prompt,
+        options.max_new_tokens or run.max_new_tokens,
         judge,
-        output or base / "evaluation" / judge,
-        output or base / "evaluation",
+        output or run.folder / "evaluation" / judge,
+        output or run.folder / "evaluation",
+    )
+
+
+def _read_run(folder: Path) -> _Run:
+    config = _config(folder)
+    given = {"sft": config.sft.model, "dpo": config.dpo.model}
+    quickstart = config.data.path == "quickstart"
+    data = config.data
+    if quickstart:
+        task = folder / "task"
+        data = replace(data, path=str(task / "pairs.jsonl"), evaluation=str(task / "eval.jsonl"))
+    return _Run(
+        folder,
+        _policies(folder, given, config.stages),
+        given["sft"] or _stage(folder, "sft"),
+        given["dpo"] or _stage(folder, "dpo"),
+        _stage(folder, "rm"),
+        config.dpo.beta,
+        data,
+        config.seed,
+        data.template,
+        data.max_prompt,
+        config.max_new_tokens,
+        quickstart,
     )
 
 
@@ -126,8 +151,15 @@ def _writes(folder: Path) -> bool:
     return any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or [])
 
 
-def _task_files(data: DataConfig, folder: Path) -> DataConfig:
-    return replace(data, path=str(folder / "task/pairs.jsonl"), evaluation=str(folder / "task/eval.jsonl"))
+def _conversations(options: Options, run: _Run) -> list[tuple[Message, ...]]:
+    if options.prompts:
+        # a file has no split to choose
+        split_of = None if Path(options.prompts).expanduser().is_file() else options.split
+        rows = read_rows(options.prompts, subset=options.subset, split=split_of)
+        return [p.prompt for p in to_prompts(rows, columns=options.columns).items]
+    if run.data is None:
+        raise ValueError("prompts: none given; use --prompts with a file, a directory or a hub id")
+    return _held_out(run.data, run.seed)
 
 
 def _held_out(data: DataConfig, seed: int) -> list[tuple[Message, ...]]:
@@ -138,9 +170,3 @@ def _held_out(data: DataConfig, seed: int) -> list[tuple[Message, ...]]:
         raise ValueError("run: it held out no prompts (data.held_out = 0); give some with --prompts")
     rows = read_rows(data.path, subset=data.subset, split=data.split, limit=data.max_rows)
     return [p.prompt for p in split(to_pairs(rows, columns=data.columns).items, data.held_out, seed)[1]]
-
-
-def _split(options: Options) -> str | None:
-    """A file has no split to choose."""
-    path = Path(options.prompts).expanduser()
-    return None if path.is_file() else options.split

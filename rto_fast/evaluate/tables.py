@@ -9,7 +9,7 @@ import numpy as np
 from rto_fast.evaluate.length_control import length_controlled
 from rto_fast.evaluate.policies import Evaluation, interval
 from rto_fast.evaluate.report import COLUMNS, table
-from rto_fast.stats import mean_estimate, win_rate
+from rto_fast.stats import Estimate, mean_estimate, win_rate
 
 Outcomes = Mapping[tuple[str, str], np.ndarray]
 """For a pair of policies (prompts,): 1 the first's answer is better, 0 the second's, 0.5 a tie, NaN nobody knows."""
@@ -37,10 +37,11 @@ def share_won(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[st
 
 
 def matrices(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{"win_rate", "length_controlled"}[a][b] = {"mean", "ci95"}; a pair without a verdict is left out.
+    """{"win_rate", "length_controlled"}[a][b] = {"mean", "ci95", "low", "high"}; a pair without a verdict is left out.
 
-    Comparisons are paired: both answers are to the same prompt. Wilson's interval for the win rate (`stats.win_rate`),
-    the regression's for the length-controlled one (`length_controlled`), ends clipped to the interval's half-width.
+    Comparisons are paired: both answers are to the same prompt. The intervals, Wilson's (`stats.win_rate`) and the
+    regression's (`length_controlled`), are not symmetric near 0 and 1: low and high are their ends, ci95 half their
+    width.
     """
     out: dict[str, dict[str, dict[str, Any]]] = {
         kind: {name: {} for name in evaluations} for kind in ("win_rate", "length_controlled")
@@ -50,11 +51,15 @@ def matrices(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[str
         known = np.isfinite(wins)
         for one, other, won in ((a, b, wins[known]), (b, a, 1 - wins[known])):
             if won.size:
-                out["win_rate"][one][other] = interval(win_rate(won, np.full(won.size, 0.5)))
-                out["length_controlled"][one][other] = interval(
+                out["win_rate"][one][other] = _ends(win_rate(won, np.full(won.size, 0.5)))
+                out["length_controlled"][one][other] = _ends(
                     length_controlled(won, lengths[one][known], lengths[other][known])
                 )
     return out
+
+
+def _ends(estimate: Estimate) -> dict[str, float]:
+    return {**interval(estimate), "low": estimate.low, "high": estimate.high}
 
 
 def differences(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
@@ -70,13 +75,17 @@ def print_results(results: Mapping[str, Any], say: Callable[[str], None]) -> Non
     policies = results["policies"]
     figures = [c for c in COLUMNS if all(c in p for p in policies.values())]
     say("")
-    rows = [["", *(COLUMNS[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
+    titles = {**COLUMNS, "kl": "KL to reference"}
+    rows = [["", *(titles[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
     for name, policy in policies.items():
         cells = [f"{policy[c]['mean']:.3f} +- {policy[c]['ci95']:.3f}" for c in figures]
         share = [f"{policy['distinct_1']:.3f}", f"{policy['distinct_2']:.3f}", f"{100 * policy['eos_rate']:.0f} %"]
         rows.append([name, *cells, *share])
     table(rows, say)
-    titles = {"win_rate": "Win rate of the row over the column, %", "length_controlled": "The same at equal length, %"}
+    titles = {
+        "win_rate": "Win rate of the row over the column, % (95 % interval)",
+        "length_controlled": "The same at equal length",
+    }
     for kind, title in titles.items():
         if len(policies) > 1:
             say(f"\n{title}")
@@ -87,4 +96,6 @@ def print_results(results: Mapping[str, Any], say: Callable[[str], None]) -> Non
 
 
 def _percent(cell: Mapping[str, float] | None) -> str:
-    return "" if cell is None else f"{100 * cell['mean']:.1f} +- {100 * cell['ci95']:.1f}"
+    return (
+        "" if cell is None else "{mean:.1f} ({low:.1f} to {high:.1f})".format(**{k: 100 * v for k, v in cell.items()})
+    )

@@ -1,5 +1,6 @@
 """Many questions to the judge at once, from the cache where it has been asked before."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -8,8 +9,11 @@ from dataclasses import dataclass
 from rto_fast.evaluate.judge.cache import Cache
 from rto_fast.evaluate.judge.client import Failure
 
-_PATIENCE = 20
-"""Questions in a row that the server may refuse before the settings are to blame and not the questions."""
+_PATIENCE = {"server": 3, "question": 20}
+"""Failures in a row, by whose they are, after which no question would succeed; at least as many as are asked at once.
+
+One question may crash a server, and one may be too long for it; a mistake in the settings ends it all at once.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,15 @@ def ask_all(
 
     ask(question) is called in threads and raises Failure; progress(n) is told of n more questions dealt with. One that
     fails is left out and asked again by the next call. ConnectionError, one line, when none would succeed: a refusal
-    that is about the settings, `concurrency` questions in a row that the server failed, or 20 that it refused.
+    that is about the settings, or as many failures in a row as `_PATIENCE` has.
     """
     questions = list(dict.fromkeys(questions))
     texts = {q: reply for q in questions if (reply := cache.get(q)) is not None}
     cached, failed = len(texts), {}
     progress(cached)
     todo: queue.SimpleQueue[str] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[str, str | None, Failure | None]] = queue.SimpleQueue()
+    # bounded, so that no more than a few questions are asked after the one that ends it all
+    done: queue.Queue[tuple[str, str | None, Failure | None]] = queue.Queue(concurrency)
     missing = [q for q in questions if q not in texts]
     for question in missing:
         todo.put(question)
@@ -76,9 +81,8 @@ def ask_all(
                 texts[question], streak = reply, 0
             else:
                 failed[question], streak = str(failure), streak + 1
-                if failure.whose == "settings" or streak >= (
-                    concurrency if failure.whose == "server" else max(_PATIENCE, concurrency)
-                ):
+                patience = max(_PATIENCE[failure.whose], concurrency) if failure.whose in _PATIENCE else 1
+                if streak >= patience:
                     raise ConnectionError(
                         f"judge: {failure}; {len(texts)} of {len(questions)} questions are answered and kept in "
                         f"{cache.path}, the same command asks the rest"
@@ -86,4 +90,9 @@ def ask_all(
             progress(1)
     finally:
         stop.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                question, reply, _ = done.get_nowait()
+                if reply is not None:
+                    cache.put(question, reply)
     return Replies(texts, failed, cached)

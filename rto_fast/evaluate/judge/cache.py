@@ -39,7 +39,11 @@ class Cache:
         return hashlib.sha256(json.dumps([self.model, self.settings, prompt]).encode()).hexdigest()
 
     def get(self, prompt: str) -> str | None:
-        row = self.file.execute("SELECT reply FROM replies WHERE key = ?", (self.key(prompt),)).fetchone()
+        """ValueError when the file is damaged."""
+        try:
+            row = self.file.execute("SELECT reply FROM replies WHERE key = ?", (self.key(prompt),)).fetchone()
+        except sqlite3.Error as error:
+            raise ValueError(f"llm.cache: {self.path} cannot be read ({error}); delete it, or name another") from None
         return None if row is None else row[0]
 
     def put(self, prompt: str, reply: str) -> None:

@@ -68,8 +68,8 @@ def verdict(reply: str) -> str | None:
     """ "A" or "B", from a line 'More helpful: A' / 'Preferred: A', else from a line that holds nothing but the letter.
 
     None when there is no such line or two that disagree: a reply is never guessed at. What a reasoning model thought
-    aloud before </think> does not count.
+    aloud inside <think> does not count.
     """
-    said = reply.rpartition("</think>")[2]
+    said = reply.rpartition("</think>")[2].partition("<think>")[0]
     letters = {letter.upper() for letter in _LABELLED.findall(said) or _ALONE.findall(said)}
     return letters.pop() if len(letters) == 1 else None

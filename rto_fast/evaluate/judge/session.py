@@ -38,7 +38,7 @@ def ask_judge(
     pairs = len(answers) * (len(answers) - 1) // 2 * len(queries)
     say(f"Asking {client.model} at {client.host} about {pairs} pairs of answers; replies are kept in {cache}")
     with Cache(cache, client.model, client.settings) as kept, progress(pairs, "pair") as bar:
-        bar.set_description("judge")
+        bar.set_description("judge", refresh=False)
         judgement = judge(
             queries,
             answers,
