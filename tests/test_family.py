@@ -65,7 +65,9 @@ def test_a_reward_model_learns_and_is_calibrated():
     scores = last_token_scores(model, texts, 4096)
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    blank = RewardModel(critic_from(language_model("llama", 3), bias=False), rows, RMConfig(), state_of(model), **RM_LIMITS)
+    blank = RewardModel(
+        critic_from(language_model("llama", 3), bias=False), rows, RMConfig(), state_of(model), **RM_LIMITS
+    )
     with pytest.raises(ValueError, match="rm: all scores are 0; nothing was learned"):
         blank.calibrate()
 

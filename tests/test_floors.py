@@ -30,7 +30,7 @@ FLOORS = {
     ],
     4: ["loop"],
     5: ["stages", "evaluate"],
-    6: ["prepare", "pipeline", "train"],
+    6: ["prepare", "pipeline", "train", "decode"],
 }
 ORDER = [name for floor in (2, 3) for name in FLOORS[floor]]
 FILES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
