@@ -38,7 +38,7 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
 
     from rto_fast.decode.experiments import num_rows, open_lab
     from rto_fast.decode.source import open_source
-    from rto_fast.decode.tables import TABLES, print_table
+    from rto_fast.decode.tables import TABLES, as_text
 
     output = Path(options.output or Path(options.run or ".", "decode.json")).expanduser()
     if output.is_dir() or not output.parent.is_dir():
@@ -56,16 +56,13 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
     results: dict[str, Any] = {"judge": source.judge, "prompts": len(source.prompts), "beta": source.beta}
     results["sample_prompts"] = source.texts(source.prompts[: options.samples])
     with source.precision(), tqdm(total=total, desc="decode", unit="row", dynamic_ncols=True, **quiet) as bar:
-
-        def tell(line: str) -> None:
-            with bar.external_write_mode(file=sys.stdout):
-                say(line)
-
         lab = open_lab(source, options, bar.update)
         results["baselines"] = {name: baseline.summary() for name, baseline in lab.baselines.items()}
         for table in TABLES:
             rows = results[table.key] = list(getattr(lab, table.key)())
-            print_table(table, rows, source.judge, tell)
+            with bar.external_write_mode(file=sys.stdout):
+                for line in as_text(table, rows, source.judge):
+                    say(line)
     results["seconds"] = round(time.perf_counter() - started, 1)
     partial = output.with_name(output.name + ".partial")
     partial.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from rto_fast.decode.options import Options
 from rto_fast.decode.source import Answer, Source
@@ -83,23 +84,24 @@ class Lab:
 
     def _best_of(self, sampler: str) -> Iterator[Row]:
         source = self.source
-        model, drawn, taken, seconds = getattr(source, sampler).hf, [], 0, {}
+        model, drawn, dpo, reference, seconds = getattr(source, sampler).hf, [], [], [], []
         started = time.perf_counter()
-        for n in sorted(set(self.options.best_of)):
-            drawn += sample(source, model, self.options.max_batch, self.progress, n - taken, first=taken)
-            taken, seconds[n] = n, time.perf_counter() - started
-        started = time.perf_counter()
-        dpo, reference = (source.logprobs(m, drawn).reshape(taken, -1) for m in (source.dpo, source.reference))
-        scoring = (time.perf_counter() - started) / taken
+        for i in range(max(self.options.best_of)):
+            answers = sample(source, model, self.options.max_batch, self.progress, i)
+            drawn.append(answers)
+            dpo.append(source.logprobs(source.dpo, answers))
+            reference.append(source.logprobs(source.reference, answers))
+            seconds.append(time.perf_counter() - started)
+        dpo, reference = np.stack(dpo), np.stack(reference)
         for rank, scores in (("implicit_reward", dpo - reference), ("likelihood", dpo)):
             for n in self.options.best_of:
                 # the first of equal best
                 best = scores[:n].argmax(0)
                 places = np.arange(len(source.prompts))
-                answers = [drawn[i] for i in best * len(places) + places]
+                answers = [drawn[i][place] for place, i in enumerate(best)]
                 measured = source.measure(answers, dpo[best, places], reference[best, places])
                 setting = {"sampler": sampler, "rank": rank, "n": n}
-                yield setting | self._figures(measured, dpo[best, places], seconds[n] + n * scoring)
+                yield setting | self._figures(measured, dpo[best, places], seconds[n - 1])
 
     def _row(self, answers: Sequence[Answer], seconds: float, own: np.ndarray | None = None) -> Row:
         dpo, reference = (self.source.logprobs(m, answers) for m in (self.source.dpo, self.source.reference))
@@ -116,26 +118,19 @@ class Lab:
 
 
 def sample(
-    source: Source,
-    model: Any | Mixture,
-    max_batch: int,
-    progress: Progress,
-    count: int = 1,
-    first: int = 0,
-    greedy: bool = False,
+    source: Source, model: nn.Module | Mixture, max_batch: int, progress: Progress, i: int = 0, greedy: bool = False
 ) -> list[Completion]:
-    """`count` answers per prompt, the first of every prompt before the second of any.
-
-    first: how many were drawn before. Sample 0 has the random numbers of a run's own evaluation.
-    """
-    answers = []
+    """Every prompt's i-th sample, or its greedy answer. Sample 0 has the random numbers of a run's own evaluation."""
     sampling = Sampling(temperature=0, max_new_tokens=source.sampling.max_new_tokens) if greedy else source.sampling
-    for i in range(first, first + count):
-        seed = derive(source.seed, "evaluation", *([i] if i else []))
-        answers += rollout(
-            model, source.prompts, sampling, source.eos_token_ids, seed=seed, max_batch=max_batch, progress=progress
-        )
-    return answers
+    return rollout(
+        model,
+        source.prompts,
+        sampling,
+        source.eos_token_ids,
+        seed=derive(source.seed, "evaluation", *([i] if i else [])),
+        max_batch=max_batch,
+        progress=progress,
+    )
 
 
 def open_lab(source: Source, options: Options, progress: Progress) -> Lab:

@@ -1,12 +1,11 @@
 """The rows of figures as text, and what they say of over-optimisation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 Row = dict[str, Any]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ TABLES = (
 )
 
 
-def print_table(table: Table, rows: Sequence[Row], judge: str, say: Say) -> None:
+def as_text(table: Table, rows: Sequence[Row], judge: str) -> list[str]:
     """One line per row: its figures with 95 % intervals and its win rates; then where a family over-optimises."""
     if not rows:
-        return
+        return []
     columns = {c: heading for c, heading in table.columns.items() if c in rows[0]}
     baselines = list(rows[0]["win_rate"])
     lines = [["", *(f"beats {b}" for b in baselines), *columns.values(), "stops", "seconds"]]
@@ -53,23 +52,23 @@ def print_table(table: Table, rows: Sequence[Row], judge: str, say: Say) -> None
         name = f"{_family(table, row)}, {table.symbol} = {row[table.setting]:g}"
         lines.append([name, *wins, *figures, f"{100 * row['eos_rate']:.0f} %", f"{row['seconds']:.1f}"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    say(f"\n{table.title}")
-    for line in lines:
-        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for _, family in groupby(rows, lambda row: _family(table, row)):
-        if found := over_optimised(table, list(family), judge):
-            say(f"  {found}")
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    families = [list(family) for _, family in groupby(rows, lambda row: _family(table, row))]
+    notes = [found for family in families if (found := over_optimised(table, family, judge))]
+    return ["", table.title, *(f"  {line.rstrip()}" for line in [*padded, *notes])]
 
 
 def over_optimised(table: Table, rows: Sequence[Row], judge: str) -> str | None:
     """A sentence where the judge falls, beyond both 95 % intervals, while what was optimised goes on rising.
 
-    rows: one family in the order of its setting. None where nothing fell, or where the judge is what was optimised.
+    rows: one family in the order of its setting. None where nothing fell, and where no oracle judges.
     """
+    if judge == "implicit_reward":
+        return None
     best, last = max(rows, key=lambda row: row[judge]["mean"]), rows[-1]
     sought = "likelihood" if "likelihood" in (last.get("search"), last.get("rank")) else "implicit_reward"
     falls = best[judge]["mean"] - best[judge]["ci95"] > last[judge]["mean"] + last[judge]["ci95"]
-    if judge == sought or not falls or last[sought]["mean"] <= best[sought]["mean"]:
+    if not falls or last[sought]["mean"] <= best[sought]["mean"]:
         return None
     what = {"likelihood": "log pi_dpo", "implicit_reward": "the DPO reward"}[sought]
     return (

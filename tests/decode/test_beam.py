@@ -114,10 +114,17 @@ def test_same_answers_as_generate(num_beams, length_penalty, config):
     model, prompts = build(config=config, **({"sliding_window": 5} if config is MistralConfig else {})), ragged(12)
     eos = tuple(range(3, 9))
     found = beam_search(
-        model, prompts, eos, num_beams=num_beams, max_new_tokens=14, length_penalty=length_penalty, max_batch=50
+        model,
+        prompts,
+        eos,
+        num_beams=num_beams,
+        max_new_tokens=14,
+        length_penalty=length_penalty,
+        max_batch=50,
+        num_return=num_beams,
     )
     lengths = set()
-    for prompt, (best,) in zip(prompts, found, strict=True):
+    for prompt, hypotheses in zip(prompts, found, strict=True):
         out = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -125,16 +132,19 @@ def test_same_answers_as_generate(num_beams, length_penalty, config):
             do_sample=False,
             max_new_tokens=14,
             eos_token_id=list(eos),
-            pad_token_id=0,
+            pad_token_id=1,
             length_penalty=length_penalty,
             early_stopping="never",
+            num_return_sequences=num_beams,
             return_dict_in_generate=True,
             output_scores=True,
         )
-        theirs = out.sequences[0, len(prompt) :].tolist()
-        assert theirs[: len(best.response)] == best.response and not any(theirs[len(best.response) :])
-        assert best.score == pytest.approx(out.sequences_scores.item(), abs=1e-4)
-        lengths.add(len(best.response))
+        assert len(hypotheses) == num_beams
+        for best, row, score in zip(hypotheses, out.sequences.tolist(), out.sequences_scores.tolist(), strict=True):
+            theirs = row[len(prompt) :]
+            assert theirs[: len(best.response)] == best.response and set(theirs[len(best.response) :]) <= {1}
+            assert best.score == pytest.approx(score, abs=1e-4)
+        lengths.add(len(hypotheses[0].response))
     # the mean favours long answers: the wider the beam, the fewer end early
     assert len(lengths) > 1 or length_penalty == 1
 
