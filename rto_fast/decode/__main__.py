@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def parse(args: Sequence[str]) -> Options:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Options, args=args, prog="python -m rto_fast.decode", description=Options.__doc__)
+            return tyro.cli(Options, args=args, prog="python -m rto_fast.decode", description=getdoc(Options))
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

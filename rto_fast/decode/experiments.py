@@ -6,6 +6,7 @@ P prompts.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,10 +78,13 @@ class Lab:
                 seconds = time.perf_counter() - started
                 # the sampler's log-probs are those of what it sampled from: after temperature and top-p
                 own = np.array([sum(a.logprobs) for a in answers])
-                yield {"base": base, "strength": strength} | self._row(answers, seconds, own)
+                yield {"base": self._label(base), "strength": strength} | self._row(answers, seconds, own)
 
     def _names(self, *names: str) -> tuple[str, ...]:
         return names if self.source.policy is None else (*names, "policy")
+
+    def _label(self, name: str) -> str:
+        return Path(self.options.policy).name if name == "policy" else name
 
     def _best_of(self, sampler: str) -> Iterator[Row]:
         source = self.source
@@ -100,7 +104,7 @@ class Lab:
                 places = np.arange(len(source.prompts))
                 answers = [drawn[i][place] for place, i in enumerate(best)]
                 measured = source.measure(answers, dpo[best, places], reference[best, places])
-                setting = {"sampler": sampler, "rank": rank, "n": n}
+                setting = {"sampler": self._label(sampler), "rank": rank, "n": n}
                 yield setting | self._figures(measured, dpo[best, places], seconds[n - 1])
 
     def _row(self, answers: Sequence[Answer], seconds: float, own: np.ndarray | None = None) -> Row:

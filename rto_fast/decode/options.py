@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Literal
 
 Search = Literal["likelihood", "implicit_reward"]
@@ -20,11 +21,11 @@ class Options:
     run: str | None = None
     """Folder of a finished run: its dpo and sft models, its evaluation prompts, its sampling. Flags override."""
     dpo: str | None = None
-    """DPO model: a folder or hub id. What is searched, what re-ranks, and the proxy of realignment."""
+    """DPO model: a folder, a hub id or a stage of the run. It is searched, it re-ranks, it is realignment's proxy."""
     reference: str | None = None
     """Its reference pi_ref, mostly the SFT model. Also the base that realignment starts from."""
     policy: str | None = None
-    """One more model, or a stage of the run such as rto: best of n samples from it, realignment starts from it."""
+    """One more model, such as the run's stage rto: best of n samples from it, realignment starts from it."""
     prompts: str | None = None
     """Rows with a prompt (or preference pairs): .jsonl, .json, .parquet, a directory or a hub id."""
     num_prompts: int | None = None
@@ -32,8 +33,8 @@ class Options:
     beams: tuple[int, ...] = (1, 2, 5, 7, 20)
     """Beam widths (the paper's, with 7 from its appendix E). None given: no beam search."""
     search: tuple[Search, ...] = ("likelihood",)
-    """What beams maximise: log pi_dpo (the paper's eq. 13), or log pi_dpo - log pi_ref, which nothing pulls back to
-    pi_ref: it ends in text that neither model would say. Both may be named."""
+    """What beams maximise: log pi_dpo (the paper's eq. 13), or log pi_dpo - log pi_ref, which leaves what either model
+    would say. Both may be named."""
     length_penalty: float = 0.0
     """Beams compete by sum / length^this. 0: eq. 13; 1: the mean per token, transformers' default."""
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -64,6 +65,8 @@ class Options:
     """Where to write the figures. Default: decode.json in the run's folder, else here."""
 
     def __post_init__(self) -> None:
+        if self.run is not None and not Path(self.run).expanduser().joinpath("config.toml").is_file():
+            raise ValueError(f"run: no config.toml in {self.run!r}; give the folder of a finished run")
         if self.run is None:
             missing = [name for name in ("dpo", "reference", "prompts") if getattr(self, name) is None]
             if missing:

@@ -74,65 +74,65 @@ class Source:
 
 def open_source(options: Options) -> Source:
     """Load models and prompts. Raises ValueError or OSError, naming the flag."""
-    config, folder = Config(), None
-    if options.run is not None:
-        folder = Path(options.run).expanduser()
-        if not (folder / "config.toml").is_file():
-            raise ValueError(f"run: no config.toml in {str(folder)!r}; give the folder of a finished run")
-        config = load_recipe(str(folder / "config.toml"))
-    paths = {
-        "dpo": options.dpo or config.dpo.model or str(folder / "dpo"),
-        "reference": options.reference or config.sft.model or str(folder / "sft"),
-    }
-    if options.policy is not None:
-        is_stage = folder is not None and (folder / options.policy / "config.json").is_file()
-        paths["policy"] = str(folder / options.policy) if is_stage else options.policy
+    folder = None if options.run is None else Path(options.run).expanduser()
+    config = Config() if folder is None else load_recipe(str(folder / "config.toml"))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
-    automatic = config.model.dtype == "auto"
-    models: dict[str, LanguageModel] = {}
-    for name, path in paths.items():
-        # a model that is named twice is one model, and runs once in a mixture
-        same = [models[other] for other in models if paths[other] == path]
-        models[name] = same[0] if same else load_language_model(
-            path,
-            dtype=torch.float32 if automatic else DTYPES[config.model.dtype],
-            device=device,
-            field=name,
-            trust_remote_code=config.model.trust_remote_code,
-        )  # fmt: skip
-    tokenizer = load_tokenizer(paths["dpo"])
-    for name in ("reference", "policy"):
-        if name in paths:
-            check_same_tokenizer(tokenizer, load_tokenizer(paths[name]), "dpo", name)
+    models, tokenizer = _load(options, config, folder, device)
     template = Template(tokenizer, options.template or config.data.template)
     prompts = _encode(options, config, folder, template)
     given = lambda flag, default: default if flag is None else flag  # noqa: E731
     new_tokens = given(options.max_new_tokens, config.max_new_tokens if folder else 128)
-    # before anything is decoded: do all fit together?
-    for model in models.values():
+    for model in models.values():  # before anything is decoded: do all fit together?
         check_prompts("prompts", [model.hf], prompts, new_tokens, options.max_batch)
         realign(model.hf, models["dpo"].hf, models["reference"].hf, 0.0)
+    temperature, top_p = given(options.temperature, config.eval.temperature), given(options.top_p, config.eval.top_p)
+    by_oracle = _is_quickstart(config) and not options.prompts
+    with_autocast = config.model.dtype == "auto" and device.startswith("cuda")
     return Source(
-        models["dpo"],
-        models["reference"],
-        models.get("policy"),
-        prompts,
-        _eos_token_ids(template, models["dpo"]),
-        Sampling(
-            given(options.temperature, config.eval.temperature),
-            None,
-            given(options.top_p, config.eval.top_p),
-            new_tokens,
-        ),
-        given(options.beta, config.dpo.beta),
-        given(options.seed, config.seed),
-        Oracle(tokenizer) if _is_quickstart(config) and not options.prompts else None,
-        tokenizer,
-        torch.bfloat16 if automatic and device.startswith("cuda") else None,
-        {"microbatch_rows": config.microbatch_rows, "workspace_mb": config.workspace_mb},
+        dpo=models["dpo"],
+        reference=models["reference"],
+        policy=models.get("policy"),
+        prompts=prompts,
+        eos_token_ids=_eos_token_ids(template, models["dpo"]),
+        sampling=Sampling(temperature, None, top_p, new_tokens),
+        beta=given(options.beta, config.dpo.beta),
+        seed=given(options.seed, config.seed),
+        oracle=Oracle(tokenizer) if by_oracle else None,
+        tokenizer=tokenizer,
+        autocast=torch.bfloat16 if with_autocast else None,
+        limits={"microbatch_rows": config.microbatch_rows, "workspace_mb": config.workspace_mb},
     )
+
+
+def _load(
+    options: Options, config: Config, folder: Path | None, device: str
+) -> tuple[dict[str, LanguageModel], PreTrainedTokenizerBase]:
+    """The models by their flags' names, and the tokenizer that they share."""
+    paths = {
+        "dpo": _path(options.dpo, folder) or config.dpo.model or str(folder / "dpo"),
+        "reference": _path(options.reference, folder) or config.sft.model or str(folder / "sft"),
+        "policy": _path(options.policy, folder),
+    }
+    paths = {name: path for name, path in paths.items() if path}
+    dtype = torch.float32 if config.model.dtype == "auto" else DTYPES[config.model.dtype]
+    trust = config.model.trust_remote_code
+    loaded: dict[str, LanguageModel] = {}
+    for name, path in paths.items():
+        # a model that is named twice is one model, and runs once in a mixture
+        if path not in loaded:
+            loaded[path] = load_language_model(path, dtype=dtype, device=device, field=name, trust_remote_code=trust)
+    tokenizer = load_tokenizer(paths["dpo"])
+    for name in paths:
+        check_same_tokenizer(tokenizer, load_tokenizer(paths[name]), "dpo", name)
+    return {name: loaded[path] for name, path in paths.items()}, tokenizer
+
+
+def _path(given: str | None, folder: Path | None) -> str | None:
+    """A stage of the run by its name, or the path as it is."""
+    is_stage = given and folder is not None and (folder / given / "config.json").is_file()
+    return str(folder / given) if is_stage else given
 
 
 def _is_quickstart(config: Config) -> bool:

@@ -83,4 +83,4 @@ def _family(table: Table, row: Row) -> str:
 
 
 def _figure(value: dict[str, float], scale: float, digits: int) -> str:
-    return f"{scale * value['mean']:.{digits}f} +- {scale * value['ci95']:.{digits}f}"
+    return f"{scale * value['mean']:z.{digits}f} +- {scale * value['ci95']:.{digits}f}"

@@ -62,7 +62,7 @@ def test_a_run_folder(run, capsys):
     rows = {(r["sampler"], r["rank"], r["n"]): r for r in best_of}
     assert len(rows) == 3 * 2 * 2
     assert same(rows["dpo", "implicit_reward", 1], sampled) and same(rows["dpo", "likelihood", 1], sampled)
-    for sampler in ("dpo", "reference", "policy"):
+    for sampler in ("dpo", "reference", "rto"):
         for rank in ("implicit_reward", "likelihood"):
             assert rows[sampler, rank, 3][rank]["mean"] > rows[sampler, rank, 1][rank]["mean"]
 
@@ -71,7 +71,7 @@ def test_a_run_folder(run, capsys):
     assert rows["reference", 1.0]["oracle_return"] == sampled["oracle_return"]
     assert rows["reference", 1.0]["kl"]["mean"] == pytest.approx(sampled["kl"]["mean"], abs=1e-3)
     assert rows["reference", 0.0]["kl"]["mean"] == pytest.approx(0, abs=1e-4)
-    assert rows["policy", 2.0]["oracle_return"] != rows["reference", 2.0]["oracle_return"]
+    assert rows["rto", 2.0]["oracle_return"] != rows["reference", 2.0]["oracle_return"]
 
 
 def test_paths_and_tables_left_out(tmp_path, capsys):
