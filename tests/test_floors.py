@@ -36,7 +36,7 @@ FLOORS = {
     ],
     4: ["loop"],
     5: ["stages", "evaluate", "report"],
-    6: ["prepare", "judges", "build", "measure", "pipeline", "compare", "train", "credit"],
+    6: ["prepare", "judges", "build", "measure", "pipeline", "compare", "train", "credit", "decode"],
 }
 ORDER = [name for floor in (2, 3) for name in FLOORS[floor]]
 FILES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
