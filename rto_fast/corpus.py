@@ -51,14 +51,14 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     pairs, report = encode_pairs(rows, template, **limits)
     notes = [_note("pairs", source, report)]
     if config.demonstrations:
-        told = to_demonstrations(read_rows(config.demonstrations), columns=config.columns)
+        told = to_demonstrations(read_rows(config.demonstrations, field="data.demonstrations"), columns=config.columns)
         demonstrations, report = encode_demonstrations(told.items, template, **limits)
         notes.append(_note("demonstrations", told, report))
     else:
         demonstrations = [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
     evaluation = kept_out
     if config.evaluation:
-        asked = to_prompts(read_rows(config.evaluation), columns=config.columns)
+        asked = to_prompts(read_rows(config.evaluation, field="data.evaluation"), columns=config.columns)
         evaluation = asked.items
     asked_of = _distinct(encode_prompts(evaluation, template, **limits)[0]) if evaluation else []
     held_out = encode_pairs(kept_out, template, **limits)[0] if kept_out else []

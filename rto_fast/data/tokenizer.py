@@ -45,9 +45,7 @@ def _load(folder: Path, text: str, trust_remote_code: bool):
             return _with_usual_specials(folder / "tokenizer.json")
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             return GPT2TokenizerFast.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(
-        folder if folder.is_dir() else text, trust_remote_code=trust_remote_code
-    )
+    return AutoTokenizer.from_pretrained(folder if folder.is_dir() else text, trust_remote_code=trust_remote_code)
 
 
 def _with_usual_specials(file: Path):
