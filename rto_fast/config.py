@@ -5,7 +5,7 @@ first version, "official" the authors' code.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,19 @@ from typing import Literal
 def _check(ok: bool, name: str, wanted: str, got: object) -> None:
     if not ok:
         raise ValueError(f"{name} must be {wanted}, got {got!r}")
+
+
+def _check_bounds(config: object, prefix: str = "") -> None:
+    """No number beyond what 32 bits hold, and no infinity but for a clip (no clip): sums and counts stay finite."""
+    for item in fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            _check_bounds(value, name + ".")
+        for x in value if isinstance(value, tuple) else (value,):
+            bound = 2**63 - 1 if item.name == "seed" else 2**31 - 1
+            unbounded = x == math.inf and "clip" in item.name
+            if isinstance(x, int | float) and not (unbounded or abs(x) <= bound):
+                raise ValueError(f"{name} must be a number of at most {bound}, got {x!r}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,8 @@ class OptimConfig:
         _check(0 <= self.warmup < 1, "optim.warmup", "in [0, 1)", self.warmup)
         _check(0 <= self.min_lr <= 1, "optim.min_lr", "in [0, 1]", self.min_lr)
         _check(all(0 <= b < 1 for b in self.betas), "optim.betas", "two numbers in [0, 1)", self.betas)
+        _check(0 < self.eps <= 1, "optim.eps", "in (0, 1]", self.eps)
+        _check(0 <= self.weight_decay <= 100, "optim.weight_decay", "in [0, 100]", self.weight_decay)
         _check(self.max_grad_norm >= 0, "optim.max_grad_norm", "0 or more", self.max_grad_norm)
 
 
@@ -222,6 +237,8 @@ class CriticConfig:
     def __post_init__(self) -> None:
         _check(self.lr > 0, "rto.critic.lr", "positive", self.lr)
         _check(self.clip > 0, "rto.critic.clip", "positive (inf = no clip)", self.clip)
+        _check(self.coef >= 0, "rto.critic.coef", "0 or more", self.coef)
+        _check(self.warmup_iterations >= 0, "rto.critic.warmup_iterations", "0 or more", self.warmup_iterations)
         _check(
             self.kind == "separate" or self.model is None, "rto.critic.model", "unset for a shared critic", self.model
         )
@@ -294,6 +311,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _check(self.prompts >= 0, "eval.prompts", "0 or more", self.prompts)
+        _check(self.samples >= 0, "eval.samples", "0 or more", self.samples)
         _check(self.temperature >= 0, "eval.temperature", "0 or more", self.temperature)
         _check(0 < self.top_p <= 1, "eval.top_p", "in (0, 1]", self.top_p)
 
@@ -366,6 +384,9 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
     def __post_init__(self) -> None:
+        _check_bounds(self)
+        _check(self.seed >= 0, "seed", "0 or more", self.seed)
+        _check(len(self.stages) > 0, "stages", "at least one of sft, dpo, rto", self.stages)
         _check(self.microbatch_rows >= 1, "microbatch_rows", "positive", self.microbatch_rows)
         _check(self.workspace_mb is None or self.workspace_mb >= 1, "workspace_mb", "at least 1", self.workspace_mb)
         _check(self.log_every >= 1, "log_every", "at least 1", self.log_every)
