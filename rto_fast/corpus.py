@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +37,13 @@ class Corpus:
     """Tokens that end a sentence, for Semi-RTO."""
     notes: list[str]
     """What was read and dropped, for people."""
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that a model will be given."""
+        pairs = ((p.prompt, p.chosen, p.rejected) for p in (*self.pairs, *self.held_out))
+        told = ((d.prompt, d.response) for d in self.demonstrations)
+        return max(map(max, chain(*pairs, *told, self.evaluation, [self.eos_token_ids])))
 
 
 def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
