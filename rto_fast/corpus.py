@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -44,6 +45,13 @@ class Corpus:
         both = [(p.prompt, response) for p in self.pairs[:count] for response in (p.chosen, p.rejected)]
         return both or [(d.prompt, d.response) for d in self.demonstrations[:count]]
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that a model will be given."""
+        pairs = ((p.prompt, p.chosen, p.rejected) for p in (*self.pairs, *self.held_out))
+        told = ((d.prompt, d.response) for d in self.demonstrations)
+        return max(map(max, chain(*pairs, *told, self.prompts, self.evaluation, [self.eos_token_ids])))
+
 
 def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
     """Read, normalise, split by prompt and encode. Raises ValueError, naming the field, when nothing usable is left."""
@@ -65,7 +73,9 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     prompts, references = _distinct([p.prompt for p in pairs]), {}
     if config.prompts:
         # of a hub dataset the same subset and split as of the pairs, or without pairs its own
-        rows = read_rows(config.prompts, subset=config.subset, split=config.split, limit=config.max_rows)
+        rows = read_rows(
+            config.prompts, subset=config.subset, split=config.split, limit=config.max_rows, field="data.prompts"
+        )
         asked = to_prompts(rows, columns=columns)
         # with pairs, those are what is held out
         trained_on, others = split(asked.items, 0 if config.path else config.held_out, seed)
@@ -75,14 +85,14 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
         notes.append(_note("prompts", asked, report))
         references = _references(rows, asked, template, limits, config.columns.get("reference"))
     if config.demonstrations:
-        told = to_demonstrations(read_rows(config.demonstrations), columns=columns)
+        told = to_demonstrations(read_rows(config.demonstrations, field="data.demonstrations"), columns=columns)
         demonstrations, report = encode_demonstrations(told.items, template, **limits)
         notes.append(_note("demonstrations", told, report))
     else:
         demonstrations = [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
     evaluation = kept_out
     if config.evaluation:
-        rows = read_rows(config.evaluation)
+        rows = read_rows(config.evaluation, field="data.evaluation")
         asked = to_prompts(rows, columns=columns)
         evaluation = asked.items
         references |= _references(rows, asked, template, limits, config.columns.get("reference"))

@@ -1,14 +1,13 @@
 """A run's output folder: one configuration, written beside its results."""
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from rto_fast.config import Config
-from rto_fast.recipe import plain
+from rto_fast.recipe import plain, read_toml
 
 FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"}
 """Settings that may change between two calls on one folder: they do not change what is computed."""
@@ -17,7 +16,10 @@ FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_r
 def claim(config: Config) -> Path:
     """Make the run's folder and write config.toml, or go on in a folder that the same configuration made."""
     folder = check(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output: {str(folder)!r} cannot be made ({error}); name another with --output") from None
     if not (folder / "config.toml").is_file():
         # half a configuration would make the folder nobody's
         partial = folder / "config.toml.partial"
@@ -30,21 +32,38 @@ def check(config: Config) -> Path:
     """The run's folder, untouched. Raises ValueError when it belongs to another run or holds something else."""
     folder = config.folder
     written = folder / "config.toml"
+    try:
+        _reachable(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"output: {str(folder)!r} cannot be a folder ({error}); name another with --output") from None
     if not written.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"output: {folder} exists and is no run of rto_fast; name another with --output")
         return folder
     try:
-        before = tomllib.loads(written.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise ValueError(
-            f"output: {written} is not valid TOML; name another folder with --output, or delete it"
-        ) from None
+        before = read_toml(written, f"output: {written}")
+    except ValueError as error:
+        raise ValueError(f"{error}; name another folder with --output, or delete it") from None
     changed = _differences(_flat(before), _flat(plain(config)))
     if changed:
         shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise ValueError(f"output: {folder} holds another run ({shown}); name another with --output, or delete it")
     return folder
+
+
+def _reachable(folder: Path) -> None:
+    """Raises OSError or ValueError where no folder is and none could be made."""
+    str(folder).encode()
+    if os.path.lexists(folder):
+        folder.stat()  # a link that leads nowhere, or to itself
+        return
+    parent = folder.parent
+    while not os.path.lexists(parent):
+        folder, parent = parent, parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OSError(f"nothing can be written in {str(parent)!r}")
+    if len(os.fsencode(folder.name)) > os.pathconf(parent, "PC_NAME_MAX"):
+        raise OSError("its name is too long")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

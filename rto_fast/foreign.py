@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers.utils import logging
 
+from rto_fast.text import one_line
+
 MAX_JSON_BYTES = 256 * 2**20
 MAX_LAYERS = 1_000
 MAX_SIZE = 2**28
@@ -30,19 +32,12 @@ _MAY_BE_NULL = ("n_inner", "num_key_value_heads", "head_dim", "ffn_dim")
 _REMOTE = "brings Python code of its own; read it, then allow it with --model.trust-remote-code True"
 
 
-def one_line(text: object, limit: int = 1000) -> str:
-    """A text as one line that is safe to print: no line breaks, no terminal escapes, not longer than `limit`."""
-    line = " ".join(str(text)[: 4 * limit].split())
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    return line if len(line) <= limit else f"{line[: limit * 3 // 4]} ... {line[-limit // 4 :]}"
-
-
 def read_json(file: Path, where: str) -> Any:
     """A JSON file. Raises ValueError that begins with `where` for one that is too large, not UTF-8 or no JSON."""
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{where}: {str(file)!r} is larger than {MAX_JSON_BYTES // 2**20} MiB")
-        return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_no_duplicates)
+        return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=no_duplicates)
     except RecursionError:
         raise ValueError(f"{where}: {str(file)!r} is nested too deeply") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -52,7 +47,8 @@ def read_json(file: Path, where: str) -> Any:
         raise ValueError(problem if problem.startswith(where) else f"{where}: {str(file)!r}: {problem}") from None
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as json's object_pairs_hook; ValueError for a key given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [k for k, _ in pairs]
@@ -178,7 +174,7 @@ def _weight_files(folder: Path, field: str) -> list[Path]:
     for name in set(places.values()):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(
-                f"{field}: {str(index)!r} leads outside its folder or to no weights, {one_line(name, 99)!r}; "
+                f"{field}: {str(index)!r} leads outside its folder or to no .safetensors, {one_line(name, 100)!r}; "
                 "only .safetensors files beside it are read"
             )
         if not (folder / name).is_file():

@@ -42,14 +42,19 @@ class Context:
     """Tells the user a line."""
 
     def load(self, path: str, field: str = "model.path") -> LanguageModel:
-        model = load_language_model(
-            path,
-            dtype=self.dtype,
-            device=self.device,
-            field=field,
-            trust_remote_code=self.config.model.trust_remote_code,
-            liger=self.config.model.liger,
-        )
+        try:
+            model = load_language_model(
+                path,
+                dtype=self.dtype,
+                device=self.device,
+                field=field,
+                trust_remote_code=self.config.model.trust_remote_code,
+                liger=self.config.model.liger,
+            )
+        except ValueError as error:
+            if Path(path).parent != self.folder:
+                raise
+            raise ValueError(f"{error}; to make this stage anew, delete {path!r} and give the same command") from error
         if self.config.model.gradient_checkpointing:
             model.hf.gradient_checkpointing_enable()
         return model
@@ -81,11 +86,7 @@ class Context:
 
 def prepare(config: Config, say: Callable[[str], None]) -> Context:
     """Claim the output folder, load tokenizer and data, and check that packed rows are exact for this model."""
-    device = (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if config.device == "auto"
-        else torch.device(config.device)
-    )
+    device = _device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {config.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
     automatic = config.model.dtype == "auto"
@@ -102,6 +103,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     )
     _check_context(config, model)
     corpus = load_corpus(config.data, tokenizer, config.seed)
+    _check_ids(corpus, tokenizer, model)
     eos = _eos_token_ids(corpus, model)
     oracle = Oracle(tokenizer) if embedded else None
     context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle, say)
@@ -145,6 +147,15 @@ def _check_data(context: Context) -> None:
             raise ValueError(f"data.{field}: the stage {stage} has nothing to learn from; give --data.{field}")
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (number.isascii() and number.isdigit() and len(number) < 4)):
+        raise ValueError(f"device: must be auto, cpu, cuda, or cuda:1 and so on, got {name!r}")
+    return torch.device(name)
+
+
 def _embedded_task(config: Config) -> tuple[Config, bool]:
     """The quickstart names its embedded task; write it, and point the paths at its files."""
     if config.data.path != "quickstart":
@@ -167,6 +178,15 @@ def _eos_token_ids(corpus: Corpus, model: LanguageModel) -> tuple[int, ...]:
     extra = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
     extra = extra if isinstance(extra, list) else [extra] if extra is not None else []
     return tuple(dict.fromkeys([*corpus.eos_token_ids, *extra]))
+
+
+def _check_ids(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None:
+    largest = corpus.largest_id
+    if largest >= model.vocab_size:
+        raise ValueError(
+            f"model.path: the tokenizer writes id {largest}, {tokenizer.convert_ids_to_tokens(largest)!r}, but the "
+            f"model's vocabulary has {model.vocab_size} embeddings; use the tokenizer that belongs to the model"
+        )
 
 
 def _check_context(config: Config, model: LanguageModel) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from rto_fast.config import Config
 
 RECIPES = Path(__file__).parent / "recipes"
+MAX_BYTES = 256 * 2**10
 
 
 def load_recipe(name: str) -> Config:
@@ -27,10 +29,7 @@ def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in RECIPES.glob("*.toml"))
         raise ValueError(f"recipe: no {name!r}{_nearest(name, known)}; recipes: {', '.join(known)}, or a .toml file")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {name}: not valid TOML: {error}") from None
+    values = read_toml(path, f"recipe {name}")
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -42,6 +41,18 @@ def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     return {**base, **over, **both}
+
+
+def read_toml(path: Path, where: str) -> dict[str, Any]:
+    """A TOML file. Raises ValueError that begins with `where` for one that is too large, not UTF-8 or no TOML."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{where}: larger than {MAX_BYTES // 2**10} KiB; give a file of settings alone")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{where}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # bad syntax, bad UTF-8, a number of too many digits
+        raise ValueError(f"{where}: not valid TOML: {error}") from None
 
 
 def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
@@ -60,14 +71,19 @@ def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> A
         else:
             value = _typed(value, names[key], default, f"{source}: {prefix + key}")
         built[key] = value
-    return cls(**built)
+    try:
+        return cls(**built)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _typed(value: Any, item: dataclasses.Field, default: Any, where: str) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    if "\0" in str(value):
+        raise ValueError(f"{where} must be text without NUL, got {value!r}")
     if not _fits(value, item.type):
         choices = [str(c) for part in (item.type, *typing.get_args(item.type)) for c in _choices(part)]
         wanted = f"one of {', '.join(choices)}" if choices else _words(item.type)

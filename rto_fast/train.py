@@ -11,13 +11,22 @@ import tyro
 
 from rto_fast.config import Config
 from rto_fast.recipe import load_recipe
+from rto_fast.text import is_unicode, one_line
 
 TRACEBACK = "--traceback"
 """Not a setting of the run: it is taken off the command line before the rest is read, and never written down."""
 
 
+MAX_WORD = 4096
+
+
 def parse(args: Sequence[str]) -> Config:
     """Flags over the recipe that --recipe names. Raises ValueError, one line, naming the flag."""
+    for flag, word in zip(["the first word", *args], args, strict=False):
+        # before it reaches a path, a terminal or a search for the nearest flag
+        if len(word) > MAX_WORD or "\0" in word or not word.isascii() and not is_unicode(word):
+            said = f"{word[:40]!r}{' and so on' if len(word) > 40 else ''}"
+            raise ValueError(f"{flag[:40]}: wanted UTF-8 text of at most {MAX_WORD} letters without NUL, got {said}")
     name = Config.recipe
     for flag, value in zip(args, [*args[1:], ""], strict=False):
         if flag == "--recipe" or flag.startswith("--recipe="):
@@ -46,7 +55,9 @@ def _one_line(box: str) -> str:
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     parts = re.split(r"\n[─-]{5,}\n", "\n".join(lines))
     meant = re.search(r"Perhaps you meant:\s+(\S+)", box.replace("│", " "))
-    said = next(part for part in parts if len(part.split()) > 3)  # in plain ASCII the title is a part of its own
+    # in plain ASCII the title is a part of its own
+    parts = [part for part in parts if not part.strip().startswith("For full helptext")]
+    said = next((part for part in parts if len(part.split()) > 3), parts[-1])
     message = " ".join(said.split()).rstrip(".")
     return message + (f" (did you mean {meant[1]}?)" if meant else "") + "; see --help"
 
@@ -76,8 +87,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if shown:
             traceback.print_exception(error)
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"rto_fast: error: {message}", file=sys.stderr)
+        print(f"rto_fast: error: {one_line(error) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -113,6 +113,8 @@ class CriticConfig:
     def __post_init__(self) -> None:
         check(self.lr > 0, "rto.critic.lr", "positive", self.lr)
         check(self.clip > 0, "rto.critic.clip", "positive (inf = no clip)", self.clip)
+        check(self.coef >= 0, "rto.critic.coef", "0 or more", self.coef)
+        check(self.warmup_iterations >= 0, "rto.critic.warmup_iterations", "0 or more", self.warmup_iterations)
         check(
             self.kind == "separate" or self.model is None,
             "rto.critic.model",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rto_fast.config.checks import check
+from rto_fast.config.checks import check, check_bounds
 from rto_fast.config.rl import RTOConfig, member
 from rto_fast.config.stages import DPOConfig, RMConfig, SFTConfig
 
@@ -76,6 +76,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check(self.prompts >= 0, "eval.prompts", "0 or more", self.prompts)
+        check(self.samples >= 0, "eval.samples", "0 or more", self.samples)
         check(self.temperature >= 0, "eval.temperature", "0 or more", self.temperature)
         check(0 < self.top_p <= 1, "eval.top_p", "in (0, 1]", self.top_p)
 
@@ -188,6 +189,10 @@ class Config:
     compare: CompareConfig = field(default_factory=CompareConfig)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
+        check(self.seed >= 0, "seed", "0 or more", self.seed)
+        check(all(seed >= 0 for seed in self.compare.seeds), "compare.seeds", "0 or more", self.compare.seeds)
+        check(len(self.stages) > 0, "stages", "at least one, such as sft, dpo or rto", self.stages)
         check(self.microbatch_rows >= 1, "microbatch_rows", "positive", self.microbatch_rows)
         check(self.workspace_mb is None or self.workspace_mb >= 1, "workspace_mb", "at least 1", self.workspace_mb)
         check(self.log_every >= 1, "log_every", "at least 1", self.log_every)

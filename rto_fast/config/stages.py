@@ -33,6 +33,8 @@ class OptimConfig:
         check(0 <= self.warmup < 1, "optim.warmup", "in [0, 1)", self.warmup)
         check(0 <= self.min_lr <= 1, "optim.min_lr", "in [0, 1]", self.min_lr)
         check(all(0 <= b < 1 for b in self.betas), "optim.betas", "two numbers in [0, 1)", self.betas)
+        check(0 < self.eps <= 1, "optim.eps", "in (0, 1]", self.eps)
+        check(0 <= self.weight_decay <= 100, "optim.weight_decay", "in [0, 100]", self.weight_decay)
         check(self.max_grad_norm >= 0, "optim.max_grad_norm", "0 or more", self.max_grad_norm)
 
 

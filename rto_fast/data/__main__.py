@@ -19,6 +19,7 @@ from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pa
 from rto_fast.data.show import TokenPrinter, table
 from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.text import one_line
 
 _NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
 _ENCODE = {"pairs": encode_pairs, "demonstrations": encode_demonstrations, "prompts": encode_prompts}
@@ -73,7 +74,7 @@ def main() -> None:
         if options.traceback:
             traceback.print_exception(error)
         sys.stdout.flush()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         # the reader (head, less) went away: not our error, and python must not complain about it while closing stdout
@@ -155,7 +156,7 @@ def _context(path: str) -> int | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(os.path.expanduser(path))
+        config = AutoConfig.from_pretrained(os.path.expanduser(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         # a folder with nothing but a tokenizer
         return None

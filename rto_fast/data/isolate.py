@@ -1,4 +1,4 @@
-"""A stranger's program (a chat template) runs in a child process, which may use so much time and memory and no more."""
+"""A stranger's program (a chat template) runs in a child process, with so much time and memory and no more."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rto_fast.foreign import one_line
+from rto_fast.text import one_line
 
 
 class Exhausted(Exception):

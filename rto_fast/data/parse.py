@@ -6,7 +6,6 @@ from os.path import commonprefix
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class BadContent(Exception):
@@ -100,8 +99,3 @@ def split_common_prefix(chosen: str, rejected: str) -> tuple[str, str, str]:
     if cut < 1 or not shared[:cut].strip():
         raise BadContent("no shared prompt", "chosen and rejected do not begin with the same words")
     return shared[:cut], chosen[cut:], rejected[cut:]
-
-
-def is_unicode(text: str) -> bool:
-    """False for a string with a lone surrogate, which JSON allows and no tokenizer takes."""
-    return _SURROGATE.search(text) is None

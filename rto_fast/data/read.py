@@ -6,11 +6,16 @@ written by its `save_to_disk`.
 
 import gzip
 import json
+import math
+import os
 import re
 import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+
+from rto_fast.foreign import no_duplicates, opening, read_object
+from rto_fast.text import one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 MAX_LINE_BYTES = 64 * 2**20
@@ -21,7 +26,12 @@ _DATASETS_OWN_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.
 
 
 def read_rows(
-    path: str | Path, *, subset: str | None = None, split: str | None = None, limit: int | None = None
+    path: str | Path,
+    *,
+    subset: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    field: str = "data.path",
 ) -> list[dict]:
     """All rows (or the first `limit`) of a data set, as dicts, in their order.
 
@@ -29,61 +39,66 @@ def read_rows(
     subset  a directory: the folder inside it; the hub: the configuration of that name, else `data_dir`
     split   a directory: the files named after it ("train.jsonl.gz", "test-00000-of-00002.parquet"); default "train",
             or every file when none is named after a split. A file is one split already.
+    field   what the path is called in errors
 
     Raises ValueError, one line, naming the file (and the line in it) for what is missing or malformed: broken JSON,
-    a row that is not an object, a key given twice, NaN or Infinity, text that is not UTF-8, a line above 64 MiB.
+    a row that is not an object, a key given twice, NaN, Infinity or a number beyond
+    floats, text that is not UTF-8, a line above 64 MiB.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"data: limit must be at least 1, got {limit}")
     local = Path(path).expanduser()
-    if local.is_dir():
-        rows = _directory(local, subset, split)
-    elif local.exists():
-        rows = _one_file(local, subset, split)
+    if os.path.isdir(local):
+        rows = _directory(local, subset, split, field)
+    elif os.path.exists(local):
+        rows = _one_file(local, subset, split, field)
     elif _looks_local(str(path)):
-        raise ValueError(f"data.path: there is no file or directory {str(path)!r}")
+        raise ValueError(f"{field}: there is no file or directory {str(path)!r}")
     else:
-        rows = _hub(str(path), subset, split, limit)
+        rows = _hub(str(path), subset, split, limit, field)
     rows = list(islice(rows, limit))
     if not rows:
-        raise ValueError(f"data.path: {str(path)!r} holds no rows")
+        raise ValueError(f"{field}: {str(path)!r} holds no rows; give a file with some")
     return rows
 
 
 def _looks_local(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((*SUFFIXES, ".gz", ".csv"))
+    # no hub id holds a character that does not print
+    local = path.startswith(("/", "./", "../", "~")) or not path.isprintable()
+    return local or path.count("/") > 1 or path.endswith((*SUFFIXES, ".gz", ".csv"))
 
 
-def _one_file(path: Path, subset: str | None, split: str | None) -> Iterator[dict]:
+def _one_file(path: Path, subset: str | None, split: str | None, field: str) -> Iterator[dict]:
     if subset is not None:
         raise ValueError(f"data.subset: {str(path)!r} is a single file and has no subset {subset!r}; leave subset out")
     if split not in (None, "train") and not _named_after(path, split):
         raise ValueError(f"data.split: {str(path)!r} is a single file and has no split {split!r}; leave split out")
-    return _read_file(path)
+    return _read_file(path, field)
 
 
-def _directory(path: Path, subset: str | None, split: str | None) -> Iterator[dict]:
+def _directory(path: Path, subset: str | None, split: str | None, field: str) -> Iterator[dict]:
     if subset is not None:
         if not (path / subset).is_dir():
             folders = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir())) or "none"
             raise ValueError(f"data.subset: {str(path)!r} has no folder {subset!r}; its folders: {folders}")
         path = path / subset
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _saved_to_disk(path, split)
-    return _read_files(_files_of_split(path, split))
+        return _saved_to_disk(path, split, field)
+    return _read_files(_files_of_split(path, split, field), field)
 
 
-def _read_files(files: list[Path]) -> Iterator[dict]:
+def _read_files(files: list[Path], field: str) -> Iterator[dict]:
     for file in files:
-        yield from _read_file(file)
+        yield from _read_file(file, field)
 
 
-def _files_of_split(path: Path, split: str | None) -> list[Path]:
+def _files_of_split(path: Path, split: str | None, field: str) -> list[Path]:
     folders = [d for d in (path, path / "data", path / (split or "train")) if d.is_dir()]
     files = [f for d in folders for f in sorted(d.iterdir()) if f.name.endswith(SUFFIXES)]
-    files = [f for f in files if f.name not in _DATASETS_OWN_FILES]
+    # a pipe or a device has no end
+    files = [f for f in files if f.name not in _DATASETS_OWN_FILES and os.path.isfile(f)]
     if not files:
-        raise ValueError(f"data.path: directory {str(path)!r} holds no {', '.join(SUFFIXES)} file")
+        raise ValueError(f"{field}: directory {str(path)!r} holds no {', '.join(SUFFIXES)} file")
     wanted = [f for f in files if _named_after(f, split or "train") or f.parent.name == (split or "train")]
     if not wanted and split in (None, "train") and not any(_named_after(f, w) for f in files for w in _SPLIT_WORDS):
         wanted = files
@@ -95,9 +110,7 @@ def _files_of_split(path: Path, split: str | None) -> list[Path]:
         # the same data in two forms would be trained on twice
         if stems.count(stem) > 1:
             twins = ", ".join(f.name for s, f in zip(stems, wanted, strict=True) if s == stem)
-            raise ValueError(
-                f"data.path: {twins} in {str(file.parent)!r} look like copies; give the path of one of them"
-            )
+            raise ValueError(f"{field}: {twins} in {str(file.parent)!r} look like copies; give the path of one of them")
     return wanted
 
 
@@ -105,9 +118,9 @@ def _named_after(file: Path, split: str) -> bool:
     return re.search(rf"(^|[-_.]){re.escape(split)}([-_.]|$)", file.name) is not None
 
 
-def _read_file(path: Path) -> Iterator[dict]:
-    if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"data.path: cannot read {str(path)!r}; wanted a file ending in {', '.join(SUFFIXES)}")
+def _read_file(path: Path, field: str) -> Iterator[dict]:
+    if not path.name.endswith(SUFFIXES) or not path.is_file():
+        raise ValueError(f"{field}: cannot read {str(path)!r}; wanted a file ending in {', '.join(SUFFIXES)}")
     if path.name.endswith(".parquet"):
         return _parquet(path)
     return _guarded(path, _json_lines(path) if ".jsonl" in path.suffixes else _json(path))
@@ -157,7 +170,12 @@ def _json(path: Path) -> Iterator[dict]:
 
 def _parse(text: bytes, where: str):
     try:
-        return json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        return json.loads(
+            text.decode("utf-8-sig"),
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            object_pairs_hook=no_duplicates,
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -172,12 +190,10 @@ def _no_constant(name: str):
     raise ValueError(f"{name} is not JSON; write null or leave the field out")
 
 
-def _no_duplicates(pairs: list[tuple]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        raise ValueError(f"key {next(k for k in names if names.count(k) > 1)!r} appears twice in one object")
-    return found
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:20]} is beyond every float")
+    return value
 
 
 def _object(row, where: str) -> dict:
@@ -199,27 +215,36 @@ def _parquet(path: Path) -> Iterator[dict]:
         raise ValueError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
 
 
-def _datasets(path: str):
+def _datasets(path: str, field: str):
     try:
         import datasets
     except ImportError:
-        raise ValueError(
-            f"data.path: {path!r} is no local file; to load it from the hub: pip install datasets"
-        ) from None
+        raise ValueError(f"{field}: {path!r} is no local file; to load it from the hub: pip install datasets") from None
     return datasets
 
 
-def _saved_to_disk(path: Path, split: str | None) -> Iterator[dict]:
-    saved = _datasets(str(path)).load_from_disk(str(path))
-    if isinstance(saved, dict):
-        if (split or "train") not in saved:
-            raise ValueError(f"data.split: {str(path)!r} has no split {split or 'train'!r}; it has {', '.join(saved)}")
-        saved = saved[split or "train"]
-    return iter(saved)
+def _saved_to_disk(path: Path, split: str | None, field: str) -> Iterator[dict]:
+    datasets = _datasets(str(path), field)
+    folder = path
+    if (path / "dataset_dict.json").exists():
+        splits = read_object(path / "dataset_dict.json", field).get("splits")
+        known = [s for s in splits if isinstance(s, str)] if isinstance(splits, list) else []
+        if (split or "train") not in known:
+            raise ValueError(
+                f"data.split: {str(path / 'dataset_dict.json')!r} has no split {split or 'train'!r}; "
+                f"it has {one_line(', '.join(known) or 'none', 200)}"
+            )
+        folder = path / (split or "train")
+    for part in read_object(folder / "state.json", field).get("_data_files") or [{}]:
+        name = part.get("filename") if isinstance(part, dict) else None
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{field}: {str(folder / 'state.json')!r} names no data file beside it, got {name!r}")
+    with opening(field, folder, "saved data set"):
+        yield from datasets.load_from_disk(str(folder))
 
 
-def _hub(path: str, subset: str | None, split: str | None, limit: int | None) -> Iterator[dict]:
-    datasets = _datasets(path)
+def _hub(path: str, subset: str | None, split: str | None, limit: int | None, field: str) -> Iterator[dict]:
+    datasets = _datasets(path, field)
     split = split or "train"
     if limit is not None and "[" not in split:
         split = f"{split}[:{limit}]"
@@ -232,7 +257,7 @@ def _hub(path: str, subset: str | None, split: str | None, limit: int | None) ->
     except (OSError, ValueError) as error:
         asked = f"{path!r}" + (f", subset {subset!r}" if subset else "") + f", split {split!r}"
         raise ValueError(
-            f"data.path: cannot load {asked} from the hub ({_first_line(error)}); offline, give a local path"
+            f"{field}: cannot load {asked} from the hub ({_first_line(error)}); offline, give a local path"
         ) from None
 
 

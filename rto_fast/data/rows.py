@@ -13,12 +13,12 @@ from rto_fast.data.parse import (
     Message,
     as_messages,
     is_dialogue,
-    is_unicode,
     only_assistant,
     split_common_prefix,
     split_conversation,
     split_dialogue,
 )
+from rto_fast.text import is_unicode
 
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from rto_fast.data.isolate import Exhausted, in_child
-from rto_fast.data.parse import Message, is_unicode
-from rto_fast.foreign import one_line
+from rto_fast.data.parse import Message
+from rto_fast.text import is_unicode, one_line
 
 STYLES = ("auto", "chat", "plain", "none")
 
