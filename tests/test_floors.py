@@ -126,5 +126,5 @@ def test_exact_mathematics_needs_torch_alone(path: Path):
     assert not outside
     allowed = {"math", "collections", "dataclasses", "functools", "itertools", "torch", "rto_fast"}
     if path.stem == "__main__":
-        allowed |= {"tyro", "sys", "time", "typing"}
+        allowed |= {"tyro", "os", "sys", "time", "typing"}
     assert {name.split(".")[0] for name in names} <= allowed

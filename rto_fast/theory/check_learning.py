@@ -148,7 +148,7 @@ def _proof(outcomes: list[Outcome]) -> list[Check]:
         exact("eq. A.3: SubOpt = (i) + (ii) + (iii)", [abs(o.lost - sum(o.terms)) for o in outcomes]),
         Check(
             "eq. A.4, A.5: (i) <= 2 rho E |phi|, (ii) <= 0",
-            "(i) ratio <= 1; (ii) <= 0",
+            "ratio <= 1; <= 0",
             f"{max(o.terms[0] / o.coverage for o in outcomes):.2f}; {max(o.terms[1] for o in outcomes):.1e}",
             all(o.terms[0] <= o.coverage and o.terms[1] <= 0 for o in outcomes),
         ),

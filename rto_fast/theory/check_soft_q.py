@@ -137,6 +137,31 @@ def equation_4_3(seed: int, count: int) -> list[Check]:
     ]
 
 
+def equation_13(seed: int, count: int) -> list[Check]:
+    """Searching by reward and V* is searching by log pi* (Rafailov et al. eq. 12, 13), for every length of the search.
+
+    sum_t r + beta log pi_ref + V*(end) = V*(s_0) + sum_t beta log pi*; eq. 13 prints - V*(s_0), the same for all paths.
+    """
+    right, printed = [], []
+    for reward, ref, beta, _ in instances(seed, count):
+        values, best = optimal_q(reward, ref, beta)[1], optimal_policy(reward, ref, beta)
+        for k in range(1, len(ref) + 1):
+            searched = returns(reward[:k]) + beta * returns(ref[:k]) + values[k]
+            likely = beta * returns(best[:k])
+            right.append(float((searched - likely - values[0]).abs().max()))
+            printed.append(float((searched - likely + values[0]).abs().max()))
+    return [
+        exact("eq. 13 with + V*(s_0): search by reward and V* is search by log pi*", right),
+        Check(
+            "eq. 13 as printed, - V*(s_0)",
+            "equal",
+            f"apart by >= {min(printed):.2f}, on all paths alike",
+            min(printed) > 1e-6,
+            printed=False,
+        ),
+    ]
+
+
 def equation_5_1(seed: int, count: int) -> list[Check]:
     """Where the reward is paid does not move the optimum; eq. 5.1 writes pi where pi_dpo is meant.
 

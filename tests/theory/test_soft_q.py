@@ -9,7 +9,7 @@ from rto_fast.theory import check_soft_q, soft_q
 from rto_fast.theory.check import generator, random_policy, random_table
 from rto_fast.theory.token_tree import soft_value_iteration
 
-SECTIONS = ["soft_value_iteration", "lemma_1", "theorem_1", "equation_4_3", "equation_5_1"]
+SECTIONS = ["soft_value_iteration", "lemma_1", "theorem_1", "equation_4_3", "equation_5_1", "equation_13"]
 true_q, true_values = soft_q.optimal_q, soft_q.values_of
 
 
