@@ -173,6 +173,7 @@ def test_a_judge_that_breaks_down_loses_nothing(runs, capsys):
         counts = results(runs, "broken")["judgements"]
         assert counts["cached"] >= 20 and len(server.requests) + counts["cached"] <= counts["judged"]
     assert counts["first_preferred"] == 1.0
+    assert "this judge goes by the order of the answers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

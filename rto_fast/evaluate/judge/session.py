@@ -58,4 +58,6 @@ def ask_judge(
     for kind, advice in (("unparseable", "left out of the win rates"), ("failed", "asked again by the same command")):
         if counts[kind]:
             say(f"  {kind}: {counts[kind]}, {advice}; the first: {counts[kind + '_example'][:120]!r}")
+    if counts["judged"] >= 20 and not 0.2 < counts["first_preferred"] < 0.8:
+        say("  this judge goes by the order of the answers more than by the answers; the random order hides that")
     return judgement
