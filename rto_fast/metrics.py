@@ -21,6 +21,12 @@ SHOWN = {
 """The few numbers beside the progress bar, and their short names."""
 
 
+WARNINGS = {
+    "guard/grad_norm": "a gradient norm of {:.3g} is above guards.grad_norm",
+    "guard/kl": "a KL to pi_ref of {:.3g} nats per answer is above guards.kl",
+}
+"""Metrics that are a line of their own on the terminal."""
+
 WALL_CLOCK = ("seconds", "tokens_per_second", "time/", "memory/")
 """Beginnings of the names of what differs between two runs of the same bits."""
 
@@ -81,6 +87,9 @@ class StageLog:
         self.file.flush()
         for name, value in metrics.items():
             self.events.add_scalar(f"{self.stage}/{name}", value, step)
+        for name, text in WARNINGS.items():
+            if name in metrics:
+                self.bar.write(f"{self.stage} step {step}: {text.format(metrics[name])}", file=sys.stderr)
         self.shown |= {short: f"{metrics[name]:.4g}" for name, short in SHOWN.items() if name in metrics}
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(step - self.bar.n)

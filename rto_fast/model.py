@@ -10,8 +10,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from rto_fast import attention
+from rto_fast.foreign import check_loaded, check_model_folder, opening
 from rto_fast.types import PackedBatch
 
 Out = TypeVar("Out")
@@ -125,9 +127,11 @@ def _value_head(hidden_size: int, bias: bool = True) -> nn.Linear:
     return head
 
 
-def _check_folder(path: str, field: str) -> None:
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
-    if looks_local and not (Path(path).expanduser() / "config.json").is_file():
+def _check_folder(path: str, field: str, trust_remote_code: bool) -> None:
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        check_model_folder(folder, field, trust_remote_code)
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists():
         raise ValueError(
             f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2"
         )
@@ -140,6 +144,9 @@ def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str
         "attn_implementation": attention.register(),
         "trust_remote_code": trust_remote_code,
         "use_safetensors": True,
+        # reported by check_loaded, which names the first of them
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
     }
 
 
@@ -157,8 +164,10 @@ def load_language_model(
     `liger` replaces norms, rotary embeddings and MLPs by liger-kernel's. Raises ValueError naming `field` when the
     folder holds no model, and for liger away from CUDA.
     """
-    _check_folder(path, field)
-    hf = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    _check_folder(path, field, trust_remote_code)
+    with opening(field, path, "causal language model"):
+        hf, info = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    check_loaded(info, field, path)
     if liger:
         if torch.device(device).type != "cuda":
             raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got {device}; use --model.liger False")
@@ -193,9 +202,14 @@ def load_scalar_model(
 
     `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
     """
-    _check_folder(path, field)
-    weights = _read_head(path, field)
-    backbone = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    _check_folder(path, field, trust_remote_code)
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it reports the head, which is read apart, as left over
+    with opening(field, path, "reward model"):
+        weights = _read_head(path, field)
+        backbone, info = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    transformers_logging.set_verbosity(said)
+    check_loaded(info, field, path)
     head = _value_head(weights["weight"].shape[1])
     with torch.no_grad():
         head.weight.copy_(weights["weight"])

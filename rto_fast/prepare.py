@@ -13,6 +13,7 @@ from rto_fast.config import Config
 from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.export import is_finished
 from rto_fast.folder import check, claim
 from rto_fast.kernels import dispatch, native
 from rto_fast.model import DTYPES, LanguageModel, load_language_model
@@ -54,9 +55,16 @@ class Context:
         return model
 
     def stage_path(self, stage: str) -> str:
-        """Where a stage's model is: given by the user, or made by this run."""
-        given = {"sft": self.config.sft.model, "dpo": self.config.dpo.model}.get(stage)
-        return given or str(self.folder / stage)
+        """Where a stage's model is: given by the user, or made by this run. Without SFT the model is its own pi_ref."""
+        made = self.folder / stage
+        if stage == "sft" and "sft" not in self.config.stages and not is_finished(made):
+            return self.given(stage) or self.config.model.path
+        return self.given(stage) or str(made)
+
+    def given(self, stage: str) -> str | None:
+        """The model that the user gives in a stage's place."""
+        config = self.config
+        return {"sft": config.sft.model, "dpo": config.dpo.model, "rm": config.rm.model}.get(stage)
 
     def precision(self) -> torch.autocast:
         """The arithmetic of every forward pass, as a context."""
@@ -87,7 +95,8 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     config, embedded = _embedded_task(config)
     if not config.model.path:
         raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
-    tokenizer = load_tokenizer(config.model.path)
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=trusted)
     model = load_language_model(
         config.model.path, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
     )
@@ -99,13 +108,14 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     for name, path in (
         ("sft.model", config.sft.model),
         ("dpo.model", config.dpo.model),
-        ("rto.reward_model", config.rto.reward_model),
+        ("rto.critic.model", config.rto.critic.model),
     ):
-        if path:
-            check_same_tokenizer(tokenizer, load_tokenizer(path), "model.path", name)
-    answers = [(p.prompt, response) for p in corpus.pairs[:2] for response in (p.chosen, p.rejected)]
+        if path and path != "rm":
+            check_same_tokenizer(tokenizer, load_tokenizer(path, name, trusted), "model.path", name)
+    _check_data(context)
+    examples = corpus.examples(2) or [(prompt[:1], prompt[1:]) for prompt in corpus.prompts[:2] if len(prompt) > 1]
     with context.precision():
-        gap = check_packing(model, answers, autocast or dtype, config.workspace_mb)
+        gap = check_packing(model, examples, autocast or dtype, config.workspace_mb)
     claim(asked)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     say(
@@ -119,6 +129,20 @@ def prepare(config: Config, say: Callable[[str], None]) -> Context:
     for line in corpus.notes:
         say(line)
     return context
+
+
+def _check_data(context: Context) -> None:
+    """Every stage has something to learn from."""
+    config, corpus = context.config, context.corpus
+    wants = {
+        "sft": ("demonstrations", corpus.demonstrations),
+        "dpo": ("path", corpus.pairs),
+        "rm": ("path", corpus.pairs),
+    }
+    for stage in config.stages:
+        field, rows = wants.get(stage, ("prompts", corpus.prompts))
+        if not rows and not context.given(stage):
+            raise ValueError(f"data.{field}: the stage {stage} has nothing to learn from; give --data.{field}")
 
 
 def _embedded_task(config: Config) -> tuple[Config, bool]:

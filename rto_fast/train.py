@@ -2,15 +2,18 @@
 
 import contextlib
 import io
-import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 
 import tyro
 
 from rto_fast.config import Config
 from rto_fast.recipe import load_recipe
+
+TRACEBACK = "--traceback"
+"""Not a setting of the run: it is taken off the command line before the rest is read, and never written down."""
 
 
 def parse(args: Sequence[str]) -> Config:
@@ -28,6 +31,7 @@ def parse(args: Sequence[str]) -> Config:
                 args=args,
                 default=default,
                 prog="python -m rto_fast.train",
+                description=f"{Config.__doc__}\n\n{TRACEBACK}: an error shows where in the code it came from.",
                 config=(tyro.conf.FlagConversionOff,),
             )
     except SystemExit as stop:
@@ -48,22 +52,30 @@ def _one_line(box: str) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, or stopped by a signal and saved; 2 bad input (one line on stderr; RTO_FAST_TRACEBACK=1
-    shows where); 130 interrupted at once, by a second signal.
+    """Exit status: 0 done, or stopped by a signal and saved; 2 bad input (one line on stderr, and behind --traceback
+    where it came from); 130 interrupted at once, by a second signal.
     """
     args = list(sys.argv[1:] if args is None else args)
+    shown = TRACEBACK in args
+    args = [word for word in args if word != TRACEBACK]
     try:
         config = parse(args)
         from rto_fast.interrupt import Stopped
-        from rto_fast.pipeline import run
 
         try:
-            run(config)
+            if config.compare.seeds:
+                from rto_fast.compare import compare
+
+                compare(config)
+            else:
+                from rto_fast.pipeline import run
+
+                run(config)
         except Stopped:
             print(f"Stopped and saved in {config.folder}; the same command goes on from here.")
     except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("RTO_FAST_TRACEBACK") == "1":
-            raise
+        if shown:
+            traceback.print_exception(error)
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"rto_fast: error: {message}", file=sys.stderr)
         return 2

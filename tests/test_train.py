@@ -80,7 +80,9 @@ def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_dpo", interrupt)
+    original = pipeline.build
+    stop_at_dpo = lambda context, stage: interrupt() if stage == "dpo" else original(context, stage)  # noqa: E731
+    monkeypatch.setattr(pipeline, "build", stop_at_dpo)
     assert main(command(folder, output="stopped")) == 130
     assert "the same command goes on from the last" in capsys.readouterr().err
     assert (folder / "stopped" / "sft" / "stage.json").is_file()
@@ -175,6 +177,18 @@ def test_bad_input_is_one_line_and_loses_nothing(case, run, folder, capsys):
     lines = [line for line in error.splitlines() if line.startswith("rto_fast: error:")]
     assert len(lines) == 1 and message in lines[0], error
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_flag_shows_where_an_error_came_from(run, folder, capsys):
+    assert main(["--traceback", *command(folder, "--seed", "9")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback") and error.splitlines()[-1].startswith("rto_fast: error: output: ")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--traceback: an error shows where" in capsys.readouterr().out
+    # no setting of the run: the same folder goes on with it and without it
+    assert main([*command(folder), "--traceback"]) == 0
+    assert "traceback" not in (run / "config.toml").read_text()
 
 
 def test_half_precision_weights_train(folder):

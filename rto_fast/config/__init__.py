@@ -11,6 +11,7 @@ from rto_fast.config.run import (
     Config,
     DataConfig,
     EvalConfig,
+    GuardConfig,
     ModelConfig,
     SweepConfig,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "DPOConfig",
     "DataConfig",
     "EvalConfig",
+    "GuardConfig",
     "ModelConfig",
     "OptimConfig",
     "RMConfig",

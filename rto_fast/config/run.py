@@ -127,6 +127,28 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What may go wrong while a run is alone. A value that is not finite always stops it, before the step."""
+
+    grad_norm: float | None = None
+    """Gradient norm (of one network, before clipping) that is too large; none = any is taken."""
+    grad_norm_action: Literal["warn", "skip", "stop"] = "skip"
+    """Then: take the step and say so, leave the step out, or stop."""
+    kl: float | None = None
+    """KL to pi_ref per answer (nats, mean of a rollout) that is too large; none = any."""
+    kl_action: Literal["warn", "skip", "stop"] = "stop"
+    """Then: say so, do not learn from that rollout, or stop."""
+    stall_minutes: float = 60.0
+    """End the run when nothing moves for so long: generation, a reward server, a GPU that hangs. 0 = wait for ever."""
+
+    def __post_init__(self) -> None:
+        for name in ("grad_norm", "kl"):
+            limit = getattr(self, name)
+            check(limit is None or 0 < limit < math.inf, f"guards.{name}", "positive and finite", limit)
+        check(0 <= self.stall_minutes < math.inf, "guards.stall_minutes", "0 or more, and finite", self.stall_minutes)
+
+
+@dataclass(frozen=True)
 class Config:
     """Turn preference pairs into an aligned language model: SFT, DPO, then PPO on DPO's token rewards (RTO)."""
 
@@ -154,6 +176,7 @@ class Config:
     resume: bool = True
     """Go on from the checkpoint of a stage that was interrupted; False starts that stage over."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

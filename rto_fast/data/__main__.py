@@ -6,6 +6,7 @@ was cut and dropped. Nothing is written. A mistake is one line on stderr and exi
 
 import os
 import sys
+import traceback
 from collections import Counter
 from dataclasses import astuple, dataclass, field
 from typing import Literal
@@ -58,6 +59,8 @@ class Inspect:
     """Print every token of a long row instead of its two ends."""
     ids: bool = False
     """Print the id behind every token."""
+    traceback: bool = False
+    """Show where in the code an error came from."""
 
 
 def main() -> None:
@@ -67,6 +70,8 @@ def main() -> None:
             print(line)
         sys.stdout.flush()
     except ValueError as error:
+        if options.traceback:
+            traceback.print_exception(error)
         sys.stdout.flush()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

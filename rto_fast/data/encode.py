@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rto_fast.data.parse import Message
-from rto_fast.data.template import Template, TemplateRefusal
+from rto_fast.data.template import Template
 
 _CHUNK = 1024
 
@@ -138,17 +138,9 @@ def _encode(
 
 def _prompts(template: Template, conversations: list) -> tuple[list[list[int] | None], str]:
     """The prompts' ids, None for one that the chat template refuses, and what the first refusal said."""
-    try:
-        return template.prompts(conversations), ""
-    except TemplateRefusal as error:
-        refusal = str(error)
-    ids: list[list[int] | None] = []
-    for messages in conversations:
-        try:
-            ids.append(template.prompt(messages))
-        except TemplateRefusal:
-            ids.append(None)
-    return ids, refusal
+    refused: dict[int, str] = {}
+    ids = template.prompts(conversations, refused)
+    return [None if i in refused else x for i, x in enumerate(ids)], next(iter(refused.values()), "")
 
 
 def _cut_left(prompt: list[int], max_prompt: int, bos_id: int | None) -> list[int]:

@@ -7,11 +7,16 @@ one with the first of the other, and the prompt of a rollout would not be the pr
 import re
 from collections.abc import Sequence
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from rto_fast.data.parse import Message
+from rto_fast.data.isolate import Exhausted, in_child
+from rto_fast.data.parse import Message, is_unicode
+from rto_fast.foreign import one_line
 
 STYLES = ("auto", "chat", "plain", "none")
+
+SECONDS, SECONDS_EACH, MEGABYTES = 3.0, 0.1, 1024
+"""What a chat template may use for a number of conversations: so long, and so much longer for each."""
 
 _PLAIN_NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 _PROBE = "qqprobeqq"
@@ -67,18 +72,46 @@ class Template:
         behind = self._encode([f"{tokenizer.eos_token}b"], split_special_tokens=False)[0]
         self._restarts = behind[1:] == self._encode(["b"])[0]
 
-    def prompts(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids of each prompt. Raises TemplateRefusal (a ValueError) for what the chat template does not take."""
-        texts = [self.prompt_text(messages) for messages in conversations]
-        chat = self.style == "chat"
-        ids = self._encode(texts, split_special_tokens=not chat)
-        if chat:
-            for i, messages in enumerate(conversations):
-                if _is_raw(messages):
-                    ids[i] = self._encode(texts[i : i + 1])[0]
-                elif any(self.has_literal_special(m.content) for m in messages):
-                    ids[i] = self._chat_around_literals(messages)
+    def prompts(
+        self, conversations: Sequence[Sequence[Message]], refused: dict[int, str] | None = None
+    ) -> list[list[int]]:
+        """Token ids of each prompt.
+
+        Raises TemplateRefusal (a ValueError) for what the chat template does not take; given `refused`, it notes there
+        the place and the reason of each such conversation, whose ids are then empty.
+        """
+        if self.style == "chat":
+            return self._chat(conversations, refused)
+        ids = self._encode([self.prompt_text(messages) for messages in conversations])
         return [self._one_bos(x, messages) for x, messages in zip(ids, conversations, strict=True)]
+
+    def _chat(self, conversations: Sequence[Sequence[Message]], refused: dict[int, str] | None) -> list[list[int]]:
+        literal = [
+            not _is_raw(messages) and any(self.has_literal_special(m.content) for m in messages)
+            for messages in conversations
+        ]
+        asked = [self._quoted(m) if quoted else m for m, quoted in zip(conversations, literal, strict=True)]
+        texts = self._texts(asked, refused)
+        ids = self._encode(texts, split_special_tokens=False)
+        for i, messages in enumerate(conversations):
+            if literal[i]:
+                ids[i] = self._around_literals(texts[i])
+            elif not messages or _is_raw(messages):
+                ids[i] = self._encode(texts[i : i + 1])[0]
+            if refused is None or i not in refused:
+                ids[i] = self._one_bos(ids[i], messages)
+        return ids
+
+    def _texts(self, conversations: Sequence[Sequence[Message]], refused: dict[int, str] | None) -> list[str]:
+        texts = ["".join(m.content for m in messages) for messages in conversations]
+        own = [i for i, messages in enumerate(conversations) if messages and not _is_raw(messages)]
+        for i, (text, refusal) in zip(own, self._render([conversations[i] for i in own]), strict=True):
+            if refusal and refused is None:
+                raise TemplateRefusal(refusal)
+            if refusal:
+                refused[i] = refusal
+            texts[i] = text
+        return texts
 
     def responses(self, texts: Sequence[str], prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of each response to the prompt beside it, EOS last. A response that is nothing but EOS is empty."""
@@ -109,7 +142,7 @@ class Template:
         if self.style == "none" or not messages or _is_raw(messages):
             return "".join(m.content for m in messages)
         if self.style == "chat":
-            return self._render(messages, add_generation_prompt=True)
+            return self._texts([messages], None)[0]
         turns = [f"\n\n{_PLAIN_NAMES.get(m.role, m.role.capitalize())}: {m.content}" for m in messages]
         return "".join(turns) + "\n\nAssistant:"
 
@@ -173,19 +206,52 @@ class Template:
             text = cut[: -max(len(e) for e in self._eos_texts if cut.endswith(e))].rstrip()
         return text
 
-    def _render(self, messages: Sequence[Message], **options) -> str:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+    def _render(self, conversations: Sequence, *, answered: bool = False) -> list[tuple[str, str]]:
+        """(text, "") of each conversation, or ("", why the template refuses it); `answered`: no generation prompt.
+
+        The template is a program that came with the model: it runs in Jinja's sandbox and in a child process.
+        """
+        if not conversations:
+            return []
+        turns = [[{"role": m.role, "content": m.content} for m in messages] for messages in conversations]
+
+        def work() -> list[list[str]]:
+            return [self._rendered(x, answered) for x in turns]
+
         try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+            return list(map(tuple, in_child(work, seconds=SECONDS + SECONDS_EACH * len(turns), megabytes=MEGABYTES)))
+        except Exhausted as error:
+            raise ValueError(
+                f"data.template: the tokenizer's chat template cannot be used: {error}; mend chat_template in "
+                "tokenizer_config.json, or use --data.template plain"
+            ) from None
+
+    def _rendered(self, turns: list[dict[str, str]], answered: bool) -> list[str]:
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=not answered)
+        except TemplateSyntaxError:
+            raise
         except TemplateError as error:
-            raise TemplateRefusal(f"the chat template refuses this conversation: {error}") from None
+            return ["", one_line(f"the chat template refuses this conversation: {error}", 300)]
+        if not isinstance(text, str) or not is_unicode(text):
+            return ["", "the chat template refuses this conversation: it writes no Unicode text"]
+        return [text, ""]
 
     def _read_assistant_turn(self) -> None:
         """What the chat template writes between its generation prompt and an answer (at most blanks count), and which
         special token it closes the answer with."""
         user = Message("user", "a")
-        asked = self._render([user], add_generation_prompt=True)
-        answered = self._render([user, Message("assistant", _PROBE)], add_generation_prompt=False)
+        asked, refusal = self._render([[user]])[0]
+        answered, second = self._render([[user, Message("assistant", _PROBE)]], answered=True)[0]
+        if refusal := refusal or second:
+            raise TemplateRefusal(
+                f"data.template: {refusal} (a question and its answer); mend chat_template in tokenizer_config.json, "
+                "or use --data.template plain"
+            )
+        if not asked.strip():
+            raise ValueError(
+                "data.template: the tokenizer's chat template writes nothing for a question; use --data.template plain"
+            )
         before, found, after = answered.partition(_PROBE)
         if found and before.startswith(asked) and not before[len(asked) :].strip():
             self._lead = before[len(asked) :]
@@ -193,17 +259,21 @@ class Template:
         if closing and self._specials[closing[0]] != self.bos_id:
             self.eos_id = self._specials[closing[0]]
 
-    def _chat_around_literals(self, messages: Sequence[Message]) -> list[int]:
-        """The chat prompt's ids when a content spells out special tokens: only the template's own become special.
+    def _marks(self) -> dict[str, str]:
+        """A private character for each special token."""
+        return {name: chr(0xF0000 + i) for i, name in enumerate(self._specials)}
 
-        The spellings travel through the template as private characters and come back in the pieces between its
-        special tokens.
+    def _quoted(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages whose spelled-out special tokens are hidden from the template and from the tokenizer."""
+        hidden = self._marks()
+        return [Message(m.role, self._literal.sub(lambda found: hidden[found[0]], m.content)) for m in messages]
+
+    def _around_literals(self, rendered: str) -> list[int]:
+        """Ids of a chat prompt rendered from `_quoted` messages: only the template's own special tokens become special.
+
+        The spellings travel through the template as private characters and come back in the pieces between them.
         """
-        names = list(self._specials)
-        hidden = {name: chr(0xF0000 + i) for i, name in enumerate(names)}
-        shown = {ord(mark): name for name, mark in hidden.items()}
-        quoted = [Message(m.role, self._literal.sub(lambda found: hidden[found[0]], m.content)) for m in messages]
-        rendered = self._render(quoted, add_generation_prompt=True)
+        shown = {ord(mark): name for name, mark in self._marks().items()}
         ids, start = [], 0
         for found in [*self._literal.finditer(rendered), None]:
             piece = rendered[start : found.start() if found else None].translate(shown)

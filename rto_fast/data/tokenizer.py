@@ -1,46 +1,51 @@
 """A tokenizer from a model folder, from a folder that holds nothing but tokenizer files, or from the hub."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+from rto_fast.foreign import check_config, opening, read_object
+
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _USUAL_EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
 
 
-def load_tokenizer(path: str | Path):
+def load_tokenizer(path: str | Path, field: str = "model.path", trust_remote_code: bool = False):
     """The tokenizer of `path`: a folder, or a hub id.
 
     A folder with tokenizer.json alone, or with GPT-2's vocab.json and merges.txt alone, names no special tokens: there
     the usual end of text that its vocabulary marks as special is EOS, and BOS too where it is "<|endoftext|>".
-    Raises ValueError, one line, when there is no tokenizer.
+    Raises ValueError, one line that begins with `field`, when there is no tokenizer or a broken one.
     """
     folder = Path(path).expanduser()
     text = str(path)
+    if "\0" in text:
+        raise ValueError(f"{field}: {text!r} holds a NUL, which no path does")
     if not folder.is_dir() and (folder.exists() or text.startswith(("/", "./", "../", "~")) or text.count("/") > 1):
-        raise ValueError(f"model.path: there is no folder {text!r}")
+        raise ValueError(f"{field}: there is no folder {text!r}")
     if folder.is_dir() and not any((folder / name).exists() for name in _FILES):
-        raise ValueError(f"model.path: {text!r} holds no tokenizer; wanted one of {', '.join(_FILES)} in it")
-    try:
+        raise ValueError(f"{field}: {text!r} holds no tokenizer; wanted one of {', '.join(_FILES)} in it")
+    if (folder / "config.json").exists():  # which transformers reads to find the tokenizer's class
+        check_config(folder, field, trust_remote_code)
+    for name in _JSON_FILES:
+        if (folder / name).exists():
+            read_object(folder / name, f"{field}: no tokenizer can be loaded")
+    with opening(field, text, "tokenizer"):
+        tokenizer = _load(folder, text, trust_remote_code)
+        # what a library does lazily would fail later, and without the file's name
+        tokenizer(["a b", ""], add_special_tokens=False)
+        tokenizer.decode([0])
+    return tokenizer
+
+
+def _load(folder: Path, text: str, trust_remote_code: bool):
+    if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
         if (folder / "tokenizer.json").exists():
-            _check_file(folder / "tokenizer.json")
-        if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
-            if (folder / "tokenizer.json").exists():
-                return _with_usual_specials(folder / "tokenizer.json")
-            if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-                return GPT2TokenizerFast.from_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder if folder.is_dir() else text)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model.path: no tokenizer can be loaded from {text!r} ({first[:300]})") from None
-
-
-def _check_file(file: Path) -> None:
-    # the tokenizers library raises a bare Exception for these
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise ValueError(f"{file.name} describes no model")
+            return _with_usual_specials(folder / "tokenizer.json")
+        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            return GPT2TokenizerFast.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder if folder.is_dir() else text, trust_remote_code=trust_remote_code)
 
 
 def _with_usual_specials(file: Path):

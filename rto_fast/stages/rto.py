@@ -26,13 +26,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rto_fast.config import RTOConfig
+from rto_fast.config import GuardConfig, RTOConfig
 from rto_fast.experience import COLUMNS, Experience, from_tensors
 from rto_fast.groups import group_relative
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.loop import Step, TrainState
 from rto_fast.losses import value_loss
-from rto_fast.metrics import peak_memory_mb
 from rto_fast.model import Head, LanguageModel, ScalarModel
 from rto_fast.packing import cumulative, microbatches, pack, segment_gather
 from rto_fast.rewards import check_finite, reward_options, reward_statistics, whiten
@@ -78,6 +77,7 @@ class RTO:
         microbatch_rows: int,
         workspace_mb: int | None,
         device: torch.device,
+        guards: GuardConfig = GuardConfig(),  # noqa: B008  (frozen)
         scorer: Judge | None = None,
         watch: Judge | None = None,
         sentence_end_ids: frozenset[int] = frozenset(),
@@ -96,7 +96,7 @@ class RTO:
             raise ValueError("rto: without a critic the policy needs a value head: call policy.add_value_head()")
         self.policy = policy.train()
         self.reference, self.dpo = (m.eval().requires_grad_(False) if m is not None else None for m in (reference, dpo))
-        self.scorer, self.watch = scorer, watch
+        self.scorer, self.watch, self.guards = scorer, watch, guards
         self.critic = critic.train() if critic is not None else None
         self.prompts = prompts
         self.config = config
@@ -163,7 +163,6 @@ class RTO:
             "answers/total": (iteration + 1) * self.config.rollouts,
             "time/rollout": rolled_out - started,
             "time/score": scored - rolled_out,
-            "memory/peak_mb": peak_memory_mb(self.device),
         }
         if self._updating is not None:
             metrics["time/update"] = started - self._updating
@@ -273,8 +272,23 @@ class RTO:
             advantages = whiten(scores)
         masked = truncated if reward.truncated == "mask" else torch.zeros_like(truncated)
         weights = (~masked).float().tolist()
+        if self._drifted(float(statistics["kl/per_answer"]), metrics):
+            weights = [0.0] * len(answers)
         columns = (scores.policy, scores.reference, scores.values, advantages, scores.returns)
         return Experience(answers, offsets, weights, *columns), metrics
+
+    def _drifted(self, kl: float, metrics: dict[str, Tensor | float]) -> bool:
+        """Whether the policy is so far from pi_ref that this rollout is not to be learned from. May raise."""
+        limit, action = self.guards.kl, self.guards.kl_action
+        if limit is None or kl <= limit:
+            return False
+        if action == "stop":
+            raise FloatingPointError(
+                f"guards.kl: the policy is {kl:.3g} nats per answer from pi_ref, above {limit:g}; the newest "
+                "checkpoint is from before this rollout: raise beta_2, lower rto.optim.lr, or raise the limit"
+            )
+        metrics["guard/kl"] = kl
+        return action == "skip"
 
     def _reward_beta_2(self) -> float:
         """The KL's weight in the reward; within groups the KL is part of the loss."""
