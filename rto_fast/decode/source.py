@@ -145,7 +145,8 @@ def _encode(options: Options, config: Config, folder: Path | None, template: Tem
     rows = _rows(options, config, folder)
     encoded, _ = encode_prompts(rows, template, max_length=config.data.max_length, max_prompt=max_prompt)
     prompts = [list(p) for p in dict.fromkeys(map(tuple, encoded))]
-    count = options.num_prompts or (config.eval.prompts if folder and not options.prompts else len(prompts))
+    own = config.eval.prompts if folder and not options.prompts else 0
+    count = options.num_prompts or own or len(prompts)
     if len(prompts[:count]) < 2:
         raise ValueError(f"prompts: needs at least 2 distinct prompts for an interval, got {len(prompts[:count])}")
     return prompts[:count]
