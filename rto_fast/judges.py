@@ -1,9 +1,9 @@
 """Who says how good an answer is: the sentence score that a stage is paid by, and the judge of its learning curve."""
 
-from rto_fast.config import RTOConfig
+from rto_fast.config import RTOConfig, member
 from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.model import load_scalar_model
+from rto_fast.model import check_scalar_folder, load_scalar_model
 from rto_fast.prepare import Context
 from rto_fast.rollout import Completion
 from rto_fast.scorers import Answer, Scorer
@@ -27,6 +27,25 @@ def scorer_of(context: Context, config: RTOConfig) -> Judge | None:
             context, server_scorer(score.server, timeout=score.timeout, retries=score.retries, batch=score.batch)
         )
     return reward_model(context)
+
+
+def check_sources(context: Context) -> str:
+    """What pays sentence scores, if anything does; ValueError before anything is trained where it cannot be used."""
+    config = context.config
+    sources = {}
+    for stage in config.members:
+        rl = member(config.rto, stage)
+        if not rl.reward.beta_3:
+            continue
+        if rl.score.rule or rl.score.server:
+            scorer_of(context, rl)  # says what is wrong with a rule or a URL
+            sources[rl.score.rule or rl.score.server.rpartition("@")[2]] = stage
+        else:
+            sources[config.rm.model or "the stage rm"] = stage
+    if config.rm.model:
+        load_tokenizer(config.rm.model, "rm.model", config.model.trust_remote_code)
+        check_scalar_folder(config.rm.model, "rm.model", config.model.trust_remote_code)
+    return ", ".join(sources)
 
 
 def watch_of(context: Context, scorer: Judge | None) -> Judge | None:

@@ -219,6 +219,13 @@ def load_scalar_model(
     return ScalarModel(backbone, head, mean, std).to(device)
 
 
+def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) -> None:
+    """Raises ValueError, naming `field`, where `load_scalar_model` would find no reward model; reads only its head."""
+    _check_folder(path, field, trust_remote_code)
+    with opening(field, path, "reward model"):
+        _read_head(path, field)
+
+
 def _read_head(path: str, field: str) -> dict[str, Tensor]:
     from safetensors import safe_open
     from transformers.utils import cached_file

@@ -13,6 +13,7 @@ from rto_fast.build import Built, build, build_rl
 from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import Config, RTOConfig
 from rto_fast.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
+from rto_fast.folder import claim
 from rto_fast.guards import BadStep, dump
 from rto_fast.interrupt import Interrupt, Stopped
 from rto_fast.measure import evaluate_run, sweep
@@ -21,14 +22,20 @@ from rto_fast.metrics import StageLog
 from rto_fast.model import LanguageModel, load_scalar_model
 from rto_fast.prepare import Context, prepare
 from rto_fast.stall import StallGuard
+from rto_fast.start import announce, preflight
 
 
-def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run a configuration whole and return what results.json holds."""
+def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool = False) -> dict[str, Any]:
+    """Run a configuration whole and return what results.json holds. preflight_only: check everything, train nothing."""
     started = time.perf_counter()
     disable_progress_bar()  # one bar per file that transformers reads or writes hides ours
     torch.manual_seed(config.seed)
-    context = prepare(config, say)
+    context, model = prepare(config, say)
+    checks = preflight(context, model)
+    announce(context, model, checks)
+    if preflight_only:
+        return {}
+    claim(config)
     for stage in config.stages:
         with explained(stage, config):
             _run_stage(context, stage)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     1: ["kernels", "testing"],
-    2: ["types", "text", "seeds", "stats", "config", "recipe", "packing"],
+    2: ["types", "text", "cli", "seeds", "stats", "config", "recipe", "packing"],
     3: [
         "foreign",
         "attention",
@@ -25,18 +25,18 @@ FLOORS = {
         "scorers",
         "metrics",
         "guards",
-        "memory",
         "stall",
         "export",
         "folder",
         "checkpoint",
         "interrupt",
         "preflight",
+        "memory",
         "heatmap",
     ],
     4: ["loop"],
     5: ["stages", "evaluate", "report"],
-    6: ["prepare", "judges", "build", "measure", "pipeline", "compare", "train", "credit", "decode"],
+    6: ["prepare", "judges", "start", "build", "measure", "pipeline", "compare", "train", "credit", "decode"],
 }
 ORDER = [name for floor in (2, 3) for name in FLOORS[floor]]
 FILES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])

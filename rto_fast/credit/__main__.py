@@ -5,7 +5,6 @@ heatmaps.json, credit.html (open it in a browser) and credit.json. A mistake is 
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
+from rto_fast import cli
 from rto_fast.heatmap import Heatmap, page, scale_of, terminal, to_json
 
 
@@ -60,24 +59,10 @@ class Watch:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    options = tyro.cli(Watch, args=args, prog="python -m rto_fast.credit", description=Watch.__doc__)
-    # data may hold letters that the terminal's encoding lacks
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        watch(options)
-        sys.stdout.flush()
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            # the reader (head, less) went away: python must not complain about it while closing stdout
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if os.environ.get("RTO_FAST_TRACEBACK") == "1":
-            raise
-        sys.stdout.flush()
-        print(f"rto_fast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    """Exit status: 0 done, 2 bad input, 130 interrupted."""
+    return cli.run(
+        lambda words: watch(cli.parse(Watch, words, "python -m rto_fast.credit")), args, "Nothing was written."
+    )
 
 
 def watch(options: Watch) -> dict[str, Any]:

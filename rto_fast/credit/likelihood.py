@@ -21,15 +21,15 @@ over beta is the change of the log-likelihood. Rewards are per answer, in nats t
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tqdm import tqdm
+
+from rto_fast import cli
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,12 @@ class Follow:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    options = tyro.cli(Follow, args=args, prog="python -m rto_fast.credit.likelihood", description=Follow.__doc__)
-    try:
-        follow(options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("RTO_FAST_TRACEBACK") == "1":
-            raise
-        print(f"rto_fast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nrto_fast: interrupted; nothing was written, and the run is as it was.", file=sys.stderr)
-        return 130
-    return 0
+    """Exit status: 0 done, 2 bad input, 130 interrupted."""
+    return cli.run(
+        lambda words: follow(cli.parse(Follow, words, "python -m rto_fast.credit.likelihood")),
+        args,
+        "Nothing was written, and the run is as it was.",
+    )
 
 
 def follow(options: Follow) -> dict[str, Any]:

@@ -3,33 +3,16 @@
 A mistake is one line on stderr and exit code 2.
 """
 
-import contextlib
-import io
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from rto_fast import cli
 from rto_fast.decode.options import Options
-from rto_fast.train import _one_line
-
-
-def parse(args: Sequence[str]) -> Options:
-    """Raises ValueError, one line, naming the flag."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Options, args=args, prog="python -m rto_fast.decode", description=getdoc(Options))
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise ValueError(_one_line(said.getvalue())) from None
 
 
 def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -73,18 +56,10 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done; 2 bad input (RTO_FAST_TRACEBACK=1 shows where); 130 interrupted."""
-    try:
-        decode(parse(list(sys.argv[1:] if args is None else args)))
-    except (ValueError, OSError) as error:
-        if os.environ.get("RTO_FAST_TRACEBACK") == "1":
-            raise
-        print(f"rto_fast: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nrto_fast: interrupted; nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+    """Exit status: 0 done, 2 bad input, 130 interrupted."""
+    return cli.run(
+        lambda words: decode(cli.parse(Options, words, "python -m rto_fast.decode")), args, "Nothing was written."
+    )
 
 
 if __name__ == "__main__":

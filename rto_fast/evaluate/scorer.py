@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.data.fingerprint import fingerprint
@@ -11,23 +10,8 @@ from rto_fast.data.parse import Message
 from rto_fast.data.template import Template
 from rto_fast.evaluate.answers import answer_text
 from rto_fast.model import ScalarModel
-from rto_fast.packing import microbatches, pack
 from rto_fast.rollout import Completion
-
-
-@torch.no_grad()
-def last_token_scores(
-    model: ScalarModel, prompts: Sequence[list[int]], responses: Sequence[list[int]], microbatch_rows: int
-) -> np.ndarray:
-    """(texts,) scores of prompt + response, read at the last token. The ids are the reward model's own."""
-    scores = np.zeros(len(prompts))
-    device = next(model.parameters()).device
-    # a row's hidden state has read the tokens up to its own: the last token needs a row, so one more token follows it
-    for group in microbatches([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], microbatch_rows):
-        batch, rows = pack([prompts[i] for i in group], [[*responses[i], 0] for i in group])
-        last = rows.index[rows.cu_seqlens[1:].long() - 1]
-        scores[group] = model(batch.to(device), last.to(device)).double().cpu().numpy()
-    return scores
+from rto_fast.scoring import last_token_scores
 
 
 def scorer(
@@ -65,7 +49,8 @@ def scorer(
             asked = prompts
         if limit is not None:
             asked = [_cut(p, r, limit, tokenizer.bos_token_id) for p, r in zip(asked, told, strict=True)]
-        values = last_token_scores(model, asked, told, microbatch_rows)
+        texts = [prompt + response for prompt, response in zip(asked, told, strict=True)]
+        values = last_token_scores(model, texts, microbatch_rows).cpu().numpy()
         if not np.isfinite(values).all():
             raise ValueError(
                 f"reward_model: {np.count_nonzero(~np.isfinite(values))} of {len(values)} scores are not finite; "

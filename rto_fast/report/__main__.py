@@ -3,13 +3,14 @@
 A mistake is one line on stderr and exit code 2.
 """
 
-import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from rto_fast import cli
 from rto_fast.report.page import default_output, write_report
 
 
@@ -25,18 +26,17 @@ class Report:
     """Where the page goes. Default: report.html in the run's folder, or in the folder that the runs share."""
 
 
-def main() -> None:
-    options = tyro.cli(Report, prog="python -m rto_fast.report", description=Report.__doc__)
-    try:
-        if not options.runs:
-            raise ValueError("report: name at least one run folder, e.g. python -m rto_fast.report runs/quickstart")
-        print(write_report(options.runs, options.output or default_output(options.runs)))
-    except (ValueError, OSError) as error:
-        if os.environ.get("RTO_FAST_TRACEBACK") == "1":
-            raise
-        print(f"rto_fast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+def report(args: Sequence[str]) -> None:
+    options = cli.parse(Report, args, "python -m rto_fast.report")
+    if not options.runs:
+        raise ValueError("report: name at least one run folder, e.g. python -m rto_fast.report runs/quickstart")
+    print(write_report(options.runs, options.output or default_output(options.runs)))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 bad input."""
+    return cli.run(report, args, "Nothing was written.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

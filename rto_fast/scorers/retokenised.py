@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from rto_fast.data.parse import Message, as_messages, is_dialogue
 from rto_fast.data.template import Template, TemplateRefusal
 from rto_fast.model import ScalarModel
-from rto_fast.packing import microbatches, pack
 from rto_fast.scorers import Answer, check_scores
+from rto_fast.scoring import last_token_scores
 
 OPEN_TURN = "\n\nAssistant:"
 
@@ -40,19 +40,10 @@ class TextScorer:
         self._context: int | None = getattr(model.backbone.config, "max_position_embeddings", None)
         self._num_embeddings: int = model.backbone.get_input_embeddings().num_embeddings
 
-    @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         ids = [self._cut(self.encode(answer)) for answer in answers]
-        lengths = [len(x) for x in ids]
-        scores = [0.0] * len(ids)
         # texts can come out longer here than the policy's tokens that the budget was made for
-        for group in microbatches(lengths, max([self.max_rows, *lengths])):
-            # one more target, never read, makes the last token a row of its own
-            packed, rows = pack([ids[i][:1] for i in group], [[*ids[i][1:], 0] for i in group])
-            last = rows.index[rows.cu_seqlens[1:].long() - 1]
-            found = self.model(packed.to(self.device), last.to(self.device)).tolist()
-            for i, score in zip(group, found, strict=True):
-                scores[i] = score
+        scores = last_token_scores(self.model, ids, max([self.max_rows, *map(len, ids)])).tolist()
         check_scores(scores, len(answers), self.field)
         return scores
 
@@ -94,7 +85,7 @@ def text_scorer(
     max_rows: int,
     device: torch.device | str,
     style: str = "auto",
-    field: str = "rto.score.model",
+    field: str = "rm.model",
 ) -> TextScorer:
     r"""A scorer that tokenises prompt and response with the reward model's own tokenizer.
 

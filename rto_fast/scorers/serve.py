@@ -14,14 +14,15 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 import torch
-import tyro
 
+from rto_fast import cli
 from rto_fast.data.parse import is_unicode
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.model import DTYPES, load_scalar_model
@@ -205,13 +206,9 @@ def _is_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
-def main() -> int:
-    options = tyro.cli(Serve, prog="python -m rto_fast.scorers.serve", description=" ".join(Serve.__doc__.split()))
-    try:
-        server = make_server(options)
-    except (ValueError, OSError) as error:
-        print(f"rto_fast: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def serve(args: Sequence[str]) -> None:
+    options = cli.parse(Serve, args, "python -m rto_fast.scorers.serve")
+    server = make_server(options)
     print(f"serving {options.model} at {server.url}", flush=True)
     try:
         server.serve_forever()
@@ -219,7 +216,11 @@ def main() -> int:
         print("stopped")
     finally:
         server.server_close()
-    return 0
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0 stopped by Ctrl-C, 2 bad input."""
+    return cli.run(serve, args, "Stopped.")
 
 
 if __name__ == "__main__":
