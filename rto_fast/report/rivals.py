@@ -8,28 +8,32 @@ from rto_fast.report.groups import Study, ground, read_study
 from rto_fast.report.series import IMPLICIT, RETURN, Curve, Points, crossing, curve, farthest, trailing
 
 WINDOW = 3
-"""Rollout batches that one value is averaged over: a batch alone is noisy, and the first lucky one would count."""
+"""Rollout batches that one value is averaged over with less than three seeds: a batch alone is noisy, and the first
+lucky one would count. The mean over three seeds is a value of its own, and averaging would only lag behind it."""
 EVERY = 1 << 60
 """No thinning: crossings are read from every batch."""
 
 
 def rollouts_to_reach(
-    runs: Study | Sequence[Path], metric: str | None = None, window: int = WINDOW
+    runs: Study | Sequence[Path], metric: str | None = None, window: int | None = None
 ) -> list[dict[str, Any]]:
     """For every ordered pair of RL members: the rollouts that one needs to reach the other's final return.
 
-    Both are read from means over the seeds that got the farthest, averaged over the last `window` batches: `target` is
-    the rival's last value, `rollouts` the place where the policy's first reaches it (straight lines between batches;
-    the batch that shows it is counted), 0 where the first batch, made before any update, has it already. `metric` is
-    judge/return where it was logged, else DPO's implicit reward; only members with the same judge and data are paired.
+    Both are read from means over the seeds that got the farthest, averaged over the last `window` batches (None: 1 from
+    three seeds on, else 3): `target` is the rival's last value, `rollouts` the place where the policy's first reaches
+    it (straight lines between batches; the batch that shows it is counted), 0 where the first batch, made before any
+    update, has it already. `metric` is judge/return where it was logged, else DPO's implicit reward; only members with
+    the same judge and data are paired.
     Each entry: policy, rival, metric, window, target, rollouts (None: not reached), rival_rollouts and policy_rollouts
     (how far the two went), share = rollouts / rival_rollouts, seeds {seed: rollouts or None against the same target},
     and curves {name: {rollouts: [...], mean: [...]}}, the averaged curves that it was read from.
     """
-    if window < 1:
+    if window is not None and window < 1:
         raise ValueError(f"rollouts_to_reach: window must be at least 1, got {window}")
     study = runs if isinstance(runs, Study) else read_study(runs)
     members = study.members()
+    if window is None:
+        window = 1 if min((len(group.runs) for group in study.groups), default=0) >= 3 else WINDOW
     metric = metric or main_metric(study)
     known = {
         label: (group, stage, _smooth(found, window))

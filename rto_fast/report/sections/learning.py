@@ -114,12 +114,13 @@ def _reach(study: Study) -> str:
         "",
         *(f"{text(n, 24)}<small>{num(finals[n]['target'])}</small>" if n in finals else text(n, 24) for n in names),
     ]
-    metric = METRICS[main_metric(study)][0]
+    metric, window = METRICS[main_metric(study)][0], rows[0]["window"]
+    averaged = f", averaged over {window} batches" if window > 1 else ""
     return (
         "<h3>Rollouts to catch up</h3>"
         f'<p class="lede">How many rollouts the row needs to reach the final value of the column, and that number as a '
-        f"share of the column's own. Read from the means over seeds of “{metric}”, averaged over {rows[0]['window']} "
-        "batches; the small numbers under a name are its final value.</p>"
+        f"share of the column's own. Read from the means over seeds of “{metric}”{averaged}; the "
+        "small numbers under a name are its final value.</p>"
         + table(head, cells, "Rollouts to catch up", "numbers matrix")
     )
 
