@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast.disk import writing
 from rto_fast.model import LanguageModel
 from rto_fast.packing import pack
 
@@ -17,16 +19,23 @@ from rto_fast.packing import pack
 def save_stage(folder: Path, model: LanguageModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> None:
     """Write `folder` whole or not at all: weights (safetensors), config, tokenizer, and stage.json with `facts`.
 
+    OSError when the disk refuses; nothing of this attempt stays.
+
     AutoModelForCausalLM.from_pretrained(folder) loads it. stage.json is what `is_finished` looks for.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.hf.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "stage.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with writing(f"export: {folder}"):
+        try:
+            partial.mkdir(parents=True)
+            model.hf.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            (partial / "stage.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        except (OSError, SafetensorError):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def is_finished(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from rto_fast import loop
 from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import Config, RTOConfig
+from rto_fast.disk import write_whole
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, interval, preference_accuracy, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.export import check_export, is_finished, save_stage
@@ -42,9 +43,7 @@ def run(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
     if config.sweep.ratios:
         results["sweep"] = _sweep(context, say)
     results["seconds"] = round(time.perf_counter() - started, 1)
-    (context.folder / "results.json").write_text(
-        json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_whole(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     say(
         f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
         + ", ".join(context.stage_path(s) for s in config.stages)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast.disk import write_whole
 from rto_fast.evaluate.policies import Evaluation
 
 COLUMNS = {"oracle_return": "oracle return", "implicit_reward": "DPO reward", "kl": "KL to sft", "length": "tokens"}
@@ -64,7 +65,7 @@ def write_samples(
         for name, evaluation in evaluations.items():
             reward = evaluation.judged[i]
             lines += [f"**{name}** ({reward:+.3f})", "", *_quote(tokenizer.decode(evaluation.answers[i].response)), ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(path, "\n".join(lines))
 
 
 def _quote(text: str) -> list[str]:
