@@ -1,5 +1,8 @@
 """Refuses a small run its disk at every write in turn: python tests/disk_harness.py FOLDER [EVERY] [BYTES ...].
 
+As root, python tests/disk_harness.py FOLDER tmpfs [STEP] does it with real, small disks instead: of STEP KiB (default
+64), twice as many, and so on, until the run fits.
+
 Each trial starts anew. Where the run opens its N-th file for writing, makes a folder, renames one or logs a line, no
 file of its process may grow beyond BYTES any more (RLIMIT_FSIZE; 0: nothing can be written, 3000: a file is cut). The
 run must end with status 2 and one line; every checkpoint that stands must load; and the same command, given its disk
@@ -11,6 +14,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -107,11 +111,16 @@ def refuse(folder: Path, at: int, limit: int) -> tuple[int, str]:
     return call(arguments(folder, "refused"), prepare)
 
 
-def wrong(folder: Path, at: int, limit: int, wanted: dict[str, str]) -> list[str]:
-    """What a trial shows that it should not; nothing when all is well."""
-    run, found = folder / "refused", []
-    shutil.rmtree(run, ignore_errors=True)
+def refused(folder: Path, at: int, limit: int, wanted: dict[str, str]) -> list[str]:
+    """A trial with a limit: what it shows that it should not; nothing when all is well."""
+    shutil.rmtree(folder / "refused", ignore_errors=True)
     code, said = refuse(folder, at, limit)
+    found = wrong(folder / "refused", code, said)
+    return found + afterwards(folder, folder / "refused", wanted)
+
+
+def wrong(run: Path, code: int, said: str) -> list[str]:
+    found = []
     lines = [line for line in said.replace("\r", "\n").splitlines() if line.startswith("rto_fast: error: ")]
     if code == 2 and (len(lines) != 1 or len(lines[0]) > 1000):
         found.append(f"{len(lines)} lines of error")
@@ -124,13 +133,39 @@ def wrong(folder: Path, at: int, limit: int, wanted: dict[str, str]) -> list[str
         stand = [path for path in (run / f"{stage}.checkpoints").glob("step-*") if path.suffix != ".partial"]
         if stand and (checkpoints.newest() is None or checkpoints.damaged):
             found.append(f"{stage}: a checkpoint does not load: {checkpoints.damaged}")
-    again, said = call(arguments(folder, "refused"))
-    if again != 0:
-        found.append(f"exit status {again} with the disk back: {said[-300:]}")
-    elif end_state(run) != wanted:
-        differ = [name for name, value in end_state(run).items() if value != wanted[name]]
-        found.append(f"other {', '.join(differ)} in the end")
     return found
+
+
+def afterwards(folder: Path, run: Path, wanted: dict[str, str]) -> list[str]:
+    """The same command, with its disk back."""
+    again, said = call(arguments(folder, os.fspath(run.relative_to(folder))))
+    if again != 0:
+        return [f"exit status {again} with the disk back: {said[-300:]}"]
+    differ = [name for name, value in end_state(run).items() if value != wanted[name]]
+    return [f"other {', '.join(differ)} in the end"] if differ else []
+
+
+def small_disks(folder: Path, step: int = 64) -> tuple[int, int]:
+    """(trials, trials in which something was wrong) on disks of `step`, 2 `step`, ... KiB, until the run fits."""
+    torch.set_num_threads(1)
+    setting(folder)
+    assert call(arguments(folder, "whole"))[0] == 0, "the undisturbed run failed"
+    wanted, disk, bad, size, code = end_state(folder / "whole"), folder / "disk", 0, 0, 2
+    disk.mkdir(exist_ok=True)
+    while code:
+        size += step
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", disk], check=True)
+        try:
+            code, said = call(arguments(folder, "disk/run"))
+            found = wrong(disk / "run", code, said)
+            subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)
+            found += afterwards(folder, disk / "run", wanted)
+        finally:
+            subprocess.run(["umount", disk], check=True)
+        bad += bool(found)
+        print(f"{size} KiB: {'; '.join(found) or 'well'}; {said.strip().splitlines()[-1][:160]}", flush=True)
+    print(f"{size // step} disks, {size // step - bad} met with one line and made good bit for bit")
+    return size // step, bad
 
 
 def harness(folder: Path, every: int = 1, limits: tuple[int, ...] = LIMITS, first: int = 0) -> tuple[int, int]:
@@ -143,7 +178,7 @@ def harness(folder: Path, every: int = 1, limits: tuple[int, ...] = LIMITS, firs
     trials = [(at, limit) for at in range(first, len(changes), every) for limit in limits]
     bad = 0
     for at, limit in trials:
-        found = wrong(folder, at, limit, wanted)
+        found = refused(folder, at, limit, wanted)
         bad += bool(found)
         print(f"{at}: {changes[at]}, {limit} bytes: {'; '.join(found) or 'well'}", flush=True)
     print(f"{len(trials)} refusals, {len(trials) - bad} met with one line and made good bit for bit")
@@ -151,5 +186,7 @@ def harness(folder: Path, every: int = 1, limits: tuple[int, ...] = LIMITS, firs
 
 
 if __name__ == "__main__":
+    if sys.argv[2:3] == ["tmpfs"]:
+        sys.exit(small_disks(Path(sys.argv[1]), *map(int, sys.argv[3:4]))[1] > 0)
     numbers = [int(word) for word in sys.argv[2:]]
     sys.exit(harness(Path(sys.argv[1]), *numbers[:1], limits=tuple(numbers[1:]) or LIMITS)[1] > 0)
