@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rto_fast.disk import writing
 from rto_fast.model import LanguageModel, ScalarModel
 from rto_fast.packing import pack, pack_whole
 
@@ -22,16 +24,23 @@ PROBE = range(1, 9)
 def save_stage(folder: Path, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> None:
     """Write `folder` whole or not at all: weights (safetensors), config, tokenizer, and stage.json with `facts`.
 
+    OSError when the disk refuses; nothing of this attempt stays.
+
     transformers' from_pretrained(folder) loads it. stage.json is what `is_finished` looks for.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    hf.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "stage.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with writing(f"export: {folder}"):
+        try:
+            partial.mkdir(parents=True)
+            hf.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            (partial / "stage.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        except (OSError, SafetensorError):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def is_finished(folder: Path) -> bool:

@@ -7,10 +7,14 @@ from typing import Any
 import tomli_w
 
 from rto_fast.config import Config
+from rto_fast.disk import write_whole
 from rto_fast.recipe import plain, read_toml
 
 FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"}
 """Settings that may change between two calls on one folder: they do not change what is computed."""
+
+
+PARTIAL = "config.toml.partial"
 
 
 def claim(config: Config) -> Path:
@@ -22,9 +26,7 @@ def claim(config: Config) -> Path:
         raise ValueError(f"output: {str(folder)!r} cannot be made ({error}); name another with --output") from None
     if not (folder / "config.toml").is_file():
         # half a configuration would make the folder nobody's
-        partial = folder / "config.toml.partial"
-        partial.write_text(tomli_w.dumps(plain(config)), encoding="utf-8")
-        os.replace(partial, folder / "config.toml")
+        write_whole(folder / "config.toml", tomli_w.dumps(plain(config)))
     return folder
 
 
@@ -37,7 +39,8 @@ def check(config: Config) -> Path:
     except (OSError, ValueError) as error:
         raise ValueError(f"output: {str(folder)!r} cannot be a folder ({error}); name another with --output") from None
     if not written.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # a run that died while it wrote its first file has left the beginning of that
+        if folder.exists() and (not folder.is_dir() or any(p.name != PARTIAL for p in folder.iterdir())):
             raise ValueError(f"output: {folder} exists and is no run of rto_fast; name another with --output")
         return folder
     try:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rto_fast.config import RTOConfig, member
 from rto_fast.credit.scorer import Scorer
+from rto_fast.disk import write_whole
 from rto_fast.evaluate.answers import write_answers
 from rto_fast.evaluate.policies import Evaluation, evaluate, interval, preference_accuracy, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
@@ -112,7 +113,7 @@ def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: Scorer
     for (title, answer), values in zip(shown, rewards, strict=True):
         signs = oracle and oracle.answer_signs(answer.prompt, answer.response)
         maps.append(scorer.heatmap(title, answer, values, signs))
-    (context.folder / "heatmaps.json").write_text(to_json(maps), encoding="utf-8")
+    write_whole(context.folder / "heatmaps.json", to_json(maps))
     if oracle is None:
         return {}
     answers = evaluations[names[0]].answers

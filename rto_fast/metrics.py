@@ -1,14 +1,18 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import json
-import os
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+from rto_fast.disk import write_whole, writing
 
 SHOWN = {
     "loss": "loss",
@@ -47,18 +51,24 @@ def _forget(folder: Path, stage: str, after: int) -> None:
         shutil.rmtree(folder / "tb" / stage, ignore_errors=True)
     file = folder / "metrics.jsonl"
     if file.is_file():
-        kept = (x for x in file.read_text(encoding="utf-8").splitlines(keepends=True) if _keep(x, stage, after))
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, file)
+        kept = (x.decode() + "\n" for x in file.read_bytes().split(b"\n") if _keep(x, stage, after))
+        write_whole(file, "".join(kept))
 
 
-def _keep(line: str, stage: str, after: int) -> bool:
+def _keep(line: bytes, stage: str, after: int) -> bool:
+    """Whether a line is one of ours, and not from beyond the step that the stage goes on from."""
     try:
-        entry = json.loads(line)
-    except ValueError:  # cut short when the run was killed
+        entry = json.loads(line.decode())
+        step = entry["step"]
+        return entry["stage"] != stage or step <= after
+    except (ValueError, TypeError, KeyError, RecursionError):  # cut short when the run was killed, or damaged since
         return False
-    return entry["stage"] != stage or entry["step"] <= after
+
+
+def _quiet(original: Callable, failed: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's own thread could not write is raised at the next line; it needs no traceback of its own."""
+    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard")):
+        original(failed)
 
 
 class StageLog:
@@ -74,8 +84,13 @@ class StageLog:
         self.stage = stage
         _forget(folder, stage, done)
         self.started = time.perf_counter()
-        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.events = SummaryWriter(folder / "tb" / stage, purge_step=done + 1)
+        self.folder = folder
+        self.hook = threading.excepthook
+        threading.excepthook = partial(_quiet, self.hook)
+        with writing(f"metrics: {folder / 'metrics.jsonl'}"):
+            self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        with writing(f"metrics: {folder / 'tb' / stage}"):
+            self.events = SummaryWriter(folder / "tb" / stage, purge_step=done + 1)
         # a log file gets a line now and then, a terminal a moving bar
         quiet = {} if sys.stderr.isatty() else {"mininterval": 15.0}
         self.bar = tqdm(total=num_steps, initial=done, desc=f"{stage:4}", unit="step", dynamic_ncols=True, **quiet)
@@ -83,10 +98,12 @@ class StageLog:
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         seconds = round(time.perf_counter() - self.started, 3)
-        self.file.write(json.dumps({"stage": self.stage, "step": step, "seconds": seconds, **metrics}) + "\n")
-        self.file.flush()
-        for name, value in metrics.items():
-            self.events.add_scalar(f"{self.stage}/{name}", value, step)
+        with writing(f"metrics: {self.folder / 'metrics.jsonl'}"):
+            self.file.write(json.dumps({"stage": self.stage, "step": step, "seconds": seconds, **metrics}) + "\n")
+            self.file.flush()
+        with writing(f"metrics: {self.folder / 'tb' / self.stage}"):
+            for name, value in metrics.items():
+                self.events.add_scalar(f"{self.stage}/{name}", value, step)
         for name, text in WARNINGS.items():
             if name in metrics:
                 self.bar.write(f"{self.stage} step {step}: {text.format(metrics[name])}", file=sys.stderr)
@@ -102,7 +119,13 @@ class StageLog:
     def __enter__(self) -> "StageLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self.bar.close()
-        self.events.close()
-        self.file.close()
+        threading.excepthook = self.hook
+        for file in (self.events, self.file):
+            try:
+                with writing(f"metrics: {self.folder}"):
+                    file.close()
+            except OSError:
+                if kind is None:  # else it would hide what ended the stage
+                    raise

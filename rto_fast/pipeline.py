@@ -12,6 +12,7 @@ from rto_fast import loop
 from rto_fast.build import Built, build, build_rl
 from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import Config, RTOConfig
+from rto_fast.disk import write_whole
 from rto_fast.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
 from rto_fast.folder import claim
 from rto_fast.guards import BadStep, dump
@@ -46,9 +47,7 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
     if config.sweep.ratios:
         results["sweep"] = sweep(context, lambda settings, name: _trial(context, settings, name), say)
     results["seconds"] = round(time.perf_counter() - started, 1)
-    (context.folder / "results.json").write_text(
-        json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_whole(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     say(
         f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
         + ", ".join(context.stage_path(s) for s in config.stages)

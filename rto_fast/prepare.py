@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rto_fast.config import Config
 from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.disk import writing
 from rto_fast.export import is_finished
 from rto_fast.folder import check, claim
 from rto_fast.model import DTYPES, LanguageModel, load_language_model
@@ -134,7 +135,8 @@ def _embedded_task(config: Config) -> tuple[Config, bool]:
         return config, False
     task = claim(config) / "task"
     if not task.exists():
-        write_task(task, config.seed)
+        with writing(task):
+            write_task(task, config.seed)
     data = replace(
         config.data,
         path=str(task / "pairs.jsonl"),

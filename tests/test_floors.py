@@ -10,6 +10,7 @@ FLOORS = {
     1: ["kernels", "testing"],
     2: ["types", "text", "cli", "seeds", "stats", "config", "recipe", "packing"],
     3: [
+        "disk",
         "foreign",
         "attention",
         "model",

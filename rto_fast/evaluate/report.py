@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast.disk import write_whole
 from rto_fast.evaluate.answers import valid
 from rto_fast.evaluate.policies import Evaluation
 
@@ -82,7 +83,7 @@ def write_samples(
                 *_quote(tokenizer.decode(evaluation.answers[i].response)),
                 "",
             ]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(path, "\n".join(lines))
 
 
 def _quote(text: str) -> list[str]:
