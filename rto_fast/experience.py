@@ -11,7 +11,7 @@ from torch import Tensor
 from rto_fast.rollout import Completion
 
 FINISHES = ("eos", "length")
-COLUMNS = ("old_logprobs", "old_values", "advantages", "returns")
+COLUMNS = ("old_logprobs", "reference", "old_values", "advantages", "returns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Experience:
     weights: list[float]
     """Weight of each answer: 0 = masked out"""
     old_logprobs: Tensor
+    reference: Tensor
+    """Log-probs under pi_ref"""
     old_values: Tensor
     advantages: Tensor
     returns: Tensor

@@ -10,7 +10,7 @@ from rto_fast.config import Config
 from rto_fast.disk import write_whole
 from rto_fast.recipe import plain, read_toml
 
-FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume"}
+FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"}
 """Settings that may change between two calls on one folder: they do not change what is computed."""
 
 

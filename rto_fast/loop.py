@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rto_fast.config import OptimConfig
+from rto_fast.config import GuardConfig, OptimConfig
+from rto_fast.guards import StepGuard
+from rto_fast.metrics import peak_memory_mb
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,15 @@ class TrainState:
     """Counters and controllers of the stage, e.g. its iteration and its KL coefficient."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """What the stage could not compute again after a step, e.g. the rollout that it is training on."""
+    between_steps: bool = True
+    """False while a step is being taken: only between steps does the state describe one moment."""
+    guard: StepGuard | None = None
+    """Set while the stage runs: a state behind a step that was not finite is not to be saved."""
 
     def save(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """(tensors by part and name, facts): all that `restore` needs after a step."""
+        """(tensors by part and name, facts): all that `restore` needs after a step. Raises BadStep."""
+        if self.guard is not None:
+            self.guard.raise_if_broken()
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = self.optimizer.state_dict()["state"]
         parts = {
@@ -121,17 +129,21 @@ def train(
     log_every: int = 1,
     autocast: torch.dtype | None = None,
     after_step: Callable[[TrainState], None] = lambda state: None,
+    guards: GuardConfig = GuardConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Run the stage from state.step to its end: normalise, backward, clip, step, log.
 
     log(step, metrics) is called every `log_every` steps and whenever the stage reports; only then do statistics reach
     the host. after_step(state) is called when a step is done and logged: the state can be saved there, and only there.
-    Raises FloatingPointError, before the optimizer moves, when a logged step's gradient is not finite.
+    A step whose loss or gradient is not finite is not taken, nor is any after it; that is decided on the device, and
+    the next logged step or save raises BadStep. `guards` says what happens to large gradients.
     """
     device = state.optimizer.param_groups[0]["params"][0].device
     precision = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
     rows, since = 0, time.perf_counter()
+    state.guard = guard = StepGuard(guards, device)
     for step in _under(precision, stage.steps()):
+        state.between_steps = False
         factor = lr_factor(state.step, stage.num_steps, config)
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
@@ -145,20 +157,18 @@ def train(
                 sums[name] = sums[name] + value if name in sums else value
         norms = {f"grad_norm/{name}": _clip(ps, config.max_grad_norm) for name, ps in state.parameters().items()}
         logged = (state.step + 1) % log_every == 0 or bool(step.metrics) or state.step + 1 == stage.num_steps
-        if logged:
-            metrics = {name: value / step.total for name, value in sums.items()}
-            metrics = {k: float(v) for k, v in {**step.metrics, **metrics, **norms, "lr": config.lr * factor}.items()}
-            metrics["tokens_per_second"] = rows / (time.perf_counter() - since)
-            rows, since = 0, time.perf_counter()
-            if not all(math.isfinite(metrics[name]) for name in norms):
-                raise FloatingPointError(
-                    f"step {state.step + 1}: the gradient is not finite (loss {metrics['loss']}); the weights were "
-                    "left as they were: lower this stage's optim.lr or look at the batch"
-                )
+        state.optimizer.found_inf = guard.refuse(state.step + 1, step.batches, sums["loss"], list(norms.values()))
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
+        state.between_steps = True
         if logged:
+            metrics = {name: value / step.total for name, value in sums.items()}
+            metrics = {k: float(v) for k, v in {**step.metrics, **metrics, **norms, "lr": config.lr * factor}.items()}
+            metrics |= guard.report(metrics["loss"])
+            metrics["tokens_per_second"] = rows / (time.perf_counter() - since)
+            metrics["memory/peak_mb"] = peak_memory_mb(device)
+            rows, since = 0, time.perf_counter()
             log(state.step, metrics)
         after_step(state)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from rto_fast.disk import write_whole, writing
@@ -22,6 +23,26 @@ SHOWN = {
     "tokens_per_second": "tok/s",
 }
 """The few numbers beside the progress bar, and their short names."""
+
+
+WARNINGS = {
+    "guard/grad_norm": "a gradient norm of {:.3g} is above guards.grad_norm",
+    "guard/kl": "a KL to pi_ref of {:.3g} nats per answer is above guards.kl",
+}
+"""Metrics that are a line of their own on the terminal."""
+
+WALL_CLOCK = ("seconds", "tokens_per_second", "time/", "memory/")
+"""Beginnings of the names of what differs between two runs of the same bits."""
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory that this process has held so far: the GPU's on CUDA, else the machine's. MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _forget(folder: Path, stage: str, after: int) -> None:
@@ -83,6 +104,9 @@ class StageLog:
         with writing(f"metrics: {self.folder / 'tb' / self.stage}"):
             for name, value in metrics.items():
                 self.events.add_scalar(f"{self.stage}/{name}", value, step)
+        for name, text in WARNINGS.items():
+            if name in metrics:
+                self.bar.write(f"{self.stage} step {step}: {text.format(metrics[name])}", file=sys.stderr)
         self.shown |= {short: f"{metrics[name]:.4g}" for name, short in SHOWN.items() if name in metrics}
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(step - self.bar.n)

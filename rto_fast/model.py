@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from rto_fast import attention
 from rto_fast.foreign import check_loaded, check_model_folder, opening
@@ -115,14 +116,14 @@ class ScalarModel(nn.Module):
         """(R,) float32 values of the rows `index` (R,)."""
         hidden = _hidden_states(self.backbone, batch)[index]
         with torch.autocast(hidden.device.type, enabled=False):
-            return (self.head(hidden.float())[:, 0] - self.mean) / self.std
+            return (self.head(hidden.to(self.head.weight.dtype))[:, 0] - self.mean) / self.std
 
 
-def _value_head(hidden_size: int) -> nn.Linear:
+def _value_head(hidden_size: int, bias: bool = True) -> nn.Linear:
     """Starts at zero: the first advantages are rewards to go, not noise."""
-    head = nn.Linear(hidden_size, 1, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    head = nn.Linear(hidden_size, 1, bias=bias, dtype=torch.float32)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
     return head
 
 
@@ -177,12 +178,15 @@ def load_language_model(
     return LanguageModel(hf).to(device)
 
 
-def critic_from(model: LanguageModel) -> ScalarModel:
-    """A critic with its own copy of the model's backbone and a head of zeros."""
+def critic_from(model: LanguageModel, bias: bool = True) -> ScalarModel:
+    """A critic with its own copy of the model's backbone and a head of zeros.
+
+    A reward model's head has no bias: it would cancel in every pair, and drift on rounding errors alone.
+    """
     backbone = type(model.hf.base_model)(model.hf.config)
     backbone.load_state_dict(model.hf.base_model.state_dict())
     weight = model.hf.get_output_embeddings().weight
-    critic = ScalarModel(backbone.to(weight.dtype), _value_head(model.hf.config.hidden_size))
+    critic = ScalarModel(backbone.to(weight.dtype), _value_head(model.hf.config.hidden_size, bias))
     return critic.to(weight.device)
 
 
@@ -191,7 +195,7 @@ def load_scalar_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    field: str = "rto.reward_model",
+    field: str = "rm.model",
     trust_remote_code: bool = False,
 ) -> ScalarModel:
     """Load a reward model, as a scorer or as a critic's start: a backbone and a head `score` or `value_head` (1, H).
@@ -199,9 +203,12 @@ def load_scalar_model(
     `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
     """
     _check_folder(path, field, trust_remote_code)
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it reports the head, which is read apart, as left over
     with opening(field, path, "reward model"):
         weights = _read_head(path, field)
         backbone, info = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    transformers_logging.set_verbosity(said)
     check_loaded(info, field, path)
     head = _value_head(weights["weight"].shape[1])
     with torch.no_grad():
@@ -210,6 +217,13 @@ def load_scalar_model(
             head.bias.copy_(weights["bias"])
     mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
     return ScalarModel(backbone, head, mean, std).to(device)
+
+
+def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) -> None:
+    """Raises ValueError, naming `field`, where `load_scalar_model` would find no reward model; reads only its head."""
+    _check_folder(path, field, trust_remote_code)
+    with opening(field, path, "reward model"):
+        _read_head(path, field)
 
 
 def _read_head(path: str, field: str) -> dict[str, Tensor]:

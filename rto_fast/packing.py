@@ -4,6 +4,7 @@ T rows, S sequences, R response rows.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -61,6 +62,16 @@ def pack(
         weights=spread(share) * trained,
     )
     return batch, Rows(trained.nonzero()[:, 0], cumulative(answers))
+
+
+def pack_whole(sequences: Sequence[list[int]]) -> tuple[PackedBatch, torch.Tensor]:
+    """S sequences with a row for every token, the last one's too, and (S,) int64 that last row of each, on the CPU.
+
+    A score of a whole text belongs to the state after its last token. Targets are never read (the last is 0) and every
+    weight is 0.
+    """
+    batch, _ = pack([s[:1] for s in sequences], [[*s[1:], 0] for s in sequences])
+    return replace(batch, weights=torch.zeros_like(batch.weights)), batch.cu_seqlens[1:].long() - 1
 
 
 def cumulative(lengths: Sequence[int]) -> torch.Tensor:

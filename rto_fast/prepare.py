@@ -8,16 +8,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast import attention
 from rto_fast.config import Config
 from rto_fast.corpus import Corpus, load_corpus
-from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.disk import writing
+from rto_fast.export import is_finished
 from rto_fast.folder import check, claim
-from rto_fast.kernels import dispatch, native
 from rto_fast.model import DTYPES, LanguageModel, load_language_model
-from rto_fast.preflight import check_packing
 from rto_fast.quickstart.judge import Oracle
 from rto_fast.quickstart.task import write_task
 
@@ -60,9 +57,16 @@ class Context:
         return model
 
     def stage_path(self, stage: str) -> str:
-        """Where a stage's model is: given by the user, or made by this run."""
-        given = {"sft": self.config.sft.model, "dpo": self.config.dpo.model}.get(stage)
-        return given or str(self.folder / stage)
+        """Where a stage's model is: given by the user, or made by this run. Without SFT the model is its own pi_ref."""
+        made = self.folder / stage
+        if stage == "sft" and "sft" not in self.config.stages and not is_finished(made):
+            return self.given(stage) or self.config.model.path
+        return self.given(stage) or str(made)
+
+    def given(self, stage: str) -> str | None:
+        """The model that the user gives in a stage's place."""
+        config = self.config
+        return {"sft": config.sft.model, "dpo": config.dpo.model, "rm": config.rm.model}.get(stage)
 
     def precision(self) -> torch.autocast:
         """The arithmetic of every forward pass, as a context."""
@@ -77,52 +81,43 @@ class Context:
         return {"seed": self.config.seed, "device": self.device, **self.limits}
 
 
-def prepare(config: Config, say: Callable[[str], None]) -> Context:
-    """Claim the output folder, load tokenizer and data, and check that packed rows are exact for this model."""
+def prepare(config: Config, say: Callable[[str], None]) -> tuple[Context, LanguageModel]:
+    """Load the model, its tokenizer and the data; the output folder is looked at and left as it is."""
     device = _device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {config.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
     automatic = config.model.dtype == "auto"
     dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
-    folder, asked = check(config), config
+    folder = check(config)
     config, embedded = _embedded_task(config)
     if not config.model.path:
         raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
     trusted = config.model.trust_remote_code
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=trusted)
-    model = load_language_model(
-        config.model.path, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
-    )
+    model = load_language_model(config.model.path, dtype=dtype, device=device, trust_remote_code=trusted)
     _check_context(config, model)
     corpus = load_corpus(config.data, tokenizer, config.seed)
     _check_ids(corpus, tokenizer, model)
     eos = _eos_token_ids(corpus, model)
     oracle = Oracle(tokenizer) if embedded else None
     context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle, say)
-    for name, path in (
-        ("sft.model", config.sft.model),
-        ("dpo.model", config.dpo.model),
-        ("rto.reward_model", config.rto.reward_model),
-    ):
-        if path:
-            check_same_tokenizer(tokenizer, load_tokenizer(path, name, trusted), "model.path", name)
-    answers = [(p.prompt, response) for p in corpus.pairs[:2] for response in (p.chosen, p.rejected)]
-    with context.precision():
-        gap = check_packing(model, answers, autocast or dtype, config.workspace_mb)
-    claim(asked)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    say(
-        f"rto_fast {config.recipe}: {type(model.hf).__name__} {millions:.2f} M parameters, {device}, "
-        f"{str(autocast or dtype).removeprefix('torch.')}, attention: {attention.describe(device, autocast or dtype)}, "
-        f"packed = alone to {gap:.1e} nat"
-    )
-    say("kernels: " + ", ".join(f"{op} = {backend}" for op, backend in dispatch.table(device).items()))
-    if device.type == "cpu" and (reason := native.missing()):
-        say(f"kernels: {reason}")
-    for line in corpus.notes:
-        say(line)
-    return context
+    _check_data(context)
+    return context, model
+
+
+def _check_data(context: Context) -> None:
+    """Every stage has something to learn from."""
+    config, corpus = context.config, context.corpus
+    wants = {
+        "sft": ("demonstrations", corpus.demonstrations),
+        "dpo": ("path", corpus.pairs),
+        "rm": ("path", corpus.pairs),
+    }
+    for stage in config.stages:
+        field, rows = wants.get(stage, ("prompts", corpus.prompts))
+        if not rows and not context.given(stage):
+            raise ValueError(f"data.{field}: the stage {stage} has nothing to learn from; give --data.{field}")
 
 
 def _device(name: str) -> torch.device:

@@ -17,12 +17,30 @@ MAX_BYTES = 256 * 2**10
 
 
 def load_recipe(name: str) -> Config:
-    """The named recipe, or a TOML file's. Unknown keys and recipes raise ValueError with the nearest real name."""
+    """The named recipe, or a TOML file's. Unknown keys and recipes raise ValueError with the nearest real name.
+
+    A recipe that `extends` another one changes some of its values.
+    """
+    return build(Config, {**_values(name, ()), "recipe": name}, f"recipe {name}")
+
+
+def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = sorted(p.stem for p in RECIPES.glob("*.toml"))
         raise ValueError(f"recipe: no {name!r}{_nearest(name, known)}; recipes: {', '.join(known)}, or a .toml file")
-    return build(Config, {"recipe": name, **read_toml(path, f"recipe {name}")}, f"recipe {name}")
+    values = read_toml(path, f"recipe {name}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or base in (*seen, name):
+        raise ValueError(f"recipe {name}: extends must name another recipe, got {base!r}")
+    return _merged(_values(base, (*seen, name)), values)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **over, **both}
 
 
 def read_toml(path: Path, where: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ R response rows, S sequences.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,14 +13,6 @@ from rto_fast.kernels.rto_score import Reward
 from rto_fast.kernels.segments import sequence_sums
 from rto_fast.kernels.token_reward_gae import merge_moments
 from rto_fast.scoring import Scores
-
-
-@dataclass(frozen=True, slots=True)
-class Whitened:
-    advantages: Tensor
-    """(R,) float32, whitened over the rollout"""
-    statistics: dict[str, Tensor]
-    """Means over the rollout, on the device."""
 
 
 def reward_options(
@@ -60,26 +51,16 @@ def reward_options(
     )
 
 
-def whiten(
-    scores: Scores,
-    cu_seqlens: Tensor,
-    config: RewardConfig,
-    *,
-    beta_2: float,
-    sentence_scores: Tensor | None = None,
-    truncated: Tensor | None = None,
-) -> Whitened:
-    """A <- (A - mean) / sqrt(max(var, 1e-8)), mean and variance over all counted rows of a rollout.
+def whiten(scores: Scores) -> Tensor:
+    """(R,) float32: A <- (A - mean) / sqrt(max(var, 1e-8)), mean and variance over all counted rows of a rollout."""
+    _, mean, variance = merge_moments(scores.moments)
+    return (scores.advantages - mean) * variance.clamp_min(1e-8).rsqrt()
 
-    Raises ValueError, naming the model that it came from, when a reward or a value is not finite.
-    """
+
+def check_finite(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig) -> None:
+    """Raises ValueError, naming the model that it came from, when a reward or a value is not finite."""
     if not (torch.isfinite(scores.rewards).all() & torch.isfinite(scores.values).all()):
         raise ValueError(_blame(scores, sentence_scores, config))
-    count, mean, variance = merge_moments(scores.moments)
-    return Whitened(
-        (scores.advantages - mean) * variance.clamp_min(1e-8).rsqrt(),
-        _statistics(scores, cu_seqlens, config, beta_2, sentence_scores, truncated),
-    )
 
 
 def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig) -> str:
@@ -89,7 +70,7 @@ def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig)
         "the reference's log-probs (sft)": scores.reference,
         "the DPO model's log-probs": scores.dpo if config.beta_1 else None,
         "the critic's values": scores.values,
-        "the reward model's scores": sentence_scores,
+        "the sentence scores": sentence_scores,
     }
     bad = [
         f"{name} ({int((~x.isfinite()).sum())} of {x.numel()})"
@@ -103,15 +84,16 @@ def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig)
     )
 
 
-def _statistics(
+def reward_statistics(
     scores: Scores,
     cu_seqlens: Tensor,
     config: RewardConfig,
+    *,
     beta_2: float,
-    sentence_scores: Tensor | None,
-    truncated: Tensor | None,
+    sentence_scores: Tensor | None = None,
+    truncated: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Each component's mean, |mean|, clip fraction and share of the return's magnitude."""
+    """Each component's mean, |mean|, clip fraction and share of the return's magnitude, on the device."""
     log_ratio = scores.policy - scores.reference
     parts = {"kl": -beta_2 * log_ratio}
     stats: dict[str, Tensor] = {}
@@ -129,11 +111,10 @@ def _statistics(
         stats[f"reward/{name}_mean"] = part.mean()
         stats[f"reward/{name}_abs"] = part.abs().mean()
         stats[f"reward/{name}_share"] = part.abs().sum() / total
-    ratio = -log_ratio
     stats["reward/per_answer"] = sequence_sums(scores.rewards, cu_seqlens).mean()
     stats["kl/per_answer"] = sequence_sums(log_ratio, cu_seqlens).mean()
     stats["kl/k1"] = log_ratio.mean()
-    stats["kl/k3"] = (ratio.expm1() - ratio).mean()
+    stats["kl/k3"] = ((-log_ratio).expm1() + log_ratio).mean()
     stats["values/mean"] = scores.values.mean()
     stats["values/explained"] = 1 - (scores.returns - scores.values).var(unbiased=False) / scores.returns.var(
         unbiased=False

@@ -3,6 +3,7 @@
 R response rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.rto_score import FactoredLogits, Reward, rto_score
 from rto_fast.model import Head, LanguageModel, ScalarModel
+from rto_fast.packing import microbatches, pack_whole
 from rto_fast.types import PackedBatch, Rows
 
 
@@ -23,6 +25,17 @@ def response_logprobs(model: LanguageModel, batch: PackedBatch, rows: Rows, work
         return linear_logprob(hidden[rows.index], head.weight, target, workspace_mb=workspace_mb, **head.options())
 
     return model(batch, head_rows)
+
+
+@torch.no_grad()
+def last_token_scores(model: ScalarModel, sequences: Sequence[list[int]], microbatch_rows: int) -> Tensor:
+    """(S,) float32 on the model's device: what the model says of each whole sequence, at its last token."""
+    device = model.head.weight.device
+    scores = torch.zeros(len(sequences), device=device)
+    for group in microbatches([len(s) for s in sequences], microbatch_rows):
+        packed, last = pack_whole([sequences[i] for i in group])
+        scores[group] = model(packed.to(device), last.to(device)).to(scores.dtype)
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,8 @@ def score(
     reward: Reward,
     workspace_mb: int | None,
 ) -> Scores:
-    """Score one packed batch with every model. `critic=None` takes the policy's own value head.
+    """Score one packed batch with every model. `critic=None` takes the policy's own value head, or, where it has none,
+    a value of 0 (group-relative advantages).
 
     The policy's log-probs are those of the training forward, never the sampler's, so that the first PPO ratio is 1.
     """
@@ -67,7 +81,7 @@ def score(
     # the forwards are nested, so that a sharding wrapper holds the three heads together while they are used; a head
     # runs outside autocast, the next model's forward does not
     def with_policy(hidden: Tensor, head: Head) -> Scores:
-        own = policy.value_head(hidden[rows.index].float())[:, 0] if values is None else values
+        own = _own_values(policy, hidden, rows) if values is None else values
         logits = FactoredLogits(hidden, *head)
         with precision():
             return reference(batch, lambda h, head: with_reference(logits, own, FactoredLogits(h, *head)))
@@ -95,3 +109,9 @@ def score(
         return Scores(*out[:3], values, *out[3:])
 
     return policy(batch, with_policy)
+
+
+def _own_values(policy: LanguageModel, hidden: Tensor, rows: Rows) -> Tensor:
+    if policy.value_head is None:
+        return torch.zeros(rows.index.shape, device=hidden.device)
+    return policy.value_head(hidden[rows.index].float())[:, 0]

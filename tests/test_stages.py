@@ -14,6 +14,7 @@ from rto_fast.config import CriticConfig, DPOConfig, OptimConfig, RewardConfig, 
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.model import ScalarModel, critic_from, load_scalar_model
 from rto_fast.packing import pack
+from rto_fast.scoring import last_token_scores
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rto import RTO
 from rto_fast.stages.sft import SFT
@@ -114,7 +115,7 @@ def make_rto(config: RTOConfig, *, dpo_seed: int | None = 1, double: bool = Fals
     dpo = None if dpo_seed is None else language_model("llama", dpo_seed)
     reference = copy.deepcopy(policy)
     critic = critic_from(reference) if config.critic.kind == "separate" else None
-    if critic is None:
+    if config.critic.kind == "shared":
         policy.add_value_head()
     groups = loop.parameter_groups("policy", policy, OPTIM.lr, 0.0)
     if critic is not None:
@@ -260,19 +261,35 @@ def test_every_granularity_pays_the_same_sum(granularity):
     assert not torch.allclose(later.returns, now.returns)
 
 
-def test_the_reward_model_scores_the_last_token_of_each_answer():
-    config = replace(CONFIG, reward=RewardConfig(0.0, 0.03, beta_3=2.0), reward_model="given")
+def test_scores_of_whole_texts_are_those_of_their_last_token():
     backbone = critic_from(language_model("llama", 3))
     torch.nn.init.normal_(backbone.head.weight)
     scorer = ScalarModel(backbone.backbone, backbone.head, mean=0.5, std=2.0)
-    stage, _ = make_rto(config, dpo_seed=None, reward_model=scorer)
-    answers = stage._answer(0)
-    got = stage._sentence_scores(answers)
-    for answer, score in zip(answers, got, strict=True):
-        hidden = scorer.backbone(torch.tensor([answer.prompt + answer.response]), use_cache=False).last_hidden_state
+    texts = [p + r for p, r in zip(*sequences([(1, 1), (4, 9), (7, 3), (2, 2), (5, 6)]), strict=True)]
+    got = last_token_scores(scorer, texts, microbatch_rows=16)
+    for text, score in zip(texts, got, strict=True):
+        hidden = scorer.backbone(torch.tensor([text]), use_cache=False).last_hidden_state
         expected = (scorer.head(hidden[0, -1]) - 0.5) / 2.0
         torch.testing.assert_close(score, expected[0], rtol=1e-4, atol=1e-5)
-    assert float(stage._score(answers)[1]["reward/score_abs"]) > 0
+
+
+def test_a_sentence_score_is_paid_at_the_last_token_and_nowhere_else():
+    config = replace(CONFIG, reward=RewardConfig(0.0, 0.0, beta_3=2.0), lam=1.0)
+    asked = []
+
+    def scorer(answers):
+        asked.append(len(answers))
+        return [0.5 * len(a.response) for a in answers]
+
+    stage, _ = make_rto(config, dpo_seed=None, scorer=scorer, watch=scorer)
+    answers = stage._answer(0)
+    experience, metrics = stage._score(answers)
+    lengths = torch.tensor([float(len(a.response)) for a in answers])
+    # the critic starts at 0, so the return to go is the score, on every row
+    torch.testing.assert_close(experience.returns, lengths.repeat_interleave(lengths.long()).clamp_max(20.0))
+    assert asked == [len(answers)] and metrics["judge/return"] == pytest.approx(float(lengths.mean()) / 2)
+    with pytest.raises(ValueError, match="beta_3 = 2.0 needs a sentence score"):
+        make_rto(config, dpo_seed=None)
 
 
 def test_a_nan_in_a_reward_names_its_source_and_updates_nothing():
@@ -329,7 +346,7 @@ def test_reward_models_of_others_load_with_head_and_calibration(name, tmp_path):
 
 def test_a_reward_model_without_a_head_is_named(tmp_path):
     language_model("llama").hf.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"rto.reward_model: .* holds no score.weight or value_head.weight"):
+    with pytest.raises(ValueError, match=r"rm.model: .* holds no score.weight or value_head.weight"):
         load_scalar_model(str(tmp_path))
 
 

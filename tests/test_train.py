@@ -80,7 +80,9 @@ def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_dpo", interrupt)
+    original = pipeline.build
+    stop_at_dpo = lambda context, stage: interrupt() if stage == "dpo" else original(context, stage)  # noqa: E731
+    monkeypatch.setattr(pipeline, "build", stop_at_dpo)
     assert main(command(folder, output="stopped")) == 130
     assert "the same command goes on from the last" in capsys.readouterr().err
     assert (folder / "stopped" / "sft" / "stage.json").is_file()

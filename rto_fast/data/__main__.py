@@ -6,20 +6,18 @@ was cut and dropped. Nothing is written. A mistake is one line on stderr and exi
 
 import os
 import sys
-import traceback
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Literal
 
-import tyro
-
+from rto_fast import cli
 from rto_fast.data.encode import encode_demonstrations, encode_pairs, encode_prompts
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.show import TokenPrinter, table
 from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.text import one_line
 
 _NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
 _ENCODE = {"pairs": encode_pairs, "demonstrations": encode_demonstrations, "prompts": encode_prompts}
@@ -60,25 +58,16 @@ class Inspect:
     """Print every token of a long row instead of its two ends."""
     ids: bool = False
     """Print the id behind every token."""
-    traceback: bool = False
-    """Show where in the code an error came from."""
 
 
-def main() -> None:
-    options = tyro.cli(Inspect, prog="python -m rto_fast.data", description=Inspect.__doc__)
-    try:
-        for line in inspect(options):
-            print(line)
-        sys.stdout.flush()
-    except ValueError as error:
-        if options.traceback:
-            traceback.print_exception(error)
-        sys.stdout.flush()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        # the reader (head, less) went away: not our error, and python must not complain about it while closing stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def show(args: Sequence[str]) -> None:
+    for line in inspect(cli.parse(Inspect, args, "python -m rto_fast.data")):
+        print(line)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 bad input."""
+    return cli.run(show, args, "Nothing was changed.")
 
 
 def inspect(options: Inspect):
@@ -164,4 +153,4 @@ def _context(path: str) -> int | None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
+from rto_fast.evaluate.answers import distinct
 from rto_fast.model import LanguageModel
 from rto_fast.packing import microbatches, pack
 from rto_fast.rollout import Completion, Sampling, rollout
@@ -28,15 +29,24 @@ class Evaluation:
     """beta log pi_dpo/pi_ref of the answer: DPO's own reward"""
     oracle: np.ndarray | None
     """Return under a known oracle"""
+    score: np.ndarray | None = None
+    """A reward model's score"""
+
+    @property
+    def judge(self) -> str:
+        """What decides a comparison: the oracle where there is one, else a reward model's score, else DPO's reward."""
+        return "oracle_return" if self.oracle is not None else "implicit_reward" if self.score is None else "score"
 
     @property
     def judged(self) -> np.ndarray:
-        """What decides a comparison: the oracle where there is one, else DPO's reward."""
-        return self.implicit if self.oracle is None else self.oracle
+        """(answers,) values of `judge`."""
+        return {"oracle_return": self.oracle, "score": self.score, "implicit_reward": self.implicit}[self.judge]
 
     def summary(self) -> dict[str, Any]:
         lengths = np.array([len(a.response) for a in self.answers], float)
         figures = {"kl": self.kl, "implicit_reward": self.implicit, "length": lengths}
+        if self.score is not None:
+            figures = {"score": self.score, **figures}
         if self.oracle is not None:
             figures = {"oracle_return": self.oracle, **figures}
         out: dict[str, Any] = {name: interval(mean_estimate(x)) for name, x in figures.items()}
@@ -44,6 +54,8 @@ class Evaluation:
             **out,
             "eos_rate": sum(a.finish == "eos" for a in self.answers) / len(self.answers),
             "answers": len(self.answers),
+            "distinct_1": distinct(self.answers, 1),
+            "distinct_2": distinct(self.answers, 2),
         }
 
 
@@ -66,10 +78,23 @@ def evaluate(
     microbatch_rows: int,
     workspace_mb: int | None,
     oracle: Callable[[list[int], list[int]], float] | None = None,
+    score: Callable[[list[Completion]], np.ndarray] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Let the policy answer every prompt and score the answers. All policies share the random numbers of `seed`."""
+    """Let the policy answer every prompt and score the answers. All policies share the random numbers of `seed`.
+
+    oracle(prompt ids, response ids) is an answer's known return; score(answers) gives a reward model's (answers,)
+    scores; progress(n) is told that n more answers are finished. `kl` is the mean of log pi/pi_ref over the answers,
+    which is KL(pi, pi_ref) when they are sampled from pi itself: temperature 1, top_p 1.
+    """
     answers = rollout(
-        policy.hf, prompts, sampling, eos_token_ids, seed=derive(seed, "evaluation"), max_batch=batch_size
+        policy.hf,
+        prompts,
+        sampling,
+        eos_token_ids,
+        seed=derive(seed, "evaluation"),
+        max_batch=batch_size,
+        progress=progress,
     )
     own, ref = (answer_logprobs(m, answers, microbatch_rows, workspace_mb) for m in (policy, reference))
     implicit = [np.zeros(1)] * len(answers)
@@ -81,6 +106,7 @@ def evaluate(
         kl=np.array([(o - r).sum() for o, r in zip(own, ref, strict=True)]),
         implicit=np.array([x.sum() for x in implicit]),
         oracle=None if oracle is None else np.array([oracle(a.prompt, a.response) for a in answers]),
+        score=None if score is None else np.asarray(score(answers), float),
     )
 
 

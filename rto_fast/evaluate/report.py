@@ -1,22 +1,31 @@
 """What a run says at its end: a table on the terminal, samples.md in its folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.disk import write_whole
+from rto_fast.evaluate.answers import valid
 from rto_fast.evaluate.policies import Evaluation
 
-COLUMNS = {"oracle_return": "oracle return", "implicit_reward": "DPO reward", "kl": "KL to sft", "length": "tokens"}
+COLUMNS = {
+    "oracle_return": "oracle return",
+    "score": "reward model",
+    "implicit_reward": "DPO reward",
+    "kl": "KL to sft",
+    "length": "tokens",
+}
 
 
 def _figure(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f} +- {value['ci95']:.3f}"
 
 
-def _table(rows: list[list[str]], say: Callable[[str], None]) -> None:
+def table(rows: list[list[str]], say: Callable[[str], None]) -> None:
+    """Rows of cells, each column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -34,7 +43,7 @@ def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
         wins = results["win_rate"].get(name, {})
         beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in policies]
         rows.append([name, *(_figure(policy[c]) for c in columns), f"{100 * policy['eos_rate']:.0f} %", *beats])
-    _table(rows, say)
+    table(rows, say)
     if "preference_accuracy" in results:
         say(f"  DPO's reward agrees with {_figure(results['preference_accuracy'])} of the held-out labels")
     if "credit_auc" in results:
@@ -46,28 +55,37 @@ def print_sweep(rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
     """Return and KL over b1/b2 and c: a return that falls while the KL grows is over-optimisation."""
     columns = [c for c in COLUMNS if all(c in row for row in rows)]
     say("Over-optimisation: short RTO runs over b1/b2 and the clip c")
-    table = [["b1/b2", "c", *(COLUMNS[c] for c in columns), "stops"]]
+    lines = [["b1/b2", "c", *(COLUMNS[c] for c in columns), "stops"]]
     for row in rows:
         clip = "none" if row["clip"] is None else f"{row['clip']:g}"
-        table.append([f"{row['ratio']:g}", clip, *(_figure(row[c]) for c in columns), f"{100 * row['eos_rate']:.0f} %"])
-    _table(table, say)
+        lines.append([f"{row['ratio']:g}", clip, *(_figure(row[c]) for c in columns), f"{100 * row['eos_rate']:.0f} %"])
+    table(lines, say)
     say("")
 
 
 def write_samples(
-    path: Path, tokenizer: PreTrainedTokenizerBase, evaluations: dict[str, Evaluation], count: int
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluations: dict[str, Evaluation],
+    count: int,
+    judged: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """samples.md: the first `count` prompts and every policy's answer to them."""
+    """samples.md: the first `count` prompts and every policy's answer to them, with what decides comparisons."""
+    judged = {name: e.judged for name, e in evaluations.items()} if judged is None else judged
     lines = ["# Samples", "", "Answers to held-out prompts; special tokens are shown.", ""]
     some = next(iter(evaluations.values()))
     for i in range(min(count, len(some.answers))):
         lines += [f"## {i + 1}", "", *_quote(tokenizer.decode(some.answers[i].prompt)), ""]
         for name, evaluation in evaluations.items():
-            reward = evaluation.judged[i]
-            lines += [f"**{name}** ({reward:+.3f})", "", *_quote(tokenizer.decode(evaluation.answers[i].response)), ""]
+            lines += [
+                f"**{name}** ({judged[name][i]:+.3f})",
+                "",
+                *_quote(tokenizer.decode(evaluation.answers[i].response)),
+                "",
+            ]
     write_whole(path, "\n".join(lines))
 
 
 def _quote(text: str) -> list[str]:
     """Indented as code, so that whatever a model wrote stays text."""
-    return ["    " + line for line in text.splitlines()] or ["    "]
+    return ["    " + line for line in valid(text).splitlines()] or ["    "]

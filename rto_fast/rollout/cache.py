@@ -22,13 +22,14 @@ class RowCache(Cache):
         self.max_rows, self.capacity = max_rows, capacity
         self.storage: list[list[Tensor]] = []
         """[keys, values] of each layer."""
-        self._first_row = 0
+        self._first_row, self._row_step = 0, 1
         self._positions: Tensor | None = None
         self._num_rows = self._width = 0
         self._index: dict[int, Tensor] = {}
 
-    def begin_prefill(self, first_row: int) -> None:
-        self._first_row, self._positions, self._width = first_row, None, 0
+    def begin_prefill(self, first_row: int, row_step: int = 1) -> None:
+        """The next call's sequences go to rows first_row, first_row + row_step, ..."""
+        self._first_row, self._row_step, self._positions, self._width = first_row, row_step, None, 0
 
     def begin_step(self, positions: Tensor, width: int) -> None:
         """positions (B,) int64: where each row writes; width: the longest row, counting what it is about to write."""
@@ -47,7 +48,8 @@ class RowCache(Cache):
             ]
         keys, values = self.storage[layer_idx]
         if self._positions is None:
-            rows, length = slice(self._first_row, self._first_row + key_states.shape[0]), key_states.shape[2]
+            stop, length = self._first_row + key_states.shape[0] * self._row_step, key_states.shape[2]
+            rows = slice(self._first_row, stop, self._row_step)
             keys[rows, :, :length] = key_states
             values[rows, :, :length] = value_states
             return key_states, value_states
@@ -63,7 +65,7 @@ class RowCache(Cache):
         return self._index[num_heads]
 
     def move_rows(self, source: Tensor, target: Tensor) -> None:
-        """Copy rows `source` over rows `target` (int64, disjoint)."""
+        """Copy rows `source` over rows `target` (int64), all of them read before any is written."""
         for layer in self.storage:
             for store in layer:
                 store[target, :, : self._width] = store[source, :, : self._width]

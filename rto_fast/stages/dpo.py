@@ -121,9 +121,12 @@ class DPO:
 
         out = self.model(packed, head_rows)
         chosen, rejected = ((out.logprobs - batch.reference) * self.config.beta).view(2, -1).detach().sum(1)
+        logp_chosen, logp_rejected = out.logprobs.view(2, -1).detach().sum(1)
         return out.loss, {
             "accuracy": (out.margins > 0).float().sum(),
             "margin": out.margins.detach().sum(),
             "reward_chosen": chosen,
             "reward_rejected": rejected,
+            "logp_chosen": logp_chosen,
+            "logp_rejected": logp_rejected,
         }

@@ -9,7 +9,8 @@ Each iteration (algorithm 2 of arXiv:2404.18922):
 
     loss = sum_t w_t [max(-A_t r_t, -A_t clip(r_t, 1 +- eps)) - entropy_coef H_t] + coef * value loss,   r_t = pi/pi_old
 
-The same stage with beta_1 = 0 is PPO, with granularity = "response" the paper's DPPO (sparse DPO).
+The same stage, by configuration (`config.member`), is PPO on a sentence score, sparse DPO, Semi-RTO, RS-PPO and, with
+critic.kind = "group", GRPO: no values, advantages within the answers to one prompt (`groups`), the KL in the loss.
 
 Departures from the paper, each by configuration: 1. a bound c on the token reward (the authors' code has it); 2. a
 reward model's score at the last token (its later versions); 3. a penalty for, or masking of, answers cut off at the
@@ -18,24 +19,29 @@ iteration.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rto_fast.config import RTOConfig
-from rto_fast.experience import Experience, from_tensors
+from rto_fast.config import GuardConfig, RTOConfig
+from rto_fast.experience import COLUMNS, Experience, from_tensors
+from rto_fast.groups import group_relative
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.loop import Step, TrainState
 from rto_fast.losses import value_loss
 from rto_fast.model import Head, LanguageModel, ScalarModel
 from rto_fast.packing import cumulative, microbatches, pack, segment_gather
-from rto_fast.rewards import reward_options, whiten
+from rto_fast.rewards import check_finite, reward_options, reward_statistics, whiten
 from rto_fast.rollout import Completion, Sampling, rollout
 from rto_fast.scoring import Scores, score
 from rto_fast.seeds import derive, permutation
 from rto_fast.types import PackedBatch, Rows
+
+Judge = Callable[[list[Completion]], list[float]]
+"""One number per answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,9 @@ class Batch:
     packed: PackedBatch
     rows: Rows
     weights: Tensor
-    """(R,) float32, as are the next four"""
+    """(R,) float32, as are the next five"""
     old_logprobs: Tensor
+    reference: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -70,20 +77,26 @@ class RTO:
         microbatch_rows: int,
         workspace_mb: int | None,
         device: torch.device,
-        reward_model: ScalarModel | None = None,
+        guards: GuardConfig = GuardConfig(),  # noqa: B008  (frozen)
+        scorer: Judge | None = None,
+        watch: Judge | None = None,
         sentence_end_ids: frozenset[int] = frozenset(),
     ):
-        """`critic=None`: the policy's own value head (a shared trunk). `dpo=None` needs beta_1 = 0."""
+        """`critic=None`: the policy's own value head (a shared trunk), or none at all with critic.kind = "group".
+        `dpo=None` needs beta_1 = 0, `scorer=None` beta_3 = 0. `watch` judges every rollout for the learning curve.
+        """
         if dpo is None and config.reward.beta_1:
             raise ValueError(
                 f"rto: beta_1 = {config.reward.beta_1} needs a DPO model; run the dpo stage or give --dpo.model"
             )
-        if critic is None and policy.value_head is None:
+        if scorer is None and config.reward.beta_3:
+            raise ValueError(f"rto: beta_3 = {config.reward.beta_3} needs a sentence score; see --rto.score and --rm")
+        self.grouped = config.critic.kind == "group"
+        if critic is None and policy.value_head is None and not self.grouped:
             raise ValueError("rto: without a critic the policy needs a value head: call policy.add_value_head()")
         self.policy = policy.train()
-        self.reference, self.dpo, self.reward_model = (
-            m.eval().requires_grad_(False) if m is not None else None for m in (reference, dpo, reward_model)
-        )
+        self.reference, self.dpo = (m.eval().requires_grad_(False) if m is not None else None for m in (reference, dpo))
+        self.scorer, self.watch, self.guards = scorer, watch, guards
         self.critic = critic.train() if critic is not None else None
         self.prompts = prompts
         self.config = config
@@ -97,9 +110,13 @@ class RTO:
         self.workspace_mb = workspace_mb
         self.device = device
         self.sentence_end_ids = sentence_end_ids
+        self._updating: float | None = None
+        """When the last update began, by the clock."""
         self.note: Callable[[str], None] = lambda text: None
         """Told what goes on between two steps."""
-        self.iterations = config.iterations or max(1, math.ceil(config.epochs * len(prompts) / config.rollouts))
+        self.num_prompts = config.rollouts // (config.group if self.grouped else 1)
+        """Prompts of an iteration."""
+        self.iterations = config.iterations or max(1, math.ceil(config.epochs * len(prompts) / self.num_prompts))
         self.num_steps = self.iterations * config.ppo_epochs * math.ceil(config.rollouts / config.minibatch)
         state.progress.setdefault("beta_2", config.reward.beta_2)
 
@@ -112,8 +129,7 @@ class RTO:
             if "offsets" in tensors:  # in the middle of an iteration
                 experience = from_tensors(tensors, self.device)
             else:
-                experience, metrics = self._score(self._answer(iteration))
-                metrics["iteration"] = iteration + 1
+                experience, metrics = self._roll_out(iteration)
                 tensors |= experience.tensors()
                 progress["epoch"] = progress["place"] = 0
             for epoch in range(int(progress["epoch"]), self.config.ppo_epochs):
@@ -135,6 +151,24 @@ class RTO:
             tensors.clear()
             progress["iteration"] = iteration + 1
 
+    def _roll_out(self, iteration: int) -> tuple[Experience, dict[str, Tensor | float]]:
+        """An iteration's answers, scored, and what there is to say about them."""
+        started = time.perf_counter()
+        answers = self._answer(iteration)
+        rolled_out = time.perf_counter()
+        experience, metrics = self._score(answers)
+        scored = time.perf_counter()
+        metrics |= {
+            "iteration": iteration + 1,
+            "answers/total": (iteration + 1) * self.config.rollouts,
+            "time/rollout": rolled_out - started,
+            "time/score": scored - rolled_out,
+        }
+        if self._updating is not None:
+            metrics["time/update"] = started - self._updating
+        self._updating = scored
+        return experience, metrics
+
     def _mean_k3(self) -> float:
         """How far the last pass found the policy from the one that sampled, nats per token."""
         k3, weight = self.state.tensors["moved"].tolist()
@@ -142,7 +176,7 @@ class RTO:
 
     def _answer(self, iteration: int) -> list[Completion]:
         """Answers to the next prompts; each pass over the prompts is in a new order."""
-        count = self.config.rollouts
+        count = self.num_prompts
         first = iteration * count
         passes = range(first // len(self.prompts), (first + count - 1) // len(self.prompts) + 1)
         order = [i for p in passes for i in permutation(len(self.prompts), self.seed, "prompts", p)]
@@ -152,11 +186,11 @@ class RTO:
         def progress(more: int) -> None:
             nonlocal done
             done += more
-            self.note(f"{done}/{count} answers")
+            self.note(f"{done}/{self.config.rollouts} answers")
 
         return rollout(
             self.policy.hf,
-            [self.prompts[i] for i in order[skip : skip + count]],
+            [self.prompts[i] for i in order[skip : skip + count] for _ in range(self.config.rollouts // count)],
             self.sampling,
             self.eos_token_ids,
             seed=derive(self.seed, "rollout", iteration),
@@ -172,7 +206,7 @@ class RTO:
             packed, rows = self._pack(chosen)
             reward = reward_options(
                 config.reward,
-                beta_2=self.state.progress["beta_2"],
+                beta_2=self._reward_beta_2(),
                 gamma=config.gamma,
                 lam=config.lam,
                 sentence_scores=None if sentence_scores is None else sentence_scores[group],
@@ -206,28 +240,59 @@ class RTO:
 
     @torch.no_grad()
     def _score(self, answers: list[Completion]) -> tuple[Experience, dict[str, Tensor | float]]:
-        reward, beta_2 = self.config.reward, self.state.progress["beta_2"]
+        reward = self.config.reward
         truncated = torch.tensor([a.finish == "length" for a in answers], device=self.device)
-        sentence_scores = self._sentence_scores(answers) if reward.beta_3 else None
+        sentence_scores = None
+        if reward.beta_3:
+            self.note("sentence scores")
+            sentence_scores = torch.tensor(self.scorer(answers), dtype=torch.float32, device=self.device)
         scores = self._scores(answers, sentence_scores, truncated)
+        check_finite(scores, sentence_scores, reward)
         offsets = cumulative([len(a.response) for a in answers])
-        white = whiten(
+        cu_seqlens = offsets.to(self.device)
+        statistics = reward_statistics(
             scores,
-            offsets.to(self.device),
+            cu_seqlens,
             reward,
-            beta_2=beta_2,
+            beta_2=self._reward_beta_2(),
             sentence_scores=sentence_scores,
             truncated=truncated,
         )
+        metrics: dict[str, Tensor | float] = {**statistics, **self._answer_statistics(answers, scores)}
+        metrics["beta_2"] = self.state.progress["beta_2"]
+        if self.watch is not None:
+            # the reward model has just been asked
+            judged = sentence_scores.tolist() if self.watch is self.scorer and reward.beta_3 else self.watch(answers)
+            metrics["judge/return"] = sum(judged) / len(judged)
+        self._adapt_beta_2(float(statistics["kl/per_answer"]), len(answers))
+        if self.grouped:
+            per_token = bool(reward.beta_1) and reward.granularity != "response"
+            advantages = group_relative(scores.rewards, cu_seqlens, self.config.group, per_token)
+        else:
+            advantages = whiten(scores)
         masked = truncated if reward.truncated == "mask" else torch.zeros_like(truncated)
-        metrics: dict[str, Tensor | float] = {**white.statistics, **self._answer_statistics(answers, scores)}
-        metrics["beta_2"] = beta_2
-        self._adapt_beta_2(float(white.statistics["kl/per_answer"]), len(answers))
         weights = (~masked).float().tolist()
-        experience = Experience(
-            answers, offsets, weights, scores.policy, scores.values, white.advantages, scores.returns
-        )
-        return experience, metrics
+        if self._drifted(float(statistics["kl/per_answer"]), metrics):
+            weights = [0.0] * len(answers)
+        columns = (scores.policy, scores.reference, scores.values, advantages, scores.returns)
+        return Experience(answers, offsets, weights, *columns), metrics
+
+    def _drifted(self, kl: float, metrics: dict[str, Tensor | float]) -> bool:
+        """Whether the policy is so far from pi_ref that this rollout is not to be learned from. May raise."""
+        limit, action = self.guards.kl, self.guards.kl_action
+        if limit is None or kl <= limit:
+            return False
+        if action == "stop":
+            raise FloatingPointError(
+                f"guards.kl: the policy is {kl:.3g} nats per answer from pi_ref, above {limit:g}; the newest "
+                "checkpoint is from before this rollout: raise beta_2, lower rto.optim.lr, or raise the limit"
+            )
+        metrics["guard/kl"] = kl
+        return action == "skip"
+
+    def _reward_beta_2(self) -> float:
+        """The KL's weight in the reward; within groups the KL is part of the loss."""
+        return 0.0 if self.grouped else self.state.progress["beta_2"]
 
     def _answer_statistics(self, answers: list[Completion], scores: Scores) -> dict[str, Tensor | float]:
         sampled = torch.tensor([p for a in answers for p in a.logprobs], device=self.device)
@@ -244,16 +309,6 @@ class RTO:
         if target is not None:
             error = min(max(kl / target - 1, -0.2), 0.2)
             self.state.progress["beta_2"] *= 1 + error * count / self.config.reward.adaptive_kl_horizon
-
-    def _sentence_scores(self, answers: list[Completion]) -> Tensor:
-        """(S,) float32 scores of the reward model at each answer's last token."""
-        scores = torch.zeros(len(answers), device=self.device)
-        for group in microbatches([len(a.prompt) + len(a.response) for a in answers], self.microbatch_rows):
-            # one more target, never read, makes the answer's last token a row of its own
-            packed, rows = pack([answers[i].prompt for i in group], [[*answers[i].response, 0] for i in group])
-            last = rows.index[rows.cu_seqlens[1:].long() - 1]
-            scores[group] = self.reward_model(packed.to(self.device), last.to(self.device))
-        return scores
 
     def _sentence_ends(self, answers: list[Completion]) -> Tensor:
         ends = [token in self.sentence_end_ids for a in answers for token in a.response]
@@ -278,7 +333,7 @@ class RTO:
                     packed,
                     rows,
                     packed.weights[rows.index],
-                    *(getattr(experience, n)[at] for n in ("old_logprobs", "old_values", "advantages", "returns")),
+                    *(getattr(experience, n)[at] for n in COLUMNS),
                     critic_only=iteration < self.config.critic.warmup_iterations,
                 )
             )
@@ -291,7 +346,7 @@ class RTO:
 
         def head_rows(hidden: Tensor, head: Head):
             hidden = hidden[rows.index]
-            own = self.policy.value_head(hidden.float())[:, 0] if self.critic is None else None
+            own = self.policy.value_head(hidden.float())[:, 0] if self.policy.value_head is not None else None
             if batch.critic_only:
                 return None, own
             out = ppo_head(
@@ -303,6 +358,8 @@ class RTO:
                 weights,
                 clip=config.clip,
                 entropy_coef=config.entropy_coef,
+                kl_coef=self.state.progress["beta_2"] if self.grouped else 0.0,
+                ref_logprobs=batch.reference,
                 workspace_mb=self.workspace_mb,
                 **head.options(),
             )
@@ -311,9 +368,11 @@ class RTO:
         out, values = (None, None) if batch.critic_only and self.critic is not None else self.policy(packed, head_rows)
         if self.critic is not None:
             values = self.critic(packed, rows.index)
-        values_loss = value_loss(values, batch.old_values, batch.returns, weights, config.critic.clip)
-        loss = config.critic.coef * values_loss
-        stats = {"value_loss": values_loss.detach()}
+        loss, stats = torch.zeros((), device=self.device), {}
+        if values is not None:
+            values_loss = value_loss(values, batch.old_values, batch.returns, weights, config.critic.clip)
+            loss = config.critic.coef * values_loss
+            stats["value_loss"] = values_loss.detach()
         if out is not None:
             loss = loss + out.loss
             stats |= self._policy_statistics(out, batch)

@@ -1,7 +1,16 @@
-"""The product's RTO stage on a token tree whose best policy is known: how much of J* does it miss?
+"""The RL stage on a token tree whose best policy is known: how much of J* does each member of the family miss?
 
-8 tokens, depth 5, two fixed random Llamas as pi_ref and pi_dpo, the policy starting as pi_ref. `rto` pays each token
-its reward, `sparse_dpo` pays the same sum at the last token; both have the same best policy.
+8 tokens, depth 5, two fixed random Llamas as pi_ref and pi_dpo, the policy starting as pi_ref. All members are paid the
+same return, beta_1 log pi_dpo/pi_ref of the whole answer:
+
+    rto         every token its own share                       sparse_dpo  all of it at the last token
+    semi_rto    at the ends of sentences (tokens 1 and 2)       ppo         all of it, as a sentence score
+    rs_ppo      the score, and token rewards that cancel        grpo        the score compared within groups of 8
+
+The first five have one best policy and approach it. grpo has another: its loss charges every token its own k3, whose
+gradient is that of KL(pi_ref || pi) and knows nothing of the KL of later tokens, where the return's KL is
+KL(pi || pi_ref) of the whole answer. Its beta_2 is divided by the deviation of the return under pi*, since its rewards
+are: the rest of its regret is that difference, and the noise of a deviation taken from 8 answers.
 """
 
 import copy
@@ -9,7 +18,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import tyro
@@ -17,20 +27,32 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rto_fast import attention, loop
-from rto_fast.config import CriticConfig, OptimConfig, RewardConfig, RTOConfig
+from rto_fast.config import CriticConfig, OptimConfig, RewardConfig, RTOConfig, member
 from rto_fast.model import LanguageModel, critic_from
+from rto_fast.rollout import Completion
 from rto_fast.seeds import derive
 from rto_fast.stages.rto import RTO
-from rto_fast.theory.token_tree import conditional_logprobs, optimal_objective, regret
+from rto_fast.theory.token_tree import (
+    conditional_logprobs,
+    optimal_objective,
+    optimal_sequence_logprobs,
+    regret,
+    sequence_logprobs,
+)
 
 START = 0
 """The prompt: one token, the root of the tree."""
+SENTENCE_ENDS = frozenset({1, 2})
+"""The tokens that end a sentence, for semi_rto."""
+Member = Literal["rto", "sparse_dpo", "semi_rto", "ppo", "rs_ppo", "grpo"]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Train rto and sparse_dpo on a token tree with the trainer's own stage and print their exact regrets as JSON."""
+    """Train the RTO family on a token tree with the trainer's own stage and print the exact regrets as JSON."""
 
+    members: tuple[Member, ...] = ("rto", "sparse_dpo")
+    """Which of rto, sparse_dpo, semi_rto, ppo, rs_ppo, grpo."""
     seed: int = 0
     """Seeds the two fixed models and every random stream."""
     iterations: int = 150
@@ -94,25 +116,43 @@ class _Watched:
         self.watch(self.stage.iterations)
 
 
-def run(experiment: Experiment, granularity: str, note: Callable[[str], None] = lambda _: None) -> dict[str, float]:
-    """{iterations: regret} of one reward placement."""
+def settings(experiment: Experiment, name: str, deviation: float) -> RTOConfig:
+    """The trainer's configuration of one member, `deviation` being that of the return under pi*."""
     e = experiment
-    reference, dpo = tree_model(e.vocab, derive(e.seed, "ref")), tree_model(e.vocab, derive(e.seed, "dpo"))
-    policy = copy.deepcopy(reference)
-    critic = critic_from(reference)
-    ref_rows, dpo_rows = exact(reference, e.vocab, e.depth), exact(dpo, e.vocab, e.depth)
-    optim = OptimConfig(lr=e.lr, schedule="linear", warmup=0.0, min_lr=0.0)
+    beta_2 = e.beta_2 / deviation if name == "grpo" else e.beta_2
     config = RTOConfig(
-        reward=RewardConfig(e.beta_1, e.beta_2, granularity=granularity),
+        # no clamp: the score is the DPO model's log-ratio, beyond 10 nats on a few answers
+        reward=RewardConfig(e.beta_1, beta_2, score_clip=1e6),
         critic=CriticConfig(lr=e.lr / 4),
+        score_weight=e.beta_1,
         iterations=e.iterations,
         rollouts=256,
         minibatch=64,
-        optim=optim,
+        optim=OptimConfig(lr=e.lr, schedule="linear", warmup=0.0, min_lr=0.0),
     )
+    return member(config, name)
+
+
+def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lambda _: None) -> dict[str, float]:
+    """{iterations: regret} of one member of the family."""
+    e = experiment
+    reference, dpo = tree_model(e.vocab, derive(e.seed, "ref")), tree_model(e.vocab, derive(e.seed, "dpo"))
+    policy = copy.deepcopy(reference)
+    ref_rows, dpo_rows = exact(reference, e.vocab, e.depth), exact(dpo, e.vocab, e.depth)
+    log_ratio = sequence_logprobs(dpo_rows) - sequence_logprobs(ref_rows)
+    best = optimal_sequence_logprobs(ref_rows, dpo_rows, e.beta_1, e.beta_2).exp()
+    mean = best @ log_ratio
+    config = settings(e, name, deviation=e.beta_1 * float((best @ (log_ratio - mean).square()).sqrt()))
+    critic = None if config.critic.kind == "group" else critic_from(reference)
     groups = loop.parameter_groups("policy", policy, e.lr, 0.0)
-    groups += loop.parameter_groups("critic", critic, config.critic.lr, 0.0)
-    state = loop.make_state(groups, optim)
+    if critic is not None:
+        groups += loop.parameter_groups("critic", critic, config.critic.lr, 0.0)
+    state = loop.make_state(groups, config.optim)
+
+    def scorer(answers: list[Completion]) -> list[float]:
+        places = e.vocab ** torch.arange(e.depth - 1, -1, -1)
+        return log_ratio[torch.tensor([a.response for a in answers]) @ places].tolist()
+
     stage = RTO(
         policy,
         reference,
@@ -127,6 +167,8 @@ def run(experiment: Experiment, granularity: str, note: Callable[[str], None] = 
         microbatch_rows=4096,
         workspace_mb=16,
         device=torch.device("cpu"),
+        scorer=scorer,
+        sentence_end_ids=SENTENCE_ENDS,
     )
     regrets: dict[str, float] = {}
 
@@ -134,10 +176,9 @@ def run(experiment: Experiment, granularity: str, note: Callable[[str], None] = 
         if done % e.every == 0 or done == e.iterations:
             rows = exact(policy, e.vocab, e.depth)
             regrets[str(done)] = float(regret(rows, ref_rows, dpo_rows, e.beta_1, e.beta_2))
-            note(f"{granularity:8} {done:4} iterations: regret {regrets[str(done)]:.4f}")
+            note(f"{name:10} {done:4} iterations: regret {regrets[str(done)]:.4f}")
 
-    best = float(optimal_objective(ref_rows, dpo_rows, e.beta_1, e.beta_2))
-    note(f"{granularity:8} J* = {best:.4f}")
+    note(f"{name:10} J* = {float(optimal_objective(ref_rows, dpo_rows, e.beta_1, e.beta_2)):.4f}")
     loop.train(_Watched(stage, watch), state, config.optim, lambda *_: None, log_every=10**9)
     return regrets
 
@@ -146,5 +187,4 @@ def main() -> None:
     experiment = tyro.cli(Experiment, prog="python -m rto_fast.theory.token_tree")
     started = time.perf_counter()
     note = lambda text: print(f"{time.perf_counter() - started:6.1f} s  {text}", file=sys.stderr)  # noqa: E731
-    placements = {"rto": "token", "sparse_dpo": "response"}
-    print(json.dumps({name: {"regret": run(replace(experiment), where, note)} for name, where in placements.items()}))
+    print(json.dumps({name: {"regret": run(experiment, name, note)} for name in experiment.members}))

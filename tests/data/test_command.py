@@ -28,19 +28,14 @@ def files(tmp_path):
     return ["--path", str(tmp_path / "pairs.jsonl"), "--model.path", str(tmp_path / "model")]
 
 
-def run(monkeypatch, capsys, *args):
-    monkeypatch.setattr(sys, "argv", ["rto_fast.data", *map(str, args)])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
+def run(capsys, *args):
+    code = main([str(word) for word in args])
     out = capsys.readouterr()
     return code, out.out, out.err
 
 
-def test_rows_are_shown_token_by_token(files, monkeypatch, capsys):
-    code, out, err = run(monkeypatch, capsys, *files, "--max-length", "80", "--max-prompt", "60")
+def test_rows_are_shown_token_by_token(files, capsys):
+    code, out, err = run(capsys, *files, "--max-length", "80", "--max-prompt", "60")
     assert code == 0 and err == ""
     assert "4 rows, read as pairs" in out and "prompt (string) + strings chosen, rejected" in out
     assert "0 |[BOS <s>]|\\n|\\n|H|u|m|a|n|:|▁the|▁|c|a|t|?|\\n|\\n|A|s|s|i|s|t|a|n|t|:|" in out
@@ -56,53 +51,53 @@ def test_rows_are_shown_token_by_token(files, monkeypatch, capsys):
     assert ["chosen", "2", "2", "2", "11", "11", "11", "13"] in table
 
 
-def test_options(files, monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, *files, "--rows", "1", "--ids", "--kind", "prompts", "--max-length", "300")
+def test_options(files, capsys):
+    code, out, _ = run(capsys, *files, "--rows", "1", "--ids", "--kind", "prompts", "--max-length", "300")
     assert code == 0 and "read as prompts" in out and "chosen" not in out.split("row 1")[1]
     assert "[BOS <s>] 261|" in out and "row 2" not in out
-    code, out, _ = run(monkeypatch, capsys, *files, "--kind", "demonstrations", "--template", "none", "--limit", "1")
+    code, out, _ = run(capsys, *files, "--kind", "demonstrations", "--template", "none", "--limit", "1")
     assert code == 0 and "response: " in out and "template  none" in out
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--max-length", "0"], "error: data.max_length: must be at least 2"),
-        (["--max-length", "9", "--max-prompt", "9"], "error: data.max_prompt: must be at least 1 and below"),
+        (["--max-length", "0"], "rto_fast: error: data.max_length: must be at least 2"),
+        (["--max-length", "9", "--max-prompt", "9"], "rto_fast: error: data.max_prompt: must be at least 1 and below"),
         (
             ["--columns", "prompt", "question"],
-            "error: data.columns: 'prompt' is to be 'question', which row 1 does not",
+            "rto_fast: error: data.columns: 'prompt' is to be 'question', which row 1 does not",
         ),
-        (["--template", "chat"], "error: data.template: 'chat' needs a tokenizer with a chat template"),
-        (["--split", "test"], "error: data.split: "),
-        (["--rows", "-1"], "error: rows: must be 0 or more"),
+        (["--template", "chat"], "rto_fast: error: data.template: 'chat' needs a tokenizer with a chat template"),
+        (["--split", "test"], "rto_fast: error: data.split: "),
+        (["--rows", "-1"], "rto_fast: error: rows: must be 0 or more"),
     ],
 )
-def test_mistakes_are_one_line(files, monkeypatch, capsys, extra, message):
-    code, out, err = run(monkeypatch, capsys, *files, *extra)
+def test_mistakes_are_one_line(files, capsys, extra, message):
+    code, out, err = run(capsys, *files, *extra)
     assert code == 2 and out == "" and err.startswith(message) and err.count("\n") == 1
 
 
-def test_bad_paths(files, tmp_path, monkeypatch, capsys):
-    code, _, err = run(monkeypatch, capsys, "--path", "./nowhere.jsonl", *files[2:])
-    assert code == 2 and err == "error: data.path: there is no file or directory './nowhere.jsonl'\n"
-    code, _, err = run(monkeypatch, capsys, *files[:3], tmp_path / "none")
-    assert code == 2 and err.startswith("error: model.path: there is no folder")
+def test_bad_paths(files, tmp_path, capsys):
+    code, _, err = run(capsys, "--path", "./nowhere.jsonl", *files[2:])
+    assert code == 2 and err == "rto_fast: error: data.path: there is no file or directory './nowhere.jsonl'\n"
+    code, _, err = run(capsys, *files[:3], tmp_path / "none")
+    assert code == 2 and err.startswith("rto_fast: error: model.path: there is no folder")
     (tmp_path / "empty").mkdir()
-    code, _, err = run(monkeypatch, capsys, *files[:3], tmp_path / "empty")
+    code, _, err = run(capsys, *files[:3], tmp_path / "empty")
     assert code == 2 and "holds no tokenizer" in err
     (tmp_path / "empty/tokenizer.json").write_text("{}")
-    code, _, err = run(monkeypatch, capsys, *files[:3], tmp_path / "empty")
+    code, _, err = run(capsys, *files[:3], tmp_path / "empty")
     assert code == 2 and "no tokenizer can be loaded" in err and err.count("\n") == 1
 
 
-def test_a_tokenizer_file_alone(files, tmp_path, monkeypatch, capsys):
+def test_a_tokenizer_file_alone(files, tmp_path, capsys):
     (tmp_path / "alone").mkdir()
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "alone/tokenizer.json"))
-    code, _, err = run(monkeypatch, capsys, *files[:3], tmp_path / "alone")
+    code, _, err = run(capsys, *files[:3], tmp_path / "alone")
     assert code == 2 and "no EOS token" in err
     byte_level().backend_tokenizer.save(str(tmp_path / "alone/tokenizer.json"))
-    code, out, _ = run(monkeypatch, capsys, *files[:3], tmp_path / "alone")
+    code, out, _ = run(capsys, *files[:3], tmp_path / "alone")
     assert code == 0 and "BOS <s> (261), EOS </s> (262), context unknown" in out
 
 

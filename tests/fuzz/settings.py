@@ -125,7 +125,7 @@ def flags() -> list[Case]:
     --stages rto sft | stages | in the order
     --stages sft sft | stages | free of repeats
     --stages | stages
-    --stages ppo | --stages
+    --stages poo | --stages
     --resume maybe | --resume
     --model.dtype float8 | --model.dtype
     --model.liger True | model.liger
@@ -215,7 +215,7 @@ def recipes() -> list[Case]:
         text("columns of numbers", "[data]\ncolumns = {prompt = 5}", "data.columns must be"),
         text("columns of a list", '[data]\ncolumns = ["prompt"]', "data.columns must be"),
         text("an unknown choice", '[model]\ndtype = "float99"', "model.dtype must be one of"),
-        text("an unknown stage", 'stages = ["sft", "ppo"]', "stages must be"),
+        text("an unknown stage", 'stages = ["sft", "poo"]', "stages must be"),
         text("stages as a string", 'stages = "sft"', "stages must be"),
         text("NaN", "[rto.optim]\nlr = nan", "optim.lr"),
         text("infinity", "[sft.optim]\nlr = inf", "optim.lr"),

@@ -317,8 +317,8 @@ def others() -> list[Case]:
         Case("dpo.model: cut", cut("dpo.model"), ("dpo.model", "safetensors")),
         Case("sft.model: absent", lambda p: ["--sft.model", "./no"], ("sft.model", "./no")),
         Case("dpo.model: absent", lambda p: ["--dpo.model", "./no"], ("dpo.model", "./no")),
-        Case("reward model: absent", lambda p: ["--rto.reward-model", "./no", *weighed], ("rto.reward_model", "./no")),
-        Case("reward model: not given", lambda p: list(weighed), ("rto.reward_model", "--rto.reward-model")),
+        Case("reward model: absent", lambda p: ["--rm.model", "./no", *weighed], ("rm.model", "./no")),
+        Case("reward model: not given", lambda p: list(weighed), ("rto.score", "--rm.model")),
     ]
 
 

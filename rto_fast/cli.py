@@ -1,0 +1,105 @@
+"""What every command has in common: flags become settings, and a mistake is one line and exit status 2."""
+
+import contextlib
+import inspect
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from rto_fast.text import is_unicode, one_line
+
+Settings = TypeVar("Settings")
+
+TRACEBACK = "--traceback"
+"""Not a setting: it is taken off the command line before the rest is read, and never written down."""
+MAX_WORD = 4096
+
+
+def parse(
+    settings: type[Settings],
+    args: Sequence[str],
+    prog: str,
+    *,
+    default: Settings | None = None,
+    onoff: bool = True,
+    more: Sequence[str] = (),
+) -> Settings:
+    """Flags as a dataclass, over `default`. Raises ValueError, one line, naming the flag.
+
+    more   lines of --help about words that are no settings
+    onoff  True: a yes-or-no setting is a pair of flags, --x and --no-x; False: it takes a value, --x True
+    """
+    check_words(args)
+    more = [inspect.getdoc(settings) or "", *more, f"{TRACEBACK}: an error shows where in the code it came from."]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                settings,
+                args=args,
+                default=default,
+                prog=prog,
+                description="\n\n".join(
+                    [inspect.getdoc(settings) or "", *more, f"{TRACEBACK}: an error shows where it came from."]
+                ),
+                config=() if onoff else (tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def check_words(args: Sequence[str]) -> None:
+    """Raises ValueError for a word that must not reach a path, a terminal or a search for the nearest flag."""
+    for flag, word in zip(["the first word", *args], args, strict=False):
+        if len(word) > MAX_WORD or "\0" in word or not word.isascii() and not is_unicode(word):
+            said = f"{word[:40]!r}{' and so on' if len(word) > 40 else ''}"
+            raise ValueError(f"{flag[:40]}: wanted UTF-8 text of at most {MAX_WORD} letters without NUL, got {said}")
+
+
+def _one_line(box: str) -> str:
+    """What tyro's error box says, without its frame and its closing advice."""
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │|") for line in box.splitlines() if not line.startswith(("╭", "╰", "+-"))]
+    parts = re.split(r"\n[─-]{5,}\n", "\n".join(lines))
+    meant = re.search(r"Perhaps you meant:\s+(\S+)", box.replace("│", " "))
+    # in plain ASCII the title is a part of its own
+    parts = [part for part in parts if not part.strip().startswith("For full helptext")]
+    said = next((part for part in parts if len(part.split()) > 3), parts[-1])
+    message = " ".join(said.split()).rstrip(".")
+    return message + (f" (did you mean {meant[1]}?)" if meant else "") + "; see --help"
+
+
+def run(work: Callable[[list[str]], object], args: Sequence[str] | None, interrupted: str) -> int:
+    """Do work(args without --traceback) and return the exit status.
+
+    0 done, or the reader of the output (head, less) went away; 2 bad input, one line on stderr; 130 interrupted, with
+    `interrupted` to say what that means. Anything else is a fault of ours, and comes with a traceback.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    # texts may hold letters that the terminal's encoding lacks
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        work([word for word in args if word != TRACEBACK])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # python must not complain about it while closing stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, FloatingPointError) as error:
+        if TRACEBACK in args:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        print(f"rto_fast: error: {one_line(error) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nrto_fast: interrupted. {interrupted}", file=sys.stderr)
+        return 130
+    return 0

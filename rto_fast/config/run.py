@@ -1,0 +1,227 @@
+"""Settings of a whole run: model, data, evaluation, checkpoints, and every stage's."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rto_fast.config.checks import check, check_bounds
+from rto_fast.config.rl import RTOConfig, member
+from rto_fast.config.stages import DPOConfig, RMConfig, SFTConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str = ""
+    """Model to align: a Hugging Face folder or hub id. Its tokenizer is used throughout."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the stored weights. auto: float32 on CPU; on CUDA float32 weights with bfloat16 arithmetic (autocast)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward: slower, much less memory."""
+    liger: bool = False
+    """Use liger-kernel's fused norms, rotary embeddings and MLPs (CUDA only)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models you have read."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = ""
+    """Preference pairs: .jsonl(.gz), .json, .parquet, a directory, or a hub id; HH-RLHF strings or TRL rows."""
+    subset: str | None = None
+    """Subset (or data directory) of a hub dataset, e.g. helpful-base."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    demonstrations: str | None = None
+    """Rows with prompt and completion for SFT; without it SFT learns from the chosen answers."""
+    prompts: str | None = None
+    """Rows with a prompt to roll out from, and a column `reference` for rules; without it the pairs' prompts serve."""
+    evaluation: str | None = None
+    """Rows with a prompt for evaluation; without it held-out pairs serve."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Other column names, as wanted name and yours: {prompt: question}."""
+    template: Literal["auto", "chat", "plain", "none"] = "auto"
+    """How a conversation becomes text. auto: the tokenizer's chat template, else plain Human/Assistant turns."""
+    max_prompt: int = 256
+    """Longest prompt in tokens; longer ones lose their oldest tokens (counted)."""
+    max_length: int = 512
+    """Longest prompt + answer in tokens; longer rows are dropped (counted)."""
+    held_out: int = 256
+    """Pairs kept from training for evaluation, split by prompt."""
+    max_rows: int | None = None
+    """Read at most so many rows."""
+
+    def __post_init__(self) -> None:
+        check(self.max_prompt >= 1, "data.max_prompt", "at least 1", self.max_prompt)
+        check(
+            self.max_length > self.max_prompt,
+            "data.max_length",
+            f"above max_prompt = {self.max_prompt}",
+            self.max_length,
+        )
+        check(self.held_out >= 0, "data.held_out", "0 or more", self.held_out)
+        check(self.max_rows is None or self.max_rows > 0, "data.max_rows", "positive", self.max_rows)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    prompts: int = 256
+    """Held-out prompts that every policy answers; 0 = no evaluation."""
+    temperature: float = 1.0
+    """Sampling temperature of the evaluation (paper: 0.9)."""
+    top_p: float = 1.0
+    """Nucleus of the evaluation (paper: 0.99)."""
+    samples: int = 8
+    """Answers per policy written to samples.md."""
+
+    def __post_init__(self) -> None:
+        check(self.prompts >= 0, "eval.prompts", "0 or more", self.prompts)
+        check(self.samples >= 0, "eval.samples", "0 or more", self.samples)
+        check(self.temperature >= 0, "eval.temperature", "0 or more", self.temperature)
+        check(0 < self.top_p <= 1, "eval.top_p", "in (0, 1]", self.top_p)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Short RTO runs over b1/b2 and c from the same start, to show over-optimisation. Empty = none."""
+
+    ratios: tuple[float, ...] = ()
+    """Values of b1/b2, at the recipe's b1."""
+    clips: tuple[float, ...] = ()
+    """Values of c."""
+    iterations: int = 10
+    """Iterations of each run."""
+
+    def __post_init__(self) -> None:
+        check(all(r > 0 for r in self.ratios), "sweep.ratios", "positive", self.ratios)
+        check(all(c > 0 for c in self.clips), "sweep.clips", "positive", self.clips)
+        check(bool(self.ratios) == bool(self.clips), "sweep.clips", "given together with sweep.ratios", self.clips)
+        check(self.iterations >= 1, "sweep.iterations", "at least 1", self.iterations)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The whole run once per seed, each in a folder of its own, and one report on all of them. Empty = one run."""
+
+    seeds: tuple[int, ...] = ()
+    """Seeds to run; `seed` is then not used."""
+
+    def __post_init__(self) -> None:
+        check(len(set(self.seeds)) == len(self.seeds), "compare.seeds", "free of repeats", self.seeds)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a running stage is saved, so that the same command goes on from there, bit for bit."""
+
+    every: int = 0
+    """Optimizer steps between two checkpoints; 0 = by time alone."""
+    minutes: float = 10.0
+    """Minutes between two checkpoints; 0 = by steps alone."""
+    keep: int = 2
+    """How many to keep of a running stage. A finished stage keeps its model only."""
+
+    def __post_init__(self) -> None:
+        check(self.every >= 0, "checkpoint.every", "0 or more", self.every)
+        check(0 <= self.minutes < math.inf, "checkpoint.minutes", "0 or more, and finite", self.minutes)
+        check(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What may go wrong while a run is alone. A value that is not finite always stops it, before the step."""
+
+    grad_norm: float | None = None
+    """Gradient norm (of one network, before clipping) that is too large; none = any is taken."""
+    grad_norm_action: Literal["warn", "skip", "stop"] = "skip"
+    """Then: take the step and say so, leave the step out, or stop."""
+    kl: float | None = None
+    """KL to pi_ref per answer (nats, mean of a rollout) that is too large; none = any."""
+    kl_action: Literal["warn", "skip", "stop"] = "stop"
+    """Then: say so, do not learn from that rollout, or stop."""
+    stall_minutes: float = 60.0
+    """End the run when nothing moves for so long: generation, a reward server, a GPU that hangs. 0 = wait for ever."""
+
+    def __post_init__(self) -> None:
+        for name in ("grad_norm", "kl"):
+            limit = getattr(self, name)
+            check(limit is None or 0 < limit < math.inf, f"guards.{name}", "positive and finite", limit)
+        check(0 <= self.stall_minutes < math.inf, "guards.stall_minutes", "0 or more, and finite", self.stall_minutes)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Turn preference pairs into an aligned language model: SFT, DPO, then PPO on DPO's token rewards (RTO)."""
+
+    recipe: str = "quickstart"
+    """Settings to start from: a name in the README's table, or a .toml file. Flags override it."""
+    output: str | None = None
+    """Folder of the run; none = runs/<recipe>. Finished stages found there are not run again."""
+    stages: tuple[
+        Literal["sft", "dpo", "rm", "rto", "ppo", "sparse_dpo", "dppo", "semi_rto", "rs_ppo", "grpo"], ...
+    ] = ("sft", "dpo", "rto")
+    """Stages to run, in this order: sft, dpo, rm (a reward model), then members of the RTO family, all with the
+    settings of [rto]: rto, ppo (the sentence score alone), sparse_dpo = dppo (the DPO reward at the last token),
+    semi_rto (at sentence ends), rs_ppo (DPO reward as shaping only), grpo (no critic)."""
+    seed: int = 0
+    """Seeds every random stream of the run."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
+    microbatch_rows: int = 16384
+    """Tokens in one forward and backward. Lower it when memory runs out; results do not depend on it."""
+    workspace_mb: int | None = None
+    """Memory of the vocabulary-sized operators, instead of a tokens x vocabulary tensor; none = 64 on CPU, 1024 on
+    CUDA."""
+    log_every: int = 1
+    """Optimizer steps between two lines of metrics.jsonl."""
+    resume: bool = True
+    """Go on from the checkpoint of a stage that was interrupted; False starts that stage over."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    rm: RMConfig = field(default_factory=RMConfig)
+    rto: RTOConfig = field(default_factory=RTOConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        check(self.seed >= 0, "seed", "0 or more", self.seed)
+        check(all(seed >= 0 for seed in self.compare.seeds), "compare.seeds", "0 or more", self.compare.seeds)
+        check(len(self.stages) > 0, "stages", "at least one, such as sft, dpo or rto", self.stages)
+        check(self.microbatch_rows >= 1, "microbatch_rows", "positive", self.microbatch_rows)
+        check(self.workspace_mb is None or self.workspace_mb >= 1, "workspace_mb", "at least 1", self.workspace_mb)
+        check(self.log_every >= 1, "log_every", "at least 1", self.log_every)
+        check(len(set(self.stages)) == len(self.stages), "stages", "free of repeats", self.stages)
+        # members of the family do not build on one another: any order will do
+        floors = {"sft": 0, "dpo": 1, "rm": 1}
+        ordered = sorted(self.stages, key=lambda stage: floors.get(stage, 2))
+        check(list(self.stages) == ordered, "stages", "in the order sft, dpo and rm, rto and its family", self.stages)
+        for stage in self.members:
+            self._check_score(stage)
+
+    def _check_score(self, stage: str) -> None:
+        config = member(self.rto, stage)
+        source = config.score.rule or config.score.server or self.rm.model or "rm" in self.stages
+        if config.reward.beta_3 and not source:
+            raise ValueError(
+                f"rto.score: {stage} with beta_3 = {config.reward.beta_3:g} weighs a sentence score; add the stage rm, "
+                "give --rm.model, --rto.score.rule or --rto.score.server, or set beta_3 to 0"
+            )
+
+    @property
+    def members(self) -> list[str]:
+        """The stages that are PPO on some reward."""
+        return [stage for stage in self.stages if stage not in ("sft", "dpo", "rm")]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) if self.output else Path("runs") / Path(self.recipe).stem
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.rto.sampling.max_new_tokens or self.data.max_length - self.data.max_prompt

@@ -1,0 +1,163 @@
+"""DPO from several starts, with implicit rewards and eq. 16 measured on the way (see `likelihood`)."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rto_fast import loop
+from rto_fast.credit.kl import kl_per_answer
+from rto_fast.credit.source import Source
+from rto_fast.data.encode import EncodedDemonstration
+from rto_fast.evaluate.policies import answer_logprobs
+from rto_fast.model import LanguageModel, load_language_model
+from rto_fast.rollout import Sampling, rollout
+from rto_fast.seeds import derive
+from rto_fast.stages.dpo import DPO
+from rto_fast.stages.sft import SFT
+from rto_fast.stats import mean_estimate
+
+STARTS = {
+    "chosen": "SFT on the chosen answers first",
+    "demonstrations": "SFT on demonstrations first",
+    "none": "no SFT",
+}
+
+_TUNING = 0.25
+"""Learning rate of the SFT on chosen answers as a share of the run's, since it goes on from the run's SFT."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Means over answers at one step, and half-widths of their 95 % intervals; nats times beta."""
+
+    step: int
+    chosen: float
+    chosen_ci95: float
+    rejected: float
+    rejected_ci95: float
+    own: float
+    """E_{pi_ref}[beta log pi/pi_ref] over sampled answers"""
+    own_ci95: float
+    minus_beta_kl: float
+    minus_beta_kl_ci95: float
+    gap: float
+    """own - minus_beta_kl, paired by answer"""
+    gap_ci95: float
+    accuracy: float
+    """Share of pairs whose chosen answer has the higher reward, ties half"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    beta: float
+    logprobs: dict[str, float]
+    """Mean log pi_ref of the chosen, rejected and sampled answers, nats"""
+    points: list[Point]
+
+    def plain(self) -> dict[str, Any]:
+        return {"logprobs": self.logprobs, "points": [asdict(p) for p in self.points]}
+
+
+def starts_of(source: Source, wanted: Sequence[str]) -> list[str]:
+    """The starts that differ: a run without demonstrations did its SFT on the chosen answers."""
+    return [s for s in wanted if s != "demonstrations" or _has_demonstrations(source)]
+
+
+def _has_demonstrations(source: Source) -> bool:
+    return source.oracle is not None or bool(source.run.data.demonstrations)
+
+
+def start_model(source: Source, start: str, seed: int, progress: Callable[[int], object]) -> LanguageModel:
+    """The model that DPO starts from."""
+    device = source.scorer.reference.hf.device
+    if start == "none":
+        base = source.run.model.path
+        base = str(source.folder / "task" / "model") if source.oracle and base in ("", "quickstart") else base
+        return load_language_model(base, device=device)
+    model = load_language_model(source.reference_path, device=device)
+    if start == "chosen" and _has_demonstrations(source):
+        run = source.run.sft
+        config = replace(run, epochs=1.0, optim=replace(run.optim, lr=run.optim.lr * _TUNING))
+        answers = [EncodedDemonstration(p.prompt, p.chosen) for p in source.pairs(None, training=True)]
+        _train(SFT, model, answers, config, source, seed, lambda step: progress(1))
+    return model
+
+
+def dpo_from(
+    model: LanguageModel,
+    source: Source,
+    steps: int,
+    answers: int,
+    points: int,
+    seed: int,
+    progress: Callable[[int], object],
+) -> Curve:
+    """Train `model` by DPO for `steps` steps on as many pairs as they take, measuring at `points` steps and at 0."""
+    run, reference = source.run, copy.deepcopy(model).requires_grad_(False).eval()
+    pairs = source.pairs(None, training=True)[: steps * run.dpo.batch_size]
+    probe = _Probe(reference, source, pairs[:answers], seed)
+    curve = Curve(run.dpo.beta, probe.logprobs, [probe.point(model, 0)])
+    at = {round(steps * i / points) for i in range(1, points + 1)}
+
+    def after(step: int) -> None:
+        progress(1)
+        if step in at:
+            curve.points.append(probe.point(model, step))
+
+    # a file shorter than that is gone through again
+    epochs = steps * min(run.dpo.batch_size, len(pairs)) / len(pairs)
+    _train(DPO, model, pairs, replace(run.dpo, epochs=epochs), source, seed, after)
+    return curve
+
+
+class _Probe:
+    """The answers to measure on, and what pi_ref says of them."""
+
+    def __init__(self, reference: LanguageModel, source: Source, pairs: list, seed: int):
+        self.reference, self.beta, self.num = reference, source.run.dpo.beta, len(pairs)
+        self.limits = (source.run.microbatch_rows, source.run.workspace_mb)
+        sampled = rollout(
+            reference.hf,
+            [p.prompt for p in pairs],
+            Sampling(max_new_tokens=source.run.max_new_tokens),
+            (source.template.eos_id,),
+            seed=derive(seed, "likelihood"),
+            max_batch=source.run.rto.sampling.batch_size,
+        )
+        self.own = [EncodedDemonstration(a.prompt, a.response) for a in sampled]
+        chosen = [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
+        rejected = [EncodedDemonstration(p.prompt, p.rejected) for p in pairs]
+        self.answers = [*chosen, *rejected, *self.own]
+        self.before = self._sums(reference)
+        means = self.before.reshape(3, -1).mean(1)
+        self.logprobs = dict(zip(("chosen", "rejected", "its own"), map(float, means), strict=True))
+
+    def _sums(self, model: LanguageModel) -> np.ndarray:
+        return np.array([x.sum() for x in answer_logprobs(model, self.answers, *self.limits)])
+
+    def point(self, model: LanguageModel, step: int) -> Point:
+        chosen, rejected, own = (self.beta * (self._sums(model) - self.before)).reshape(3, -1)
+        kl = -self.beta * kl_per_answer(self.reference, model, self.own, self.limits[0])
+        cells = [f for x in (chosen, rejected, own, kl, own - kl) for f in _mean_and_ci95(x)]
+        return Point(step, *cells, accuracy=float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()))
+
+
+def _mean_and_ci95(x: np.ndarray) -> tuple[float, float]:
+    estimate = mean_estimate(x)
+    return estimate.value, estimate.ci95
+
+
+def _train(kind, model: LanguageModel, data: list, config, source: Source, seed: int, after: Callable[[int], None]):
+    """One stage by the training loop; nothing is written."""
+    run = source.run
+    state = loop.make_state(
+        loop.parameter_groups("policy", model, config.optim.lr, config.optim.weight_decay), config.optim
+    )
+    limits = {"microbatch_rows": run.microbatch_rows, "workspace_mb": run.workspace_mb}
+    stage = kind(model, data, config, state, seed=seed, device=model.hf.device, **limits)
+    loop.train(
+        stage, state, config.optim, lambda step, metrics: None, stage.num_steps, after_step=lambda s: after(s.step)
+    )

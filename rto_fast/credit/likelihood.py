@@ -1,0 +1,121 @@
+"""`python -m rto_fast.credit.likelihood --run runs/quickstart`: what DPO does to the likelihood of its own data.
+
+Section 5.4 of Rafailov et al. 2024 (arXiv:2404.12358), measured. Equation 16 says of any policy pi
+
+    E_{y ~ pi_ref} [beta log pi(y|x)/pi_ref(y|x)] = -beta KL(pi_ref || pi) <= 0
+
+so that the implicit reward of pi_ref's own answers must fall as soon as DPO moves away from pi_ref. Whether that of the
+chosen answers falls depends on whose answers they are. Three starts, the same DPO from each:
+
+    chosen          SFT on the chosen answers first (pi_ref^w in the paper): chosen answers are like samples of pi_ref,
+                    so their mean reward is what eq. 16 says, and their likelihood falls
+    demonstrations  SFT on answers of which the pairs are typical, chosen and rejected alike: eq. 16 speaks of both
+                    together, the chosen ones lie above it and the rejected ones below it
+    none            no SFT: pi_ref would say something else than either, eq. 16 says nothing about the pairs, and the
+                    rewards may rise above zero, as in the paper's Figure 3
+
+Per step: the mean implicit reward of the chosen and the rejected answers; that of answers sampled from pi_ref (left
+side of eq. 16); and -beta times the KL along these samples, exact over every next token (right side). Left and right
+are two estimators of one number: their difference, paired by answer, has mean zero. DPO starts at pi_ref, so a reward
+over beta is the change of the log-likelihood. Rewards are per answer, in nats times beta.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rto_fast import cli
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Follow implicit rewards and likelihoods of chosen and rejected answers while DPO trains, with and without SFT
+    first, against -beta KL (eq. 16 of "From r to Q*").
+
+    About a minute on one core for the quickstart. Nothing of the run is changed.
+    """
+
+    run: str
+    """Folder of a finished run: its model, data, sft and dpo settings."""
+    steps: int = 60
+    """Optimizer steps of DPO from each start."""
+    answers: int = 256
+    """Pairs, and answers sampled from pi_ref, to measure on."""
+    points: int = 6
+    """How often to measure on the way."""
+    starts: tuple[str, ...] = ("chosen", "demonstrations", "none")
+    """SFT before DPO: on the chosen answers, on the run's demonstrations, or none."""
+    seed: int | None = None
+    """none = the run's."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
+    output: str | None = None
+    """Folder for likelihood.html and likelihood.json. none = the run's folder."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 bad input, 130 interrupted."""
+    return cli.run(
+        lambda words: follow(cli.parse(Follow, words, "python -m rto_fast.credit.likelihood")),
+        args,
+        "Nothing was written, and the run is as it was.",
+    )
+
+
+def follow(options: Follow) -> dict[str, Any]:
+    """Train, measure, show, write; returns what likelihood.json holds."""
+    from rto_fast.credit.chart import panels
+    from rto_fast.credit.follow import STARTS, dpo_from, start_model, starts_of
+    from rto_fast.credit.source import from_run
+    from rto_fast.heatmap import page
+
+    for name, least in (("steps", 1), ("answers", 2), ("points", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name}: must be at least {least}, got {getattr(options, name)}")
+    if unknown := [s for s in options.starts if s not in STARTS]:
+        raise ValueError(f"starts: must be of {', '.join(STARTS)}, got {unknown[0]!r}")
+    source = from_run(options.run, device=options.device)
+    seed = source.run.seed if options.seed is None else options.seed
+    curves = {}
+    for start in starts_of(source, options.starts):
+        with tqdm(desc=start, unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+            model = start_model(source, start, seed, bar.update)
+            curve = dpo_from(model, source, options.steps, options.answers, options.points, seed, bar.update)
+        curves[start] = curve
+        print("\n".join(_table(start, curve)) + "\n", flush=True)
+    figures = {"beta": source.run.dpo.beta, "steps": options.steps, "curves": {k: c.plain() for k, c in curves.items()}}
+    folder = Path(options.output or options.run).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "likelihood.json").write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    chart = panels({STARTS[k]: c.points for k, c in curves.items()}, source.run.dpo.beta)
+    html = page([], title="Implicit reward of chosen and rejected answers during DPO", before=chart)
+    (folder / "likelihood.html").write_text(html, encoding="utf-8")
+    print(f"written: {folder / 'likelihood.html'}, {folder / 'likelihood.json'}")
+    return figures
+
+
+def _table(start: str, curve) -> list[str]:
+    from rto_fast.credit.follow import STARTS
+
+    logp = ", ".join(f"{name} {value:.1f}" for name, value in curve.logprobs.items())
+    lines = [f"{STARTS[start]}: log pi_ref of {logp} nats per answer"]
+    lines.append(f"  {'step':>4} {'chosen':>15} {'rejected':>15} {'E_ref[reward]':>15} {'-beta KL':>15} {'acc':>6}")
+    for p in curve.points:
+        cells = [(p.chosen, p.chosen_ci95), (p.rejected, p.rejected_ci95), (p.own, p.own_ci95)]
+        cells.append((p.minus_beta_kl, p.minus_beta_kl_ci95))
+        lines.append(f"  {p.step:>4} " + " ".join(f"{x:+.3f} +- {c:.3f}" for x, c in cells) + f" {p.accuracy:>6.2f}")
+    last = curve.points[-1]
+    lines.append(
+        f"  eq. 16: E_ref[reward] - (-beta KL) = {last.gap:+.4f} +- {last.gap_ci95:.4f}; log-likelihood of chosen "
+        f"{last.chosen / curve.beta:+.2f}, of rejected {last.rejected / curve.beta:+.2f} nats"
+    )
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The implicit reward of every token of an answer, and answers as heat maps."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rto_fast.data.encode import EncodedDemonstration, EncodedPair
+from rto_fast.evaluate.policies import answer_logprobs
+from rto_fast.heatmap import Heatmap
+from rto_fast.model import LanguageModel
+from rto_fast.quickstart.judge import Oracle
+from rto_fast.rollout import Completion
+
+_WINDOW = 8
+"""Tokens before one that are decoded with it: blanks, and characters of several tokens, depend on the neighbours."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """r_t = beta log pi_dpo(y_t|s_t) - beta log pi_ref(y_t|s_t), eq. 11 of Rafailov et al. 2024, arXiv:2404.12358."""
+
+    dpo: LanguageModel
+    reference: LanguageModel
+    tokenizer: PreTrainedTokenizerBase
+    beta: float = 0.1
+    microbatch_rows: int = 16384
+    workspace_mb: int | None = None
+
+    def rewards(self, answers: Sequence[Completion | EncodedDemonstration]) -> list[np.ndarray]:
+        """Each answer's (tokens,) float64 rewards, its EOS included. Two forward passes, no gradients."""
+        longest = max((len(a.prompt) + len(a.response) for a in answers), default=1)
+        rows = max(self.microbatch_rows, longest)
+        ours, theirs = (answer_logprobs(m, answers, rows, self.workspace_mb) for m in (self.dpo, self.reference))
+        return [self.beta * (o - t) for o, t in zip(ours, theirs, strict=True)]
+
+    def heatmap(
+        self,
+        title: str,
+        answer: Completion | EncodedDemonstration,
+        rewards: Sequence[float],
+        signs: Sequence[int] | None = None,
+    ) -> Heatmap:
+        prompt = self.tokenizer.decode(answer.prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        signs = None if signs is None else [int(s) for s in signs]
+        return Heatmap(title, prompt, pieces(self.tokenizer, answer.response), [float(r) for r in rewards], signs)
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token, such that they read as the whole text when put together: ["the", " dog", "s"].
+
+    A token that is only the beginning of a character is "\\ufffd", or its byte where its name says which.
+    """
+
+    def decode(some: Sequence[int]) -> str:
+        return tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    out = []
+    for i, token in enumerate(ids):
+        window = ids[max(0, i - _WINDOW) : i]
+        # what came before may end in the first bytes of a character that this token ends
+        before, after = decode(window).rstrip("\ufffd"), decode([*window, token])
+        piece = after[len(before) :] if after.startswith(before) else decode([token])
+        name = tokenizer.convert_ids_to_tokens(token) if piece.endswith("\ufffd") else ""
+        out.append(name if re.fullmatch("<0x[0-9A-F]{2}>", name or "") else piece)
+    return out
+
+
+def pair_heatmaps(
+    scorer: Scorer, pairs: Sequence[EncodedPair], *, names: Sequence[str], oracle: Oracle | None = None
+) -> list[Heatmap]:
+    """Two maps per pair, "<name>, chosen" and "<name>, rejected", with the oracle's signs where there is an oracle."""
+    titles = [f"{name}, {kind}" for name in names for kind in ("chosen", "rejected")]
+    answers = [EncodedDemonstration(p.prompt, response) for p in pairs for response in (p.chosen, p.rejected)]
+    signs = [oracle and oracle.answer_signs(a.prompt, a.response) for a in answers]
+    scored = scorer.rewards(answers)
+    return [scorer.heatmap(*x) for x in zip(titles, answers, scored, signs, strict=True)]

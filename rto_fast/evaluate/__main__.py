@@ -1,0 +1,28 @@
+"""`python -m rto_fast.evaluate`: who wins, by how much, at equal length. A mistake is one line and exit code 2."""
+
+import sys
+from collections.abc import Sequence
+
+from rto_fast import cli
+from rto_fast.evaluate.options import Options
+
+
+def parse(args: Sequence[str]) -> Options:
+    """Flags as options. ValueError, one line, for a flag or a value that is none."""
+    return cli.parse(Options, args, "python -m rto_fast.evaluate")
+
+
+def evaluate(args: Sequence[str]) -> None:
+    options = parse(args)
+    from rto_fast.evaluate.command import run
+
+    run(options)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done; 2 bad input, or a judge that cannot be asked; 130 interrupted."""
+    return cli.run(evaluate, args, "Answers and judgements made so far are kept.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The whole of `python -m rto_fast.evaluate`: load, answer, judge, tell."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from rto_fast.evaluate.answers import answer_text, write_answers
+from rto_fast.evaluate.judge.compare import Judgement
+from rto_fast.evaluate.judge.prompts import query_text
+from rto_fast.evaluate.judge.session import ask_judge, client_of
+from rto_fast.evaluate.measure import measure, read_prompts, shared_tokenizer
+from rto_fast.evaluate.options import Options
+from rto_fast.evaluate.policies import Evaluation
+from rto_fast.evaluate.report import write_samples
+from rto_fast.evaluate.subject import Subject, subject
+from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
+from rto_fast.rollout import Sampling
+
+JUDGES = {"oracle": "oracle_return", "reward-model": "score", "implicit": "implicit_reward", "llm": "llm"}
+"""As results.json names them."""
+
+
+def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure the policies, print the tables, write the folder, and return what results.json holds.
+
+    ValueError or OSError, one line, for what is missing or does not fit; answers and judgements made so far are kept.
+    """
+    started = time.perf_counter()
+    disable_progress_bar()  # one bar per file that transformers reads hides ours
+    about = subject(options)
+    # a judge that cannot be asked is better known of before the policies have answered
+    client = client_of(options.llm) if about.judge == "llm" else None
+    tokenizer = shared_tokenizer(about)
+    prompts = read_prompts(options, about, tokenizer)
+    sampling = Sampling(options.temperature, None, options.top_p, about.max_new_tokens)
+    about.folder.mkdir(parents=True, exist_ok=True)
+    say(
+        f"Policies: {', '.join(about.policies)}; {len(prompts.ids)} held-out prompts, at most {about.max_new_tokens} "
+        f"new tokens, temperature {options.temperature:g}, top-p {options.top_p:g}; judge: {about.judge}"
+    )
+    evaluations = measure(options, about, tokenizer, prompts, sampling)
+    if client is None:
+        judgement = Judgement(outcomes(evaluations))
+        judged = {name: e.judged for name, e in evaluations.items()}
+    else:
+        judgement = ask_judge(
+            options.llm,
+            client,
+            [query_text(c) for c in prompts.conversations],
+            {name: [answer_text(tokenizer, a) for a in e.answers] for name, e in evaluations.items()},
+            cache=Path(options.llm.cache).expanduser() if options.llm.cache else about.kept / "judge.sqlite",
+            seed=options.seed,
+            say=say,
+        )
+        judged = share_won(judgement.outcomes, evaluations)
+    results = _results(options, about, evaluations, judgement, client and client.model)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    _write(about.folder, results, judgement)
+    write_answers(about.folder / "answers.jsonl", tokenizer, evaluations, len(prompts.ids), judged)
+    write_samples(about.folder / "samples.md", tokenizer, evaluations, options.samples, judged)
+    print_results(results, say)
+    say(f"Finished in {results['seconds']:.0f} s. results.json, answers.jsonl and samples.md are in {about.folder}")
+    return results
+
+
+def _results(
+    options: Options, about: Subject, evaluations: dict[str, Evaluation], judgement: Judgement, model: str | None
+) -> dict[str, Any]:
+    policies = {name: e.summary() for name, e in evaluations.items()}
+    if about.dpo is None:
+        for summary in policies.values():
+            del summary["implicit_reward"]
+    results = {"recipe": "evaluate", "seed": options.seed, "policies": policies}
+    results |= matrices(judgement.outcomes, evaluations)
+    results["judge"] = JUDGES[about.judge]
+    if about.judge == "llm":
+        results["judgements"] = {"model": model, "prompt": options.llm.prompt, **judgement.counts}
+    else:
+        results["difference"] = differences(evaluations)
+    results["models"] = {**about.policies, "reference": about.reference, "dpo": about.dpo}
+    if about.judge == "reward-model":
+        results["models"]["reward_model"] = about.reward_model
+    results["sampling"] = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_new_tokens": about.max_new_tokens,
+    }
+    return results
+
+
+def _write(folder: Path, results: dict[str, Any], judgement: Judgement) -> None:
+    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    if judgement.records:
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in judgement.records)
+        (folder / "judgements.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,173 @@
+"""Every policy's answers to the same prompts, and what they measure by themselves."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rto_fast.data.encode import encode_prompts
+from rto_fast.data.fingerprint import check_same_tokenizer, fingerprint
+from rto_fast.data.parse import Message
+from rto_fast.data.rows import Prompt
+from rto_fast.data.template import Template
+from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.evaluate.options import Options
+from rto_fast.evaluate.policies import Evaluation, evaluate
+from rto_fast.evaluate.progress import progress
+from rto_fast.evaluate.saved import Saved
+from rto_fast.evaluate.scorer import scorer
+from rto_fast.evaluate.subject import Subject
+from rto_fast.model import DTYPES, LanguageModel, load_language_model, load_scalar_model
+from rto_fast.quickstart.judge import Oracle
+from rto_fast.quickstart.tokenizer import build_tokenizer
+from rto_fast.rollout import Completion, Sampling
+
+PAPER_PROMPTS, PAPER_LLM_PROMPTS = 400, 100
+"""Zhong et al. 2024, section 5.1."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The same prompts as token ids for the policies and as conversations for judges that read text."""
+
+    ids: list[list[int]]
+    conversations: list[tuple[Message, ...]]
+    eos_token_ids: tuple[int, ...]
+
+
+def shared_tokenizer(about: Subject) -> PreTrainedTokenizerBase:
+    """The tokenizer that all language models here share."""
+    paths = {**about.policies, "the reference": about.reference, "the DPO model": about.dpo}
+    (first, path), *others = ((name, path) for name, path in paths.items() if path)
+    tokenizer = load_tokenizer(path)
+    for name, other in others:
+        if other != path:
+            check_same_tokenizer(tokenizer, load_tokenizer(other), first, name)
+    return tokenizer
+
+
+def read_prompts(options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """Distinct prompts in their order, as the run's own evaluation has them."""
+    template = Template(tokenizer, about.template)
+    rows = [Prompt(c) for c in about.conversations]
+    limits = {"max_length": about.max_prompt + about.max_new_tokens, "max_prompt": about.max_prompt}
+    encoded, report = encode_prompts(rows, template, **limits)
+    first = {}
+    for ids, row in zip(encoded, report.kept, strict=True):
+        first.setdefault(tuple(ids), row)
+    count = options.num_prompts or (PAPER_LLM_PROMPTS if about.judge == "llm" else PAPER_PROMPTS)
+    chosen = list(first.items())[:count]
+    if len(chosen) < 2:
+        raise ValueError(f"prompts: at least 2 distinct ones are needed for an interval, got {len(chosen)}")
+    eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
+    prompts = Prompts([list(ids) for ids, _ in chosen], [about.conversations[row] for _, row in chosen], eos)
+    if about.judge == "oracle":
+        _check_oracle(tokenizer, prompts)
+    return prompts
+
+
+def _check_oracle(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
+    if fingerprint(tokenizer).vocab != fingerprint(build_tokenizer()).vocab:
+        raise ValueError(
+            "judge: the oracle knows the quickstart's language only, and these policies speak another; "
+            "use --judge reward-model, implicit or llm"
+        )
+    for ids in prompts.ids:
+        try:
+            Oracle(tokenizer).answer_return(ids, [tokenizer.eos_token_id])
+        except ValueError as error:
+            raise ValueError(f"judge: the oracle cannot read the prompt {tokenizer.decode(ids)!r} ({error})") from None
+
+
+def measure(
+    options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, sampling: Sampling
+) -> dict[str, Evaluation]:
+    """Every policy's answers and figures, from disk where the same was measured before.
+
+    One policy at a time is in memory, beside the models that measure it.
+    """
+    placed = _placed(options)
+    device = placed["device"]
+    loaded: dict[str, LanguageModel] = {}
+
+    def language_model(path: str, field: str) -> LanguageModel:
+        if path not in loaded:
+            loaded[path] = load_language_model(path, field=field, **placed)
+        return loaded[path]
+
+    judge = _judge(options, about, tokenizer, prompts, placed)
+    settings = {"prompts": prompts.ids, "sampling": asdict(sampling), "seed": options.seed, "beta": about.beta}
+    settings |= {"batch_size": options.batch_size, "dtype": options.dtype, "device": device.type}
+    saved = Saved(about.kept / "answers")
+    evaluations: dict[str, Evaluation] = {}
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "auto" and device.type == "cuda")
+    with progress(len(about.policies) * len(prompts.ids), "answer") as bar, autocast:
+        for name, path in about.policies.items():
+            bar.set_description(name, refresh=False)
+            key = saved.key(settings, path, about.reference, about.dpo)
+            evaluation = saved.load(key)
+            if evaluation is None:
+                policy = language_model(path, name)
+                evaluation = evaluate(
+                    policy,
+                    reference=language_model(about.reference, "reference"),
+                    dpo=None if about.dpo is None else language_model(about.dpo, "dpo"),
+                    beta=about.beta,
+                    prompts=prompts.ids,
+                    sampling=sampling,
+                    eos_token_ids=(*prompts.eos_token_ids, *_own_eos(policy)),
+                    seed=options.seed,
+                    batch_size=options.batch_size,
+                    microbatch_rows=options.microbatch_rows,
+                    workspace_mb=options.workspace_mb,
+                    progress=bar.update,
+                )
+                saved.store(key, evaluation)
+                if path not in (about.reference, about.dpo):
+                    del loaded[path], policy
+            else:
+                bar.update(len(prompts.ids))
+            evaluations[name] = replace(evaluation, **judge(evaluation.answers))
+    return evaluations
+
+
+def _placed(options: Options) -> dict[str, Any]:
+    """How models are loaded."""
+    available = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(available if options.device == "auto" else options.device)
+    except RuntimeError as error:
+        raise ValueError(f"device: {options.device!r} is none ({str(error).splitlines()[0]})") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {options.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
+    dtype = DTYPES.get(options.dtype, torch.float32)
+    return {"dtype": dtype, "device": device, "trust_remote_code": options.trust_remote_code}
+
+
+def _judge(
+    options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, placed: dict[str, Any]
+) -> Callable[[list[Completion]], dict[str, np.ndarray]]:
+    """A function answers -> the field of `Evaluation` that the judge of the options fills."""
+    if about.judge == "oracle":
+        oracle = Oracle(tokenizer)
+        return lambda answers: {"oracle": np.array([oracle.answer_return(a.prompt, a.response) for a in answers])}
+    if about.judge != "reward-model":
+        return lambda answers: {}
+    score = scorer(
+        load_scalar_model(about.reward_model, field="reward_model", **placed),
+        load_tokenizer(about.reward_model),
+        tokenizer,
+        prompts.conversations,
+        template=about.template,
+        microbatch_rows=options.microbatch_rows,
+    )
+    return lambda answers: {"score": score(answers)}
+
+
+def _own_eos(policy: LanguageModel) -> list[int]:
+    """Those of the model's generation config."""
+    extra = policy.hf.generation_config.eos_token_id if policy.hf.generation_config else None
+    return extra if isinstance(extra, list) else [] if extra is None else [extra]

@@ -1,0 +1,101 @@
+"""Who beats whom: outcomes per prompt, and the matrices of results.json and of the terminal."""
+
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from rto_fast.evaluate.length_control import length_controlled
+from rto_fast.evaluate.policies import Evaluation, interval
+from rto_fast.evaluate.report import COLUMNS, table
+from rto_fast.stats import Estimate, mean_estimate, win_rate
+
+Outcomes = Mapping[tuple[str, str], np.ndarray]
+"""For a pair of policies (prompts,): 1 the first's answer is better, 0 the second's, 0.5 a tie, NaN nobody knows."""
+
+
+def outcomes(evaluations: Mapping[str, Evaluation]) -> dict[tuple[str, str], np.ndarray]:
+    """By what each answer is worth (`Evaluation.judged`), prompt by prompt."""
+    out = {}
+    for a, b in combinations(evaluations, 2):
+        x, y = evaluations[a].judged, evaluations[b].judged
+        out[a, b] = (x > y) + 0.5 * (x == y)
+    return out
+
+
+def share_won(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[str, np.ndarray]:
+    """(prompts,) for each policy: the mean of what its answer got against the others', NaN without any verdict."""
+    out = {}
+    for name, evaluation in evaluations.items():
+        rows = [w if a == name else 1 - w for (a, b), w in found.items() if name in (a, b)]
+        known = np.isfinite(rows) if rows else np.zeros((1, len(evaluation.answers)), bool)
+        total = np.nansum(rows, axis=0) if rows else np.zeros(len(evaluation.answers))
+        with np.errstate(invalid="ignore"):
+            out[name] = total / known.sum(0)
+    return out
+
+
+def matrices(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{"win_rate", "length_controlled"}[a][b] = {"mean", "ci95", "low", "high"}; a pair without a verdict is left out.
+
+    Comparisons are paired: both answers are to the same prompt. The intervals, Wilson's (`stats.win_rate`) and the
+    regression's (`length_controlled`), are not symmetric near 0 and 1: low and high are their ends, ci95 half their
+    width.
+    """
+    out: dict[str, dict[str, dict[str, Any]]] = {
+        kind: {name: {} for name in evaluations} for kind in ("win_rate", "length_controlled")
+    }
+    lengths = {name: np.array([len(a.response) for a in e.answers], float) for name, e in evaluations.items()}
+    for (a, b), wins in found.items():
+        known = np.isfinite(wins)
+        for one, other, won in ((a, b, wins[known]), (b, a, 1 - wins[known])):
+            if won.size:
+                out["win_rate"][one][other] = _ends(win_rate(won, np.full(won.size, 0.5)))
+                out["length_controlled"][one][other] = _ends(
+                    length_controlled(won, lengths[one][known], lengths[other][known])
+                )
+    return out
+
+
+def _ends(estimate: Estimate) -> dict[str, float]:
+    return {**interval(estimate), "low": estimate.low, "high": estimate.high}
+
+
+def differences(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    """[a][b] = {"mean", "ci95"} of what a's answer is worth more than b's to the same prompt (paired)."""
+    return {
+        a: {b: interval(mean_estimate(evaluations[a].judged - evaluations[b].judged)) for b in evaluations if b != a}
+        for a in evaluations
+    }
+
+
+def print_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Figures of each policy, then the matrices, each with 95 % intervals."""
+    policies = results["policies"]
+    figures = [c for c in COLUMNS if all(c in p for p in policies.values())]
+    say("")
+    titles = {**COLUMNS, "kl": "KL to reference"}
+    rows = [["", *(titles[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
+    for name, policy in policies.items():
+        cells = [f"{policy[c]['mean']:.3f} +- {policy[c]['ci95']:.3f}" for c in figures]
+        share = [f"{policy['distinct_1']:.3f}", f"{policy['distinct_2']:.3f}", f"{100 * policy['eos_rate']:.0f} %"]
+        rows.append([name, *cells, *share])
+    table(rows, say)
+    titles = {
+        "win_rate": "Win rate of the row over the column, % (95 % interval)",
+        "length_controlled": "The same at equal length",
+    }
+    for kind, title in titles.items():
+        if len(policies) > 1:
+            say(f"\n{title}")
+            table(
+                [["", *policies], *([a, *(_percent(results[kind][a].get(b)) for b in policies)] for a in policies)], say
+            )
+    say("")
+
+
+def _percent(cell: Mapping[str, float] | None) -> str:
+    return (
+        "" if cell is None else "{mean:.1f} ({low:.1f} to {high:.1f})".format(**{k: 100 * v for k, v in cell.items()})
+    )

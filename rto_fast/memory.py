@@ -1,0 +1,135 @@
+"""How much memory and disk a run will take, and what to lower when it was too much."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rto_fast.config import Config, RTOConfig, member
+from rto_fast.model import LanguageModel
+
+ADAM_BYTES = 8
+"""Two float32 moments of each trained number."""
+
+
+class Estimate(NamedTuple):
+    """Bytes at the largest stage's peak."""
+
+    models: int
+    """Weights of all models, gradients and moments of the trained ones"""
+    activations: int
+    """Of one micro-batch, for its backward"""
+    cache: int
+    """Keys and values of a rollout"""
+    workspace: int
+    disk: int
+    """Exports of all stages, and checkpoints of the largest"""
+
+    @property
+    def memory(self) -> int:
+        """Activations and the rollout's cache are never needed at once."""
+        return self.models + max(self.activations, self.cache) + self.workspace
+
+
+def estimate(config: Config, model: LanguageModel, autocast: torch.dtype | None) -> Estimate:
+    """What the run will take, from the model's shape; sharding and adapters aside.
+
+    Activations are 34 bytes per row, width and layer in 16 bits (Korthikanti et al. 2022, section 4.1,
+    arXiv:2205.05198, attention scores left out, which flash attention never stores), twice that in float32, and those
+    of one layer with gradient checkpointing.
+    """
+    parameters = list(model.parameters())
+    count, size = sum(p.numel() for p in parameters), parameters[0].element_size()
+    trained = count * (2 * size + ADAM_BYTES)
+    stages = {"sft": trained, "dpo": trained, "rm": trained}
+    for stage in config.members:
+        stages[stage] = trained + _others(config, member(config.rto, stage), count * size, trained)
+    peak = max(stages[stage] for stage in config.stages)
+    shape = model.hf.config.get_text_config()
+    layers, width = shape.num_hidden_layers, shape.hidden_size
+    heads = shape.num_attention_heads
+    kv = (getattr(shape, "num_key_value_heads", None) or heads) * (getattr(shape, "head_dim", None) or width // heads)
+    bytes_per_number = 2 if autocast else size
+    per_layer = 17 * bytes_per_number * width * config.microbatch_rows
+    kept = per_layer + layers * bytes_per_number * width * config.microbatch_rows
+    length = config.data.max_prompt + config.max_new_tokens
+    cache = 2 * layers * kv * length * config.rto.sampling.batch_size * bytes_per_number if config.members else 0
+    workspace = (config.workspace_mb or (1024 if parameters[0].is_cuda else 64)) * 2**20
+    networks = 2 if any(member(config.rto, s).critic.kind == "separate" for s in config.members) else 1
+    checkpoints = (config.checkpoint.keep + 1) * networks * count * (size + ADAM_BYTES)
+    return Estimate(
+        models=peak,
+        activations=kept if config.model.gradient_checkpointing else layers * per_layer,
+        cache=cache,
+        workspace=workspace,
+        disk=len(config.stages) * count * size + checkpoints,
+    )
+
+
+def _others(config: Config, rl: RTOConfig, weights: int, trained: int) -> int:
+    """What a member holds beside its policy: pi_ref, pi_dpo, a critic and a reward model, all of the policy's size."""
+    frozen = 1 + bool(rl.reward.beta_1) + bool(rl.reward.beta_3 and not (rl.score.rule or rl.score.server))
+    return frozen * weights + (trained if rl.critic.kind == "separate" else 0)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that the device has free, or the machine for a CPU (within its control group's limit)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        return free if limit == "max" else min(free, int(limit) - used)
+    except (OSError, StopIteration, ValueError):  # not Linux, or no such control group
+        return free
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where the folder is, or will be."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def in_words(count: int) -> str:
+    """Bytes as people read them: 3.2 GiB."""
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.3g} {unit}"
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether this is an allocation that failed, on the host or on a GPU."""
+    host = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and host)
+
+
+@contextmanager
+def explained(doing: str, config: Config) -> Iterator[None]:
+    """Turns an allocation that failed inside into a ValueError that names the budgets, the most useful first."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
+        if where == "GPU":
+            torch.cuda.empty_cache()
+        workspace = config.workspace_mb or (1024 if where == "GPU" else 64)
+        raise ValueError(
+            f"{doing}: out of {where} memory. Lower --microbatch-rows (now {config.microbatch_rows}; results stay the "
+            f"same), then --workspace-mb (now {workspace}), for rollouts --rto.sampling.batch-size (now "
+            f"{config.rto.sampling.batch_size}), or set --model.gradient-checkpointing True: the same command goes "
+            "on from the last checkpoint"
+        ) from error

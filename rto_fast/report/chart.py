@@ -1,0 +1,238 @@
+"""Charts of lines, bands and stacked shares: an SVG that stretches with the page under labels that do not.
+
+The SVG's coordinates are 1000 x 1000 and its strokes do not scale, so text keeps its size on a phone. Every chart holds
+its numbers as a table; page.js reads positions from there to show values under the pointer or the arrow keys.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rto_fast.report.html import num
+
+HEIGHT = 240
+"""Pixels of the plot; only the width changes with the page."""
+LABEL = 16
+"""Pixels between two labels."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line with its band. `label` is HTML; `colour` the number of a palette colour."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    dash: str = ""
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A level stretch between two places, with a label (HTML) on it, and what it shows in words."""
+
+    start: float
+    end: float
+    y: float
+    label: str
+    saved: str
+
+
+@dataclass
+class Axis:
+    """A range with round ticks; `place` maps a value to 0..1000."""
+
+    low: float
+    high: float
+    ticks: list[float] = field(default_factory=list)
+
+    def place(self, value: float) -> float:
+        return round(1000 * (value - self.low) / (self.high - self.low), 1)
+
+
+def axis(values: Sequence[float], *, count: int, zero: bool = False, pad: float = 0.06) -> Axis:
+    """An axis over all values, a little wider than they are; `zero` keeps 0 in it."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-12):
+        half = abs(high) / 2 or 0.5
+        low, high = low - half, high + half
+    margin = pad * (high - low)
+    low, high = low - margin * (low != 0 or not zero), high + margin
+    raw = (high - low) / count
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = scale * next(s for s in (1, 2, 2.5, 5, 10) if s * scale >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    ticks = [(first + i) * step for i in range(count + 2)]
+    return Axis(low, high, [0.0 if abs(t) < step * 1e-6 else t for t in ticks if t <= high + 1e-9 * step])
+
+
+def lines(
+    title: str,
+    unit: str,
+    x_name: str,
+    series: Sequence[Line],
+    *,
+    zero: bool = False,
+    note: str = "",
+    gap: Gap | None = None,
+    large: bool = False,
+) -> str:
+    """A chart of lines. Title, unit, names and labels are HTML."""
+    xs = axis([v for s in series for v in s.x], count=4, pad=0.0)
+    ys = axis([v for s in series for v in (*s.y, *s.low, *s.high)], count=6, zero=zero)
+    bands = "".join(_band(s, xs, ys) for s in series if len(s.low))
+    strokes = "".join(_stroke(s, xs, ys) for s in series)
+    ends = [(s.label, s.colour, 1000 - ys.place(s.y[-1])) for s in series]
+    rows = _rows(xs, [(s.x, [_value(s, i) for i in range(len(s.x))]) for s in series])
+    tag = ""
+    if gap is not None:
+        x0, x1, y = xs.place(gap.start), xs.place(gap.end), round(1000 - ys.place(gap.y), 1)
+        strokes += f'<path class="gap" d="M{x0:g} {y:g}H{x1:g}"/><path class="gapend" d="M{x0:g} {y:g}h0"/>'
+        tag = f'<span class="gaptag" style="left:{(x0 + x1) / 20:g}%;top:{y / 10:g}%">{gap.label}</span>'
+    names, classes = [(s.label, s.colour) for s in series], " large" if large else ""
+    return _frame(title, unit, x_name, xs, ys, bands + strokes, ends, names, rows, note, tag=tag, classes=classes)
+
+
+def stack(title: str, unit: str, x_name: str, series: Sequence[Line], note: str = "") -> str:
+    """Shares of a whole over x, one on top of the other; every line needs the same x."""
+    xs = axis(series[0].x, count=4, pad=0.0)
+    ys = Axis(0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0])
+    below = [0.0] * len(series[0].x)
+    marks, ends = "", []
+    for s in series:
+        above = [b + y for b, y in zip(below, s.y, strict=True)]
+        marks += _band(Line(s.label, s.x, s.y, s.colour, below, above), xs, ys, "share")
+        ends.append((s.label, s.colour, 1000 - ys.place((below[-1] + above[-1]) / 2)))
+        below = above
+    rows = _rows(xs, [(s.x, [f"{100 * y:.0f} %" for y in s.y]) for s in series])
+    return _frame(
+        title,
+        unit,
+        x_name,
+        xs,
+        ys,
+        marks,
+        ends,
+        [(s.label, s.colour) for s in series],
+        rows,
+        note,
+        percent=True,
+        classes=" low",
+    )
+
+
+def _frame(
+    title: str,
+    unit: str,
+    x_name: str,
+    xs: Axis,
+    ys: Axis,
+    marks: str,
+    ends: list[tuple[str, str, float]],
+    names: list[tuple[str, str]],
+    rows: str,
+    note: str,
+    percent: bool = False,
+    tag: str = "",
+    classes: str = "",
+) -> str:
+    height = max({" large": 340, " low": 130}.get(classes, HEIGHT), LABEL * (len(ends) + 1))
+    grid = "".join(f'<path class="grid" d="M0 {1000 - ys.place(t):g}H1000"/>' for t in ys.ticks)
+    tick = (lambda t: f"{100 * t:.0f} %") if percent else tick_label(ys)
+    left = "".join(f'<span style="top:{(1000 - ys.place(t)) / 10:g}%">{tick(t)}</span>' for t in ys.ticks)
+    name_x = tick_label(xs)
+    bottom = "".join(f'<span style="left:{xs.place(t) / 10:g}%">{name_x(t)}</span>' for t in xs.ticks)
+    leaders, words = _end_labels(ends, height)
+    head = f'<th scope="col">{x_name}</th>'
+    head += "".join(f'<th scope="col" class="c-{c}">{label}</th>' for label, c in names)
+    return (
+        f'<figure class="chart{classes}"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
+        f'<div class="plot" style="--h:{height}px" tabindex="0" role="group" aria-label="Chart: {title}. '
+        f'Arrow keys read the values; the table below holds them all.">'
+        f'<div class="ylab" aria-hidden="true">{left}</div>'
+        f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
+        f"{grid}{marks}</svg>{tag}</div>"
+        f'<div class="ends" aria-hidden="true"><svg viewBox="0 0 10 1000" preserveAspectRatio="none">{leaders}</svg>'
+        f'{words}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
+        + (f'<p class="note">{note}</p>' if note else "")
+        + f'<details class="data"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
+        f'aria-label="Numbers: {title}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f"</details></figure>"
+    )
+
+
+def tick_label(scale: Axis):
+    """Ticks of one axis share their number of decimals; thousands are written k."""
+    step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else abs(scale.high) or 1.0
+    most = max((abs(t) for t in scale.ticks), default=0.0)
+    if most >= 1e7 or step < 1e-4:
+        return lambda t: f"{t:.1e}".replace("-", "−")
+    if most >= 10_000:
+        return lambda t: f"{t / 1000:,g}k".replace("-", "−") if t else "0"
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+    if abs(step * 10**places - round(step * 10**places)) > 1e-6:  # steps of 2.5
+        places += 1
+    return lambda t: f"{t:,.{places}f}".replace("-", "−")
+
+
+def _end_labels(ends: list[tuple[str, str, float]], height: int) -> tuple[str, str]:
+    """Labels beside the lines' ends, moved apart, each with a leader to its line."""
+    gap = 1000 * LABEL / height
+    order = sorted(range(len(ends)), key=lambda i: ends[i][2])
+    places = spread_out([ends[i][2] for i in order], gap)
+    leaders = names = ""
+    for i, place in zip(order, places, strict=True):
+        label, colour, true = ends[i]
+        leaders += f'<path class="lead c-{colour}" d="M0 {true:g}L10 {place:.1f}"/>'
+        names += f'<span class="c-{colour}" style="top:{place / 10:.2f}%">{label}</span>'
+    return leaders, names
+
+
+def spread_out(wanted: Sequence[float], gap: float, high: float = 1000.0) -> list[float]:
+    """Sorted places at least `gap` apart, near the wanted ones and, where they fit, within 0..high."""
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + gap) if places else max(place, 0.0))
+    if places and places[-1] > high:
+        places[-1] = high
+        for i in range(len(places) - 2, -1, -1):
+            places[i] = min(places[i], places[i + 1] - gap)
+    return places
+
+
+def _stroke(s: Line, xs: Axis, ys: Axis) -> str:
+    path = "M" + "L".join(f"{xs.place(x):g} {1000 - ys.place(y):g}" for x, y in zip(s.x, s.y, strict=True))
+    if len(s.x) == 1:
+        path += "h0"
+    dots = "".join(f"M{xs.place(x):g} {1000 - ys.place(y):g}h0" for x, y in zip(s.x, s.y, strict=True))
+    dash = f' stroke-dasharray="{s.dash}"' if s.dash else ""
+    line = f'<path class="line c-{s.colour}"{dash} d="{path}"/>'
+    return line + (f'<path class="dots c-{s.colour}" d="{dots}"/>' if s.dots or len(s.x) == 1 else "")
+
+
+def _band(s: Line, xs: Axis, ys: Axis, kind: str = "band") -> str:
+    top = [f"{xs.place(x):g} {1000 - ys.place(y):g}" for x, y in zip(s.x, s.high, strict=True)]
+    back = [f"{xs.place(x):g} {1000 - ys.place(y):g}" for x, y in zip(s.x, s.low, strict=True)]
+    return f'<path class="{kind} c-{s.colour}" d="M{"L".join(top)}L{"L".join(reversed(back))}Z"/>'
+
+
+def _value(s: Line, i: int) -> str:
+    band = f" ({num(s.low[i])} to {num(s.high[i])})" if len(s.low) else ""
+    return num(s.y[i]) + band
+
+
+def _rows(xs: Axis, columns: list[tuple[Sequence[float], list[str]]]) -> str:
+    """Table rows over the union of all x, with their places on the axis for page.js."""
+    known = [dict(zip(x, shown, strict=True)) for x, shown in columns]
+    grid = sorted({x for x, _ in columns for x in x})
+    return "".join(
+        f'<tr data-x="{xs.place(x):g}"><th scope="row">{num(x, 4) if x % 1 else f"{x:,.0f}"}</th>'
+        + "".join(f"<td>{column.get(x, '')}</td>" for column in known)
+        + "</tr>"
+        for x in grid
+    )

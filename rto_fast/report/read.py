@@ -1,0 +1,149 @@
+"""Run folders as they lie on disk: whatever can be read is kept, whatever cannot is counted and said.
+
+The files may come from anyone: lines may be broken, cut short, huge or of another shape.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_LINE = 4 << 20
+"""Bytes; a longer line of a .jsonl file is skipped."""
+MAX_FILE = 64 << 20
+"""Bytes; a longer .json or .toml file is not read."""
+MAX_ANSWERS = 2000
+"""Lines of answers.jsonl that are kept."""
+PARTS = ("config.toml", "metrics.jsonl", "results.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. What is missing is empty, and `faults` says why in a line each."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, list[dict[str, Any]]]
+    """Lines of metrics.jsonl by stage, in the order of the file."""
+    results: dict[str, Any]
+    answers: list[dict[str, Any]]
+    heatmaps: list[dict[str, Any]]
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> str:
+        return str(self.config.get("recipe") or self.results.get("recipe") or self.folder.name)
+
+    @property
+    def seed(self) -> int | None:
+        seed = self.config.get("seed", self.results.get("seed"))
+        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+
+
+def number(value: Any) -> float | None:
+    """A number that charts can place, or None for anything else: beyond 1e30 nothing is, below 1e-30 all is 0."""
+    # comparisons also hold for integers that no float can hold, and are false for nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+        return None
+    return float(value) if abs(value) > 1e-30 else 0.0
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value where it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def setting(config: dict[str, Any], path: str) -> Any:
+    """config["a"]["b"] for "a.b", or None."""
+    value: Any = config
+    for key in path.split("."):
+        value = mapping(value).get(key)
+    return value
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder. ValueError when it is none; anything less than that becomes a line in `faults`."""
+    if not folder.is_dir():
+        raise ValueError(f"report: {folder} is {'a file' if folder.exists() else 'not there'}, wanted a run's folder")
+    if not any((folder / name).is_file() for name in PARTS):
+        raise ValueError(f"report: {folder} is no run of rto_fast: it holds none of {', '.join(PARTS)}")
+    faults: list[str] = []
+    config = mapping(_whole(folder / "config.toml", tomllib.loads, faults))
+    results = mapping(_whole(folder / "results.json", json.loads, faults))
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    for line in _lines(folder / "metrics.jsonl", faults):
+        if isinstance(line.get("stage"), str) and number(line.get("step")) is not None:
+            metrics.setdefault(line["stage"], []).append(line)
+    answers = []
+    for line in _lines(folder / "answers.jsonl", faults):
+        if len(answers) < MAX_ANSWERS:
+            answers.append(line)
+    maps = _whole(folder / "heatmaps.json", json.loads, faults)
+    heatmaps = [m for m in maps if isinstance(m, dict)] if isinstance(maps, list) else []
+    return Run(folder, config, metrics, results, answers, heatmaps, faults)
+
+
+def expand(folders: Sequence[Path]) -> list[Path]:
+    """The run folders meant: a comparison's folder stands for the runs inside it; each counts once."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        folder = Path(folder).expanduser()
+        inside: list[Path] = []
+        if folder.is_dir() and not (folder / "metrics.jsonl").is_file():
+            inside = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / n).is_file() for n in PARTS[:2]))
+        for run in inside or [folder]:
+            found.setdefault(run.resolve(), run)
+    if not found:
+        raise ValueError("report: wanted at least one run folder, got none")
+    return list(found.values())
+
+
+def _whole(path: Path, parse: Any, faults: list[str]) -> Any:
+    try:
+        if path.stat().st_size > MAX_FILE:
+            faults.append(f"{path.name} is larger than {MAX_FILE >> 20} MiB and was not read")
+            return None
+        return parse(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        faults.append(f"{path.name} is missing")
+    except OSError as error:
+        faults.append(f"{path.name} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError):
+        faults.append(f"{path.name} is broken and was not read")
+    return None
+
+
+def _lines(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a .jsonl file; lines that are none, and lines beyond MAX_LINE, are counted."""
+    broken = long = 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
+                    long += 1
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(MAX_LINE)
+                    continue
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line.decode("utf-8", errors="replace"))
+                except (ValueError, RecursionError):
+                    broken += 1
+                    continue
+                if isinstance(value, dict):
+                    yield value
+                else:
+                    broken += 1
+    except FileNotFoundError:
+        faults.append(f"{path.name} is missing")
+    except OSError as error:
+        faults.append(f"{path.name} cannot be read: {error.strerror}")
+    if broken:
+        faults.append(f"{path.name}: {broken} broken line{'s were' if broken > 1 else ' was'} passed over")
+    if long:
+        faults.append(
+            f"{path.name}: {long} line{'s' if long > 1 else ''} of more than {MAX_LINE >> 20} MiB passed over"
+        )

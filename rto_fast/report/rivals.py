@@ -1,0 +1,86 @@
+"""How many rollouts one algorithm needs to reach what another ends with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rto_fast.report.groups import Study, ground, read_study
+from rto_fast.report.series import IMPLICIT, RETURN, Curve, Points, crossing, curve, farthest, trailing
+
+WINDOW = 3
+"""Rollout batches that one value is averaged over with less than three seeds: a batch alone is noisy, and the first
+lucky one would count. The mean over three seeds is a value of its own, and averaging would only lag behind it."""
+EVERY = 1 << 60
+"""No thinning: crossings are read from every batch."""
+
+
+def rollouts_to_reach(
+    runs: Study | Sequence[Path], metric: str | None = None, window: int | None = None
+) -> list[dict[str, Any]]:
+    """For every ordered pair of RL members: the rollouts that one needs to reach the other's final return.
+
+    Both are read from means over the seeds that got the farthest, averaged over the last `window` batches (None: 1 from
+    three seeds on, else 3): `target` is the rival's last value, `rollouts` the place where the policy's first reaches
+    it (straight lines between batches; the batch that shows it is counted), 0 where the first batch, made before any
+    update, has it already. `metric` is judge/return where it was logged, else DPO's implicit reward; only members with
+    the same judge and data are paired.
+    Each entry: policy, rival, metric, window, target, rollouts (None: not reached), rival_rollouts and policy_rollouts
+    (how far the two went), share = rollouts / rival_rollouts, seeds {seed: rollouts or None against the same target},
+    and curves {name: {rollouts: [...], mean: [...]}}, the averaged curves that it was read from.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"rollouts_to_reach: window must be at least 1, got {window}")
+    study = runs if isinstance(runs, Study) else read_study(runs)
+    members = study.members()
+    if window is None:
+        window = 1 if min((len(group.runs) for group in study.groups), default=0) >= 3 else WINDOW
+    metric = metric or main_metric(study)
+    known = {
+        label: (group, stage, _smooth(found, window))
+        for group, stage, label in members
+        if (found := curve(group, stage, metric, EVERY)) is not None
+    }
+    rows = []
+    for name, (group, stage, ours) in known.items():
+        for rival, (other, _, theirs) in known.items():
+            if name == rival or ground(group) != ground(other):
+                continue
+            target, total = theirs[-1][1], theirs[-1][0]
+            reached = _needed(ours, target)
+            seeds = {
+                str(run.seed): _needed(trailing(own, window), target) for run, own in farthest(group, stage, metric)
+            }
+            rows.append(
+                {
+                    "policy": name,
+                    "rival": rival,
+                    "metric": metric,
+                    "window": window,
+                    "target": target,
+                    "rollouts": reached,
+                    "rival_rollouts": total,
+                    "policy_rollouts": ours[-1][0],
+                    "share": None if reached is None or not total else reached / total,
+                    "seeds": seeds,
+                    "curves": {
+                        n: {"rollouts": [x for x, _ in c], "mean": [y for _, y in c]}
+                        for n, c in ((name, ours), (rival, theirs))
+                    },
+                }
+            )
+    return rows
+
+
+def main_metric(study: Study) -> str:
+    """What learning curves are judged by: the judge's return where any member logged it, else DPO's reward."""
+    logged = any(curve(group, stage, RETURN) for group, stage, _ in study.members())
+    return RETURN if logged else IMPLICIT
+
+
+def _needed(curve: Points, target: float) -> float | None:
+    """Where the curve reaches the target; 0 where it begins there."""
+    return 0.0 if curve[0][1] >= target else crossing(curve, target)
+
+
+def _smooth(found: Curve, window: int) -> list[tuple[float, float]]:
+    return trailing(list(zip(found.x, found.mean, strict=True)), window)

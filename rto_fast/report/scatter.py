@@ -1,0 +1,108 @@
+"""A chart of points and paths in a plane, drawn like those of chart.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rto_fast.report.chart import HEIGHT, Line, axis, tick_label
+from rto_fast.report.html import figure, num
+
+WIDTH = 230
+"""Pixels of the plot on the narrowest phone; labels are kept apart there."""
+LETTER = 7
+PLACES = ((8, 0), (0, -14), (0, 14), (-8, 0), (8, -14), (8, 14), (-8, -14), (-8, 14))
+"""Where a label may stand around its point, in pixels, best first; a negative x puts its end there."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A labelled point with half-widths of its intervals. `label` is HTML."""
+
+    label: str
+    x: float
+    y: float
+    colour: str
+    half_x: float = 0.0
+    half_y: float = 0.0
+    hollow: bool = False
+
+
+def plane(
+    title: str, unit: str, x_name: str, y_name: str, points: Sequence[Point], paths: Sequence[Line] = (), note: str = ""
+) -> str:
+    """Points with their intervals over paths. Every path begins where training began and ends at its dot."""
+    xs = axis([v for p in points for v in (p.x - p.half_x, p.x + p.half_x)] + [v for s in paths for v in s.x], count=4)
+    ys = axis([v for p in points for v in (p.y - p.half_y, p.y + p.half_y)] + [v for s in paths for v in s.y], count=6)
+    place = lambda x, y: (xs.place(x), round(1000 - ys.place(y), 1))  # noqa: E731
+    marks = "".join(f'<path class="grid" d="M0 {1000 - ys.place(t):g}H1000"/>' for t in ys.ticks)
+    for s in paths:
+        way = [place(x, y) for x, y in zip(s.x, s.y, strict=True)]
+        dash = f' stroke-dasharray="{s.dash}"' if s.dash else ""
+        marks += f'<path class="line thin c-{s.colour}"{dash} d="M{"L".join(f"{x:g} {y:g}" for x, y in way)}"/>'
+        marks += f'<path class="dots c-{s.colour}" d="{"".join(f"M{x:g} {y:g}h0" for x, y in way)}"/>'
+    for p in points:
+        (x0, y0), (x1, y1), (x, y) = (
+            place(p.x - p.half_x, p.y - p.half_y),
+            place(p.x + p.half_x, p.y + p.half_y),
+            place(p.x, p.y),
+        )
+        marks += f'<path class="whisker c-{p.colour}" d="M{x0:g} {y:g}H{x1:g}M{x:g} {y0:g}V{y1:g}"/>'
+        marks += f'<path class="point c-{p.colour}" d="M{x:g} {y:g}h0"/>'
+        marks += f'<path class="hole" d="M{x:g} {y:g}h0"/>' if p.hollow else ""
+    dots = [place(x, y) for s in paths for x, y in zip(s.x, s.y, strict=True)]
+    labelled = [(p.label, p.colour, *place(p.x, p.y)) for p in points]
+    labelled += [(s.label, s.colour, *place(s.x[-1], s.y[-1])) for s in paths]
+    rows = "".join(
+        _row(p.label, place(p.x, p.y), figure(p.x, p.half_x), figure(p.y, p.half_y)) for p in points
+    ) + "".join(_row(s.label, place(x, y), num(x), num(y)) for s in paths for x, y in zip(s.x, s.y, strict=True))
+    left = "".join(f'<span style="top:{(1000 - ys.place(t)) / 10:g}%">{tick_label(ys)(t)}</span>' for t in ys.ticks)
+    bottom = "".join(f'<span style="left:{xs.place(t) / 10:g}%">{tick_label(xs)(t)}</span>' for t in xs.ticks)
+    return (
+        f'<figure class="chart plane"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
+        f'<div class="plot" style="--h:{HEIGHT}px" tabindex="0" role="group" aria-label="Chart: {title}. Arrow keys '
+        f'read the values; the table below holds them all."><div class="ylab" aria-hidden="true">{left}</div>'
+        f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
+        f'{labels(labelled, dots)}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
+        + (f'<p class="note">{note}</p>' if note else "")
+        + f'<details class="data"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
+        f'aria-label="Numbers: {title}"><table><thead><tr><th scope="col"></th><th scope="col">{x_name}</th>'
+        f'<th scope="col">{y_name}</th></tr></thead><tbody>{rows}</tbody></table></div></details></figure>'
+    )
+
+
+def _row(label: str, place: tuple[float, float], x: str, y: str) -> str:
+    return f'<tr data-x="{place[0]:g}" data-y="{place[1]:g}"><th scope="row">{label}</th><td>{x}</td><td>{y}</td></tr>'
+
+
+def labels(wanted: Sequence[tuple[str, str, float, float]], dots: Sequence[tuple[float, float]]) -> str:
+    """A label beside each (label, colour, x, y), where it is the farthest from covering a point or another label."""
+    taken = [(x * WIDTH / 1000 - 6, y * HEIGHT / 1000 - 6, 12.0, 12.0) for _, _, x, y in wanted]
+    taken += [(x * WIDTH / 1000 - 2, y * HEIGHT / 1000 - 2, 4.0, 4.0) for x, y in dots]
+    out = ""
+    for label, colour, x, y in wanted:
+        size = LETTER * len(label)
+        at_x, at_y = x * WIDTH / 1000, y * HEIGHT / 1000
+
+        def box(place: tuple[int, int], at_x=at_x, at_y=at_y, size=size) -> tuple[float, float, float, float]:
+            dx, dy = place
+            left = at_x + dx if dx > 0 else at_x + dx - size if dx < 0 else at_x - size / 2
+            return left, at_y + dy - 7, size, 14.0
+
+        def cost(place: tuple[int, int], box=box) -> float:
+            left, top, wide, high = box(place)
+            outside = max(0.0, -left) + max(0.0, left + wide - WIDTH) + max(0.0, -top) + max(0.0, top + high - HEIGHT)
+            return 30 * outside + sum(_overlap(box(place), other) for other in taken)
+
+        best = min(PLACES, key=cost)
+        taken.append(box(best))
+        side = "r" if best[0] > 0 else "l" if best[0] < 0 else "m"
+        out += (
+            f'<span class="tag {side} c-{colour}" aria-hidden="true" style="left:{x / 10:g}%;top:calc({y / 10:g}% + '
+            f'{best[1]}px)">{label}</span>'
+        )
+    return out
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(wide, 0.0) * max(high, 0.0)

@@ -1,0 +1,79 @@
+"""Seconds per phase and memory, and what the report could not read."""
+
+from typing import Any
+
+from rto_fast.report import pool
+from rto_fast.report.groups import Group, Study
+from rto_fast.report.html import duration, missing, num, section, table, text
+from rto_fast.report.names import colours
+
+MAX_STAGES = 40
+WORDS = {"rollout": "rolling out", "score": "scoring", "update": "updating", "other": "the rest"}
+
+
+def costs(study: Study) -> str:
+    body = "".join(_group(group) for group in study.groups)
+    if not body:
+        return section("costs", "Time and memory", "", missing("metrics.jsonl holds no stages."))
+    lede = "Seconds of every stage as its log has them, evaluation not included; means over seeds."
+    return section("costs", "Time and memory", lede, body)
+
+
+def _group(group: Group) -> str:
+    stages: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, set[int]] = {}
+    for i, run in enumerate(group.runs):
+        for row in pool.timings(run):
+            name = "sweep" if row["stage"].startswith("sweep-") else row["stage"]
+            stages.setdefault(name, []).append(row)
+            runs.setdefault(name, set()).add(i)
+    if not stages:
+        return ""
+    title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
+    # several sweep stages of one run add up, seeds that came to the stage are averaged
+    seconds = {s: sum(r["seconds"] for r in rows) / len(runs[s]) for s, rows in stages.items()}
+    longest = max(seconds.values()) or 1.0
+    palette = colours(list(stages))
+    rows, phased = [], False
+    for stage, parts in list(stages.items())[:MAX_STAGES]:
+        phases = {p: sum(r["phases"].get(p, 0.0) for r in parts) / len(runs[stage]) for p in pool.PHASES}
+        phases["other"] = max(0.0, seconds[stage] - sum(phases.values()))
+        split = any(phases[p] for p in pool.PHASES)
+        phased |= split
+        shown = phases if split else {"all": seconds[stage]}
+        peaks = [r["peak_mb"] for r in parts if r["peak_mb"] is not None]
+        speeds = [r["tokens_per_second"] for r in parts if r["tokens_per_second"] is not None]
+        split_words = ", ".join(f"{WORDS[p]} {duration(s)}" for p, s in phases.items()) if split else ""
+        bar = "".join(
+            f'<i class="{"phase-" + p if split else "whole c-" + palette[stage]}" '
+            f'style="width:{100 * s / longest:.2f}%"></i>'
+            for p, s in shown.items()
+        )
+        said = split_words or duration(seconds[stage])
+        rows.append(
+            [
+                text(stage, 40),
+                duration(seconds[stage]) + (f"<small>{split_words}</small>" if split else ""),
+                f'<td class="barcell"><div class="bar" role="img" aria-label="{said}">{bar}</div></td>',
+                num(sum(speeds) / len(speeds)) if speeds else "–",
+                f"{max(peaks):,.0f} MB" if peaks else "–",
+            ]
+        )
+    legend = "".join(f'<span><i class="phase-{p}"></i>{w}</span>' for p, w in WORDS.items()) if phased else ""
+    absent = "" if phased else missing("Not logged: time/rollout, time/score, time/update.")
+    head = ["stage", "time", "", "tokens/s", "peak memory"]
+    return (
+        title
+        + (f'<p class="legend" aria-hidden="true">{legend}</p>' if legend else "")
+        + table(head, rows, "Time and memory", "numbers bars")
+        + absent
+    )
+
+
+def faults(study: Study) -> str:
+    rows = [(run, fault) for group in study.groups for run in group.runs for fault in run.faults]
+    if not rows:
+        return ""
+    items = "".join(f"<li><b>{text(run.folder, 200)}</b>: {text(fault, 300)}</li>" for run, fault in rows[:200])
+    lede = "The sections above do without these."
+    return section("faults", "Missing or broken files", lede, f"<ul>{items}</ul>")

@@ -1,0 +1,99 @@
+"""Credit, token by token, and answers side by side."""
+
+from typing import Any
+
+from rto_fast.heatmap import Heatmap, html, scale_of
+from rto_fast.report.groups import Group, Study
+from rto_fast.report.html import missing, num, plural, section, text
+from rto_fast.report.names import colours
+from rto_fast.report.read import Run, number
+
+MAX_MAPS = 24
+MAX_PROMPTS = 24
+MAX_POLICIES = 12
+
+
+def heatmaps(study: Study) -> str:
+    body = "".join(_maps(group) for group in study.groups)
+    if not body:
+        return section("credit", "Token credit", "", missing("heatmaps.json is missing or empty."))
+    lede = (
+        'DPO\'s reward of every token, <span class="key plus">above</span> and <span class="key minus">below</span> '
+        "zero. Point at, tap or focus a token for its number; the arrow keys go on from there. Tokens known to be "
+        "wrong are underlined with a wave."
+    )
+    return section("credit", "Token credit", lede, body)
+
+
+def _maps(group: Group) -> str:
+    """The heat maps of the first run that has any, all on one scale."""
+    run = next((r for r in group.runs if r.heatmaps), None)
+    if run is None:
+        return ""
+    drawn, left_out = [], 0
+    for entry in run.heatmaps[:MAX_MAPS]:
+        try:
+            drawn.append(Heatmap(*(entry.get(field) for field in ("title", "prompt", "tokens", "rewards", "signs"))))
+        except (TypeError, ValueError):
+            left_out += 1
+    scale = scale_of(drawn)
+    body = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
+    seed = f"From seed {run.seed}, one of {len(group.runs)}. " if len(group.runs) > 1 else ""
+    body += f'<p class="note">{seed}Full colour at ± {num(scale, 2)}.</p>' if drawn else ""
+    body += "".join(html(drawn_map, scale=scale) for drawn_map in drawn)
+    more = len(run.heatmaps) - MAX_MAPS
+    body += f'<p class="note">and {plural(more, "more heat map")} in heatmaps.json</p>' if more > 0 else ""
+    if left_out:
+        body += missing(f"{plural(left_out, 'heat map')} of another shape left out: one reward per token is wanted.")
+    return body
+
+
+def samples(study: Study) -> str:
+    body = "".join(_group(group) for group in study.groups)
+    if not body:
+        return section("samples", "Answers side by side", "", missing("answers.jsonl is missing or empty."))
+    return section("samples", "Answers side by side", "What the policies say to the same held-out prompts.", body)
+
+
+def _group(group: Group) -> str:
+    run = next((r for r in group.runs if r.answers), None)
+    if run is None:
+        return ""
+    title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
+    seed = f'<p class="note">From seed {run.seed}, one of {len(group.runs)}.</p>' if len(group.runs) > 1 else ""
+    prompts = _by_prompt(run)
+    more = len(prompts) - MAX_PROMPTS
+    rest = f'<p class="note">and {plural(more, "more prompt")} in answers.jsonl</p>' if more > 0 else ""
+    return title + seed + "".join(_prompt(i, a) for i, a in enumerate(prompts[:MAX_PROMPTS])) + rest
+
+
+def _by_prompt(run: Run) -> list[list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for answer in run.answers:
+        if isinstance(answer.get("response"), str):
+            found.setdefault(f"{answer.get('index')!r:.40}", []).append(answer)
+    return list(found.values())
+
+
+def _prompt(place: int, answers: list[dict[str, Any]]) -> str:
+    judged = [j for a in answers if (j := number(a.get("judged"))) is not None]
+    palette = colours([str(a.get("policy")) for a in answers])
+    best = max(judged) if judged and min(judged) < max(judged) else None
+    cards = "".join(_answer(a, palette, best) for a in answers[:MAX_POLICIES])
+    return (
+        f'<details class="sample"{" open" if place < 3 else ""}><summary>{text(answers[0].get("prompt", ""), 600)}'
+        f'</summary><div class="answers">{cards}</div></details>'
+    )
+
+
+def _answer(answer: dict[str, Any], palette: dict[str, str], best: float | None) -> str:
+    name, judged = str(answer.get("policy")), number(answer.get("judged"))
+    facts = [f"<b>{num(judged)}</b>"] if judged is not None else []
+    facts += ["best"] if judged is not None and judged == best else []
+    facts += [f"KL {num(kl, 2)}"] if (kl := number(answer.get("kl"))) is not None else []
+    facts += [plural(int(count), "token")] if (count := number(answer.get("tokens"))) is not None else []
+    facts += ["cut off"] if answer.get("finish") == "length" else []
+    return (
+        f'<article class="c-{palette[name]}"><h4>{text(name, 40)}</h4><p class="facts">{" · ".join(facts)}</p>'
+        f'<p class="said">{text(answer["response"])}</p></article>'
+    )

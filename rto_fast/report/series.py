@@ -1,0 +1,136 @@
+"""Learning curves: one metric of one stage against rollouts, over the seeds of a group."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rto_fast.report.groups import Group
+from rto_fast.report.read import Run, number, setting
+from rto_fast.stats import Z95
+
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Student's t at 0.975 for 1, 2, ... degrees of freedom; beyond these the normal quantile is at most 8 % too small."""
+RETURN = "judge/return"
+IMPLICIT = "implicit_reward"
+"""beta log(pi_dpo/pi_ref) of an answer: reward/implicit_per_answer is logged without beta."""
+MAX_POINTS = 120
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean over seeds with a band; all lists have one entry per point."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    seeds: int
+    band: str
+    """What low and high are: "" for one seed, "min-max" for two or three, else "95 %" (Student's t)."""
+    average: int = 1
+    """Neighbouring points that were averaged into one."""
+    behind: int = 0
+    """Seeds left out because they have not got as far as the others."""
+
+
+def points(run: Run, stage: str, metric: str) -> Points:
+    """(rollouts, value) of a stage that rolls out, (step, value) of any other; in order, without repeats."""
+    name, scale = metric, 1.0
+    if metric == IMPLICIT:
+        name, beta = "reward/implicit_per_answer", number(setting(run.config, "dpo.beta"))
+        if beta is None:
+            return []
+        scale = beta
+    found: dict[float, float] = {}
+    for line in run.metrics.get(stage, []):
+        if name not in line:  # most lines of an iteration hold its losses alone
+            continue
+        x, y = _place(run, stage, line), number(line.get(name))
+        if x is not None and y is not None:
+            found[x] = y * scale
+    return sorted(found.items())
+
+
+def _place(run: Run, stage: str, line: dict) -> float | None:
+    """answers/total; in logs that lack it, iteration x rollouts."""
+    total, iteration = number(line.get("answers/total")), number(line.get("iteration"))
+    if total is None and iteration is not None:
+        rollouts = number(setting(run.config, f"{stage}.rollouts")) or number(setting(run.config, "rto.rollouts"))
+        total = iteration * rollouts if rollouts else iteration
+    return number(line.get("step")) if total is None else total
+
+
+def curve(group: Group, stage: str, metric: str, most: int = MAX_POINTS) -> Curve | None:
+    """The metric over all seeds that got the farthest, in at most `most` points; None where no seed logged it."""
+    logged = sum(bool(points(run, stage, metric)) for run in group.runs)
+    if not logged:
+        return None
+    seeds = [p for _, p in farthest(group, stage, metric)]
+    start = max(p[0][0] for p in seeds)
+    grid = sorted({x for p in seeds for x, _ in p if x >= start})
+    columns = [interpolate(p, grid) for p in seeds]
+    size = math.ceil(len(grid) / most)
+    grid, columns = thin(grid, size), [thin(column, size) for column in columns]
+    bands = [spread(values) for values in zip(*columns, strict=True)]
+    mean, low, high = (list(part) for part in zip(*bands, strict=True))
+    return Curve(grid, mean, low, high, len(seeds), band_name(len(seeds)), size, logged - len(seeds))
+
+
+def farthest(group: Group, stage: str, metric: str) -> list[tuple[Run, Points]]:
+    """The runs that logged the metric to the end. One that is still going would cut the others' curves short."""
+    found = [(run, p) for run in group.runs if (p := points(run, stage, metric))]
+    end = max((p[-1][0] for _, p in found), default=0.0)
+    return [(run, p) for run, p in found if p[-1][0] == end]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds and the ends of its band: min and max of up to three, else mean +- t s / sqrt(n)."""
+    n = len(values)
+    mean = sum(values) / n
+    if n <= 3:
+        return mean, min(values), max(values)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    half = (T975[n - 2] if n - 2 < len(T975) else Z95) * deviation / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def band_name(seeds: int) -> str:
+    return "" if seeds < 2 else "min-max" if seeds <= 3 else "95 %"
+
+
+def thin(values: list[float], size: int) -> list[float]:
+    """Means of `size` neighbours."""
+    return [sum(part) / len(part) for i in range(0, len(values), size) if (part := values[i : i + size])]
+
+
+def interpolate(known: Points, grid: Sequence[float]) -> list[float]:
+    """Values at every place of the sorted grid, straight between the known ones, constant outside."""
+    out, i = [], 0
+    for x in grid:
+        while i + 1 < len(known) and known[i + 1][0] <= x:
+            i += 1
+        (x0, y0), (x1, y1) = known[i], known[min(i + 1, len(known) - 1)]
+        share = min(max((x - x0) / (x1 - x0), 0.0), 1.0) if x1 > x0 else 0.0
+        out.append(y0 + share * (y1 - y0))
+    return out
+
+
+def crossing(known: Points, target: float) -> float | None:
+    """The first place where straight lines between the points reach the target, or None."""
+    if known and known[0][1] >= target:
+        return known[0][0]
+    for (x0, y0), (x1, y1) in pairwise(known):
+        if y1 >= target:
+            return x0 + (target - y0) / (y1 - y0) * (x1 - x0)
+    return None
+
+
+def trailing(known: Points, window: int) -> Points:
+    """Each value averaged with the window - 1 before it, as far as there are."""
+    values = [y for _, y in known]
+    return [
+        (x, sum(part) / len(part)) for i, (x, _) in enumerate(known) if (part := values[max(0, i - window + 1) : i + 1])
+    ]

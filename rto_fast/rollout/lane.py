@@ -1,0 +1,162 @@
+"""What every decoding loop stands on: models with their caches, stepped together.
+
+B rows being decoded now, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rto_fast.rollout.cache import RowCache
+from rto_fast.rollout.mixture import Mixture
+
+_PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Prompt tokens per prefill call: prompts come sorted by length, so that small calls have little padding, and on a
+CPU their activations stay in the cache; a GPU has to be filled."""
+
+
+def models_of(model: nn.Module | Mixture) -> tuple[nn.Module, ...]:
+    return model.models if isinstance(model, Mixture) else (model,)
+
+
+class Lanes:
+    """A model, or the models of a mixture, with one cache each; row b of every cache is the same sequence."""
+
+    def __init__(self, model: nn.Module | Mixture, max_rows: int, capacity: int):
+        self.mixture = model if isinstance(model, Mixture) else None
+        self.lanes = [_Lane(m, max_rows, capacity) for m in models_of(model)]
+        self.device = self.lanes[0].device
+        self.prefill_tokens = _PREFILL_TOKENS.get(self.device.type, 16384)
+
+    def prefill(self, prompts: Sequence[list[int]], first_row: int, row_step: int = 1) -> None:
+        """Write the prompts without their last tokens to rows first_row, first_row + row_step, ...
+
+        The longest prompt comes first. Each last token is the first step's input.
+        """
+        length = len(prompts[0]) - 1
+        if length == 0:
+            return
+        # padding on the right needs no mask: causal attention never looks there, and later writes cover it
+        ids = torch.tensor([p[:-1] + [0] * (length + 1 - len(p)) for p in prompts], device=self.device)
+        for lane in self.lanes:
+            lane.prefill(ids, first_row, row_step)
+
+    def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
+        """Append tokens (B,) at positions (B,) to rows 0 ... B-1 -> (B, V) next-token logits."""
+        logits = [lane.step(tokens, positions, width) for lane in self.lanes]
+        return logits[0] if self.mixture is None else self.mixture.mix(logits)
+
+    def move_rows(self, source: list[int], target: list[int]) -> None:
+        """Copy rows `source` over rows `target`; all are read before any is written."""
+        rows = torch.tensor([source, target]).to(self.device)
+        for lane in self.lanes:
+            lane.cache.move_rows(*rows.unbind(0))
+
+
+class _Lane:
+    """One model and its cache."""
+
+    def __init__(self, model: nn.Module, max_rows: int, capacity: int):
+        self.model, self.masks = model, _StepMasks(model)
+        self.cache = RowCache(max_rows, capacity)
+        self.device = model.get_input_embeddings().weight.device
+
+    def prefill(self, ids: Tensor, first_row: int, row_step: int) -> None:
+        self.cache.begin_prefill(first_row, row_step)
+        # no position's logits are wanted
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        self._forward(ids, torch.arange(ids.shape[1], device=self.device)[None], None, logits_to_keep=nothing)
+
+    def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
+        self.cache.begin_step(positions, width)
+        logits = self._forward(tokens[:, None], positions[:, None], self.masks(positions, width))[:, -1]
+        if not self.cache.storage:
+            raise ValueError(f"rollout: {type(self.model).__name__} stored no keys and values; use its own generate()")
+        return logits
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask, **kwargs) -> Tensor:
+        return self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            return_dict=True,
+            **kwargs,
+        ).logits
+
+
+class _StepMasks:
+    """The additive attention masks of one decoding step, made once for all layers."""
+
+    def __init__(self, model: nn.Module):
+        config = model.config.get_text_config()
+        self.window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"])
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise ValueError(
+                f"rollout: layer_types of {type(model).__name__} must be full_attention or sliding_attention, "
+                f"got {sorted(kinds)}; use the model's own generate()"
+            )
+        self.kinds, self.dtype = kinds, model.get_input_embeddings().weight.dtype
+
+    def __call__(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
+        """positions (B,) of the queries -> (B, 1, 1, width), or one such mask per kind of layer."""
+        columns, last = torch.arange(width, device=positions.device), positions[:, None]
+        hidden = columns > last
+        masks = {"full_attention": hidden, "sliding_attention": hidden}
+        if self.window is not None and self.window < width:
+            masks["sliding_attention"] = hidden | (columns <= last - self.window)
+        lowest = torch.finfo(self.dtype).min
+        zeros = torch.zeros(hidden.shape, dtype=self.dtype, device=positions.device)
+        masks = {kind: zeros.masked_fill(masks[kind], lowest)[:, None, None] for kind in self.kinds}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def check_prompts(
+    op: str,
+    models: Sequence[nn.Module],
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    max_batch: int,
+    max_context: int | None = None,
+) -> None:
+    """Raises ValueError unless every prompt and its answer fit every model."""
+    if max_batch < 1:
+        raise ValueError(f"{op}: max_batch must be >= 1, got {max_batch}")
+    own = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    limits = {
+        "max_position_embeddings": min((n for n in own if n is not None), default=None),
+        "max_context": max_context,
+    }
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    name = min(limits, key=limits.get, default=None)
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"{op}: prompts[{i}] is empty; give at least one token, such as BOS")
+        if name is not None and len(prompt) + max_new_tokens > limits[name]:
+            room = limits[name] - max_new_tokens
+            raise ValueError(
+                f"{op}: prompts[{i}] has {len(prompt)} tokens, and with max_new_tokens={max_new_tokens} "
+                f"exceeds {name}={limits[name]}; "
+                + (
+                    f"shorten the prompt to {room} tokens or lower max_new_tokens"
+                    if room > 0
+                    else "lower max_new_tokens"
+                )
+            )
+
+
+@contextmanager
+def eval_mode(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Eval mode inside, every module's own mode back afterwards."""
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,139 @@
+"""Scores by rule: a final-number check, a regular expression, or a Python function."""
+
+import importlib
+import importlib.util
+import re
+import warnings
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import reduce
+
+from rto_fast.scorers import Answer, Scorer, check_scores
+from rto_fast.scorers.child import Child, TooLong
+
+FIELD = "rto.score.rule"
+MATH_LIMIT_S = 10.0
+"""Longest judgement of one answer's number; such an answer scores 0."""
+REGEX_LIMIT_S = 1.0
+"""Longest search of one answer; such an answer scores 0."""
+REGEX_GIVE_UP = 16
+"""So many answers of one rollout that take too long are the pattern's fault."""
+
+
+def rule_scorer(rule: str) -> Scorer:
+    r"""The scorer that `rule` names.
+
+    math              1 where the answer's final number is the row's right one, else 0, by the math-verify library.
+                      Read are "#### 42" (GSM8K), \boxed{42}, "the answer is 42" and else the last number; 1,234 and
+                      1234, 0.5 and 1/2 are the same. A cut-off answer counts only where its number is marked.
+    regex:PATTERN     1 where Python's re.search finds PATTERN in the response, else 0
+    module:function   function(answers: list[Answer]) -> one finite number per answer: a list, tuple or 1-d array.
+                      Its own exceptions come out as they are.
+
+    math and regex judge in a process of their own, one answer at a time: an answer that takes too long (10 s, 1 s)
+    scores 0, with a warning, whatever thread calls. Raises ValueError, one sentence naming rto.score.rule: here for a
+    rule that cannot be, and from the scorer for a missing right answer, scores of the wrong number or kind, and a
+    pattern that takes too long over and over.
+    """
+    if rule == "math":
+        return _math()
+    kind, separator, rest = rule.partition(":")
+    if kind == "regex" and separator:
+        return _regex(rest)
+    if separator and kind and rest:
+        return _function(kind, rest)
+    hint = ", did you mean 'math'?" if get_close_matches(rule.lower(), ["math"]) else ""
+    raise ValueError(f"{FIELD}: wanted math, regex:PATTERN or module:function, got {rule!r}{hint}")
+
+
+def _math() -> Scorer:
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError(f"{FIELD}: 'math' needs the math-verify library: pip install 'rto_fast[math]'")
+    child = Child("math", limit_s=MATH_LIMIT_S)
+
+    def score(answers: list[Answer]) -> list[float]:
+        for i, answer in enumerate(answers):
+            if answer.reference is None:
+                raise ValueError(
+                    f"{FIELD}: 'math' compares with each row's right answer, but the row of answer {i + 1} of "
+                    f"{len(answers)} has none; give rows with a column for it"
+                )
+
+        def judge(answer: Answer) -> bool:
+            verdict = child.ask(
+                {"response": answer.response, "finished": answer.finished, "reference": answer.reference}
+            )
+            if verdict is None:
+                raise ValueError(f"{FIELD}: 'math' finds no number in the right answer {answer.reference[-80:]!r}")
+            return verdict
+
+        return _judge_all(answers, judge, MATH_LIMIT_S)
+
+    return score
+
+
+def _regex(pattern: str) -> Scorer:
+    if not pattern:
+        raise ValueError(f"{FIELD}: regex: is followed by a pattern, for example 'regex:^Yes'")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{FIELD}: {pattern!r} is not a regular expression: {error}") from None
+    child = Child("regex", pattern, limit_s=REGEX_LIMIT_S)
+
+    def score(answers: list[Answer]) -> list[float]:
+        return _judge_all(answers, lambda a: child.ask({"response": a.response}), REGEX_LIMIT_S, REGEX_GIVE_UP)
+
+    return score
+
+
+def _judge_all(
+    answers: list[Answer], judge: Callable[[Answer], bool], limit_s: float, give_up: int | None = None
+) -> list[float]:
+    scores, late = [], 0
+    for answer in answers:
+        try:
+            scores.append(float(judge(answer)))
+        except TooLong:
+            scores.append(0.0)
+            late += 1
+            if late == give_up:
+                raise ValueError(
+                    f"{FIELD}: the pattern takes more than {limit_s:g} s on {late} answers; nested repeats such as "
+                    "(a+)+ take exponential time: write it without them"
+                ) from None
+    if late:
+        warnings.warn(
+            f"{FIELD}: {late} of {len(answers)} answers took more than {limit_s:g} s to judge and scored 0",
+            stacklevel=3,
+        )
+    return scores
+
+
+def _function(module: str, name: str) -> Scorer:
+    try:
+        namespace = importlib.import_module(module)
+    except (ImportError, TypeError) as error:
+        raise ValueError(
+            f"{FIELD}: cannot import {module!r} ({error}); wanted math, regex:PATTERN or module:function with the "
+            "module in this folder or on PYTHONPATH"
+        ) from None
+    try:
+        function = reduce(getattr, name.split("."), namespace)
+    except AttributeError:
+        near = get_close_matches(name, dir(namespace), n=1)
+        raise ValueError(
+            f"{FIELD}: {module!r} has no {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        ) from None
+    if not callable(function):
+        raise ValueError(f"{FIELD}: {module}:{name} must be a function, got {type(function).__name__}")
+    field = f"{FIELD} {module}:{name}"
+
+    def score(answers: list[Answer]) -> list[float]:
+        scores = function(list(answers))
+        if hasattr(scores, "tolist"):  # an array or a tensor
+            scores = scores.tolist()
+        check_scores(scores, len(answers), field)
+        return [float(s) for s in scores]
+
+    return score

@@ -1,0 +1,64 @@
+"""Token rewards are those of the models' own logits, and tokens read as the text they come from."""
+
+import pytest
+import torch
+
+from rto_fast.credit.scorer import pair_heatmaps, pieces
+from rto_fast.credit.source import from_run
+from rto_fast.data.encode import EncodedDemonstration, EncodedPair
+from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.quickstart.tokenizer import build_tokenizer
+from tests.tiny import SHARED
+
+
+@pytest.fixture(scope="module")
+def source(run):
+    return from_run(str(run), device="cpu")
+
+
+def test_rewards_are_the_log_ratio_of_the_models_own_logits(source):
+    pairs = source.pairs(None)[:5]
+    answers = [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
+    for answer, rewards in zip(answers, source.scorer.rewards(answers), strict=True):
+        tokens = torch.tensor([answer.prompt + answer.response])
+        want = 0
+        for model, sign in ((source.scorer.dpo, 1), (source.scorer.reference, -1)):
+            logits = model.hf(tokens).logits[0, len(answer.prompt) - 1 : -1].double()
+            want = want + sign * logits.log_softmax(-1).gather(1, tokens[0, len(answer.prompt) :, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(rewards), source.scorer.beta * want, atol=2e-6, rtol=0)
+    assert max(abs(rewards)) > 1e-3
+
+
+def test_pairs_become_maps_with_the_oracles_signs(source):
+    ids = source.template.tokenizer.convert_tokens_to_ids
+    words = "the dog is pink . <eos>".split()
+    pair = EncodedPair(
+        [1, *ids("what is the colour of the dog ?".split())], ids("the dog is brown . <eos>".split()), []
+    )
+    pair = EncodedPair(pair.prompt, pair.chosen, ids(words))
+    good, bad = pair_heatmaps(source.scorer, [pair], names=["pair 7"], oracle=source.oracle)
+    assert (good.title, bad.title) == ("pair 7, chosen", "pair 7, rejected")
+    assert bad.prompt == "what is the colour of the dog ?"
+    assert "".join(bad.tokens) == " ".join(words)
+    assert good.signs == [0, 0, 0, 1, 0, 1] and bad.signs == [0, 0, 0, -1, 0, 1]
+    plain = pair_heatmaps(source.scorer, [pair], names=["p"])
+    assert plain[1].signs is None and plain[1].rewards == bad.rewards
+
+
+def test_words_bring_their_own_blanks():
+    tokenizer = build_tokenizer()
+    assert pieces(tokenizer, tokenizer("the dog is brown .")["input_ids"]) == ["the", " dog", " is", " brown", " ."]
+
+
+@pytest.mark.parametrize("name", ["models/stories260K", "models/babyllama-tok105"])
+def test_pieces_of_real_tokenizers_read_as_the_text(name):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"no {name} in {SHARED}")
+    tokenizer = load_tokenizer(SHARED / name)
+    text = "Lily's dog, Spot, ran  home!\nThe end. " * 6 + "café 🙂 ok"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    parts = pieces(tokenizer, ids)
+    assert len(parts) == len(ids)
+    # a character of several tokens is read at its last one; the others are marked
+    whole = "".join(p for p in parts if p != "\ufffd" and not p.startswith("<0x"))
+    assert whole == tokenizer.decode(ids, clean_up_tokenization_spaces=False)

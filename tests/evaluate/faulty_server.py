@@ -1,0 +1,112 @@
+"""A real HTTP server on this machine that speaks chat completions and misbehaves on demand."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Answer = Callable[["Handler", str, int], None]
+"""answer(handler, prompt, how many requests came before this one) writes the whole response."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            number = len(server.requests)
+            server.requests.append(
+                {"path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}, "body": body}
+            )
+            server.open += 1
+            server.most_open = max(server.most_open, server.open)
+        try:
+            server.answer(self, body["messages"][-1]["content"], number)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        finally:
+            with server.lock:
+                server.open -= 1
+
+    def send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def say(self, text: str | None) -> None:
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        self.send(200, json.dumps(reply).encode())
+
+    def fail(self, status: int, message: str, **headers: str) -> None:
+        self.send(status, json.dumps({"error": {"message": message}}).encode(), **headers)
+
+    def log_message(self, *args) -> None:
+        return
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, answer: Answer, port: int = 0):
+        self.answer, self.requests, self.lock, self.open, self.most_open = answer, [], threading.Lock(), 0, 0
+        super().__init__(("127.0.0.1", port), Handler)
+
+    def handle_error(self, request, client_address) -> None:
+        return
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+@contextmanager
+def serving(answer: Answer, port: int = 0) -> Iterator[Server]:
+    server = Server(answer, port)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def drip(handler: Handler, prompt: str, number: int) -> None:
+    """A body that never ends, a byte at a time."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for _ in range(400):
+        handler.wfile.write(b"1\r\n \r\n")
+        handler.wfile.flush()
+        time.sleep(0.02)
+
+
+def flood(handler: Handler, prompt: str, number: int) -> None:
+    """A body of 64 MiB."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(64 * 2**20))
+    handler.end_headers()
+    for _ in range(64):
+        handler.wfile.write(b" " * 2**20)
+
+
+def breaks_off(handler: Handler, prompt: str, number: int) -> None:
+    """Half of what was promised, then the connection is closed."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.wfile.flush()
+    handler.close_connection = True

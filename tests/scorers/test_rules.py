@@ -1,0 +1,224 @@
+"""Scores by rule: what counts as right, what is refused, and that no answer can hold a run up."""
+
+import gzip
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rto_fast.scorers import Answer, check_scores, rules
+from rto_fast.scorers.child import Child, TooLong
+from rto_fast.scorers.rules import rule_scorer
+from tests.tiny import SHARED
+
+needs_math = pytest.mark.skipif(
+    importlib.util.find_spec("math_verify") is None, reason="the math-verify library is not installed"
+)
+ROOT = Path(__file__).parents[2]
+HERE = "tests.scorers.functions"
+TWO = [Answer("p", "four"), Answer("p", "sixsix")]
+
+SOLUTIONS = [
+    ("She has 3 + 4 = <<3+4=7>>7 left.\n#### 42", True, "42", 1.0),
+    ("#### 41\nNo: #### 42", True, "42", 1.0),
+    ("#### 42 is wrong, so\n#### 41", True, "42", 0.0),
+    ("that makes 1,234 of them.", True, "1234", 1.0),
+    ("A: 1234", True, "1,234", 1.0),
+    (r"hence \boxed{42}, 7 more than 35", True, "42", 1.0),
+    (r"thus $\boxed{\frac{1}{2}}$.", True, "0.5", 1.0),
+    ("The answer is $1,080.00.", True, "... so 1080.\n#### 1,080", 1.0),
+    ("she earns $18 a day, $25 with tips", True, "25", 1.0),
+    ("it falls to -10", True, "-10", 1.0),
+    ("the number is 41", True, "42", 0.0),
+    ("no number at all", True, "42", 0.0),
+    ("", True, "42", 0.0),
+    ("#### ", True, "42", 0.0),
+    # cut off at the length limit: only a marked number that is whole counts
+    ("which leaves 42", False, "42", 0.0),
+    ("#### 42", False, "42", 0.0),
+    ("#### 42\nQuestion: what", False, "42", 1.0),
+    (r"\boxed{42} which", False, "42", 1.0),
+    (r"\boxed{42", False, "42", 0.0),
+    # text that a policy may well write, and that no program should compute
+    ("#### 9^9^9^9^9", True, "42", 0.0),
+]
+
+
+@needs_math
+@pytest.mark.parametrize("response, finished, reference, score", SOLUTIONS)
+def test_math_reads_the_final_number(response, finished, reference, score):
+    assert rule_scorer("math")([Answer("q", response, finished, reference)]) == [score]
+
+
+@needs_math
+def test_math_outside_the_main_thread():
+    scorer, seen = rule_scorer("math"), []
+    answers = [Answer("q", f"#### {i}", True, "3") for i in range(5)]
+    thread = threading.Thread(target=lambda: seen.append(scorer(answers)))
+    thread.start()
+    thread.join()
+    assert seen == [[0.0, 0.0, 0.0, 1.0, 0.0]]
+
+
+@needs_math
+def test_math_needs_a_right_answer_with_a_number():
+    scorer = rule_scorer("math")
+    with pytest.raises(ValueError, match=r"rto.score.rule: .* answer 2 of 2 has none"):
+        scorer([Answer("q", "1", True, "1"), Answer("q", "1")])
+    with pytest.raises(ValueError, match="rto.score.rule: .* no number in the right answer 'many'"):
+        scorer([Answer("q", "1", True, "many")])
+
+
+@needs_math
+def test_math_agrees_with_the_labels_of_real_solutions():
+    file = SHARED / "gsm8k/model-solutions.jsonl.gz"
+    if not file.exists():
+        pytest.skip("GSM8K's model solutions (../shared/data) are not beside this checkout")
+    with gzip.open(file, "rt") as lines:
+        rows = [json.loads(line) for line in lines][::4]
+    given = [(r["final"], s) for r in rows for s in r["solutions"].values()]
+    scores = rule_scorer("math")([Answer("", s["text"], True, final) for final, s in given])
+    right = sum(score == s["correct"] for score, (_, s) in zip(scores, given, strict=True))
+    assert right >= 0.999 * len(given), f"{right} of {len(given)}"
+
+
+def test_math_without_its_library_names_the_install(monkeypatch):
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"rto.score.rule: .* pip install 'rto_fast\[math\]'"):
+        rule_scorer("math")
+
+
+def test_regex_searches_the_response():
+    scorer = rule_scorer(r"regex:^f.ur\b")
+    assert scorer(TWO) == [1.0, 0.0]
+    assert rule_scorer("regex:module:function|six")(TWO) == [0.0, 1.0]
+    assert rule_scorer("regex:naïve")([Answer("", "a naïve \ud800 one")]) == [1.0]
+
+
+def test_regex_that_backtracks_for_ever_is_bounded(monkeypatch):
+    monkeypatch.setattr(rules, "REGEX_LIMIT_S", 0.2)
+    scorer = rule_scorer("regex:(a+)+$")
+    bad = Answer("", "a" * 60 + "b")
+    with pytest.warns(UserWarning, match="1 of 3 answers took more than 0.2 s"):
+        assert scorer([Answer("", "aa"), bad, Answer("", "ba")]) == [1.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="rto.score.rule: the pattern takes more than 0.2 s on 16 answers"):
+        scorer([bad] * 20)
+
+
+def test_the_judging_process_may_die_between_two_answers():
+    child = Child("regex", "x", limit_s=5.0)
+    assert child.ask({"response": "x"}) is True
+    os.kill(child._process.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    assert child.ask({"response": "y"}) is False
+    child.close()
+    child.close()
+
+
+def test_the_judging_process_may_die_over_an_answer():
+    child = Child("regex", "(a+)+$", limit_s=60.0)
+    child.ask({"response": ""})
+    killer = threading.Timer(0.3, os.kill, (child._process.pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(TooLong):
+        child.ask({"response": "a" * 60 + "b"})
+    assert child.ask({"response": "a"}) is True
+    child.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bound on processor time is Linux's")
+def test_the_judging_process_outlives_no_killed_trainer():
+    """Also when it is in the middle of an answer that takes for ever."""
+    program = (
+        "import os, threading; from rto_fast.scorers.child import Child\n"
+        "child = Child('regex', '(a+)+$', limit_s=1.0); child.ask({'response': ''})\n"
+        "print(child._process.pid, flush=True); threading.Timer(0.2, os.kill, (os.getpid(), 9)).start()\n"
+        "child.ask({'response': 'a' * 60 + 'b'})"
+    )
+    trainer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
+    assert trainer.returncode == -signal.SIGKILL, trainer.stderr
+    proc = Path("/proc") / trainer.stdout.decode().strip() / "cmdline"
+    for _ in range(300):
+        if not proc.exists() or not proc.read_bytes():
+            return
+        time.sleep(0.1)
+    pytest.fail("the judging process still runs")
+
+
+@pytest.mark.parametrize(
+    "name, scores",
+    [
+        ("lengths", [4.0, 6.0]),
+        ("as_tensor", [4.0, 6.0]),
+        ("numpy_scalars", [4.0, 6.0]),
+        ("Graded.all_one", [1.0, 1.0]),
+    ],
+)
+def test_a_function_of_ones_own(name, scores):
+    found = rule_scorer(f"{HERE}:{name}")(TWO)
+    assert found == scores and all(type(s) is float for s in found)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("one_short", "wanted 2 scores, one per answer, got 1"),
+        ("second_is_nan", "every score must be a finite number, got nan for answer 2 of 2"),
+        ("strings", "every score must be a finite number, got 'good' for answer 1 of 2"),
+        ("nothing", "wanted a list of 2 scores, one per answer, got None"),
+        ("a_matrix", r"every score must be a finite number, got \[0.0\] for answer 1 of 2"),
+    ],
+)
+def test_a_wrong_function_is_one_sentence(name, message):
+    with pytest.raises(ValueError, match=f"^rto.score.rule {HERE}:{name}: {message}$"):
+        rule_scorer(f"{HERE}:{name}")(TWO)
+
+
+def test_a_functions_own_exception_comes_out():
+    with pytest.raises(KeyError, match="mine"):
+        rule_scorer(f"{HERE}:raises")(TWO)
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        ("", "wanted math, regex:PATTERN or module:function, got ''"),
+        ("maths", r"got .maths., did you mean .math.\?"),
+        ("regex:", "is followed by a pattern"),
+        ("regex:(", r"'\(' is not a regular expression: missing \), unterminated subpattern"),
+        ("no_such_module:f", "cannot import 'no_such_module'"),
+        (":f", "wanted math"),
+        ("..x:f", "cannot import '..x'"),
+        (f"{HERE}:lenghts", "has no 'lenghts', did you mean 'lengths'?"),
+        (f"{HERE}:not_a_function", "must be a function, got int"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_one_sentence(rule, message):
+    with pytest.raises(ValueError, match="rto.score.rule: .*" + message) as caught:
+        rule_scorer(rule)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "scores, message",
+    [
+        ([1.0], "wanted 2 scores, one per answer, got 1"),
+        ([1.0, float("inf")], "got inf for answer 2 of 2"),
+        ([10**400, 1], "for answer 1 of 2"),
+        ([1.0, None], "got None for answer 2 of 2"),
+        ("ab", "wanted a list of 2 scores, one per answer, got 'ab'"),
+        (iter([1, 2]), "wanted a list of 2 scores"),
+    ],
+)
+def test_check_scores(scores, message):
+    with pytest.raises(ValueError, match="^the.field: .*" + message):
+        check_scores(scores, 2, "the.field")
+    check_scores([1, 0.5], 2, "the.field")
+    check_scores([], 0, "the.field")
