@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rto_fast.config import CheckpointConfig
+from rto_fast.foreign import read_object
 from rto_fast.memory import available_memory
+from rto_fast.text import one_line
 
 Parts = dict[str, dict[str, Tensor]]
 """Tensors by file and name."""
@@ -118,8 +120,8 @@ class Checkpoints:
         for path in self._all():
             try:
                 saved = _read(path)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                self.damaged.append(f"{path}: {error}")
+            except (OSError, ValueError, SafetensorError) as error:
+                self.damaged.append(one_line(f"{path}: {error}", 300))
                 continue
             self.last_step = saved.step
             return saved
@@ -142,15 +144,22 @@ def _on_host(x: Tensor) -> Tensor:
 
 
 def _read(path: Path) -> Saved:
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_object(path / "manifest.json", "it")
     for name, digest in manifest.items():
         if Path(name).name != name:
             raise ValueError(f"manifest.json names a file outside its folder, {name!r}")
         if _sha256(path / name) != digest:
             raise ValueError(f"{name} is not what was written")
-    facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    facts = read_object(path / "state.json", "it") if "state.json" in manifest else {}
+    step, progress = facts.pop("step", None), facts.get("progress")
+    if type(step) is not int or path.name != f"step-{step:08}":
+        raise ValueError(f"state.json holds another step than its folder, {step!r}")
+    if not isinstance(progress, dict) or not all(type(x) in (int, float) for x in progress.values()):
+        raise ValueError("state.json must hold the stage's progress, numbers by name")
     parts = {Path(n).stem: load_file(path / n) for n in manifest if n.endswith(".safetensors")}
-    return Saved(int(facts.pop("step")), parts, facts)
+    if "weights" not in parts:
+        raise ValueError("manifest.json does not name weights.safetensors")
+    return Saved(step, parts, facts)
 
 
 def _sha256(path: Path) -> str:

@@ -45,9 +45,7 @@ def parse(
                 args=args,
                 default=default,
                 prog=prog,
-                description="\n\n".join(
-                    [inspect.getdoc(settings) or "", *more, f"{TRACEBACK}: an error shows where it came from."]
-                ),
+                description="\n\n".join(more),
                 config=() if onoff else (tyro.conf.FlagConversionOff,),
             )
     except SystemExit as stop:

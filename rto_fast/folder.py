@@ -9,8 +9,12 @@ import tomli_w
 from rto_fast.config import Config
 from rto_fast.disk import write_whole
 from rto_fast.recipe import plain, read_toml
+from rto_fast.text import without_secrets
 
-FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"}
+FREE = {
+    *("device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"),
+    *("guards.stall_minutes", "rto.score.server", "rto.score.timeout", "rto.score.retries", "rto.score.batch"),
+}
 """Settings that may change between two calls on one folder: they do not change what is computed."""
 
 
@@ -26,8 +30,23 @@ def claim(config: Config) -> Path:
         raise ValueError(f"output: {str(folder)!r} cannot be made ({error}); name another with --output") from None
     if not (folder / "config.toml").is_file():
         # half a configuration would make the folder nobody's
-        write_whole(folder / "config.toml", tomli_w.dumps(plain(config)))
+        write_whole(folder / "config.toml", tomli_w.dumps(shown(config)))
     return folder
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """The settings as config.toml holds them: a password within a URL is none of them."""
+
+    def hide(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: hide(x) for key, x in value.items()}
+        return [hide(x) for x in value] if isinstance(value, list) else _hidden(value)
+
+    return hide(plain(config))
+
+
+def _hidden(value: Any) -> Any:
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def check(config: Config) -> Path:
@@ -47,10 +66,10 @@ def check(config: Config) -> Path:
         before = read_toml(written, f"output: {written}")
     except ValueError as error:
         raise ValueError(f"{error}; name another folder with --output, or delete it") from None
-    changed = _differences(_flat(before), _flat(plain(config)))
+    changed = _differences(_flat(before), _flat(shown(config)))
     if changed:
-        shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-        raise ValueError(f"output: {folder} holds another run ({shown}); name another with --output, or delete it")
+        some = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise ValueError(f"output: {folder} holds another run ({some}); name another with --output, or delete it")
     return folder
 
 

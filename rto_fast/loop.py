@@ -70,7 +70,12 @@ class TrainState:
         """Take up what `save` gave. Raises ValueError when it belongs to another model."""
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         saved = parts["weights"]
-        if [saved[str(i)].shape for i in range(len(saved))] != [p.shape for p in weights]:
+        fit = {"optimizer", "stage"} <= set(parts) and set(saved) == {str(i) for i in range(len(weights))}
+        fit = fit and all(saved[str(i)].shape == p.shape for i, p in enumerate(weights))
+        for key, x in parts.get("optimizer", {}).items():
+            number = key.partition(".")[0]
+            fit = fit and number in saved and (x.ndim == 0 or x.shape == saved[number].shape)
+        if not fit:
             raise ValueError("checkpoint: its weights are those of another model; start over with --resume False")
         with torch.no_grad():
             for i, p in enumerate(weights):

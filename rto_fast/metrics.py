@@ -121,11 +121,12 @@ class StageLog:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.bar.close()
-        threading.excepthook = self.hook
-        for file in (self.events, self.file):
-            try:
+        try:
+            for file in (self.events, self.file):
                 with writing(f"metrics: {self.folder}"):
                     file.close()
-            except OSError:
-                if kind is None:  # else it would hide what ended the stage
-                    raise
+        except OSError:
+            if kind is None:  # else it would hide what ended the stage
+                raise
+        finally:
+            threading.excepthook = self.hook

@@ -1,0 +1,120 @@
+"""What SECURITY.md says is never done is nowhere in the sources, and what it says is hidden is hidden."""
+
+import ast
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from rto_fast.config import Config
+from rto_fast.folder import check, claim
+from rto_fast.foreign import MAX_JSON_BYTES
+from rto_fast.recipe import build, plain
+from rto_fast.text import one_line, without_secrets
+from rto_fast.train import main
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml", "code", "pty"}
+CALLS = {"eval", "exec", "compile", "__import__"}
+METHODS = {"torch.load", "os.system", "os.popen", "yaml.load", "numpy.load", "np.load", "pickle.load", "pickle.loads"}
+
+
+def offences(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES and not node.level:
+            found.append(node.module)
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if name in CALLS or (name in METHODS and options.get("weights_only") != "True"):
+                found.append(name)
+            if options.get("shell") == "True" or options.get("trust_remote_code") == "True":
+                found.append(f"{name} with {options}")
+            # what is not said is asked of the user, or taken from a configuration
+            if name.startswith("Auto") and name.endswith(".from_pretrained"):
+                if "trust_remote_code" not in options and None not in options:
+                    found.append(f"{name} without trust_remote_code")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_is_forbidden_is_called(path):
+    assert offences(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import yaml.reader",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "eval(text)",
+        "exec(text)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+        "AutoModel.from_pretrained(path)",
+        "AutoTokenizer.from_pretrained(path, trust_remote_code=True)",
+    ],
+)
+def test_the_search_finds_them(line):
+    assert offences(ast.parse(line))
+
+
+def test_the_search_lets_the_rest_be():
+    fine = "model.eval(); re.compile(x); torch.load(p, weights_only=True); AutoModel.from_pretrained(**options)"
+    assert offences(ast.parse(fine)) == []
+
+
+SECRET = "http://name:pa%40ss@word@host.example:8000/score?key=hunter2&x=1"
+
+
+def test_secrets_are_hidden():
+    hidden = without_secrets(f"asked {SECRET} and '{SECRET}' and http://host/path?a=b")
+    shown = "http://***@host.example:8000/score?***"
+    assert hidden == f"asked {shown} and '{shown}' and http://host/path?***"
+    assert without_secrets("me@host and http://host/a@b") == "me@host and http://host/a@b"
+    assert "word" not in one_line(f"no {SECRET}") and "hunter2" not in one_line(f"no {SECRET}")
+
+
+def test_a_secret_in_a_setting_is_not_written_down(tmp_path):
+    config = build(Config, {"output": str(tmp_path / "run"), "data": {"path": SECRET}}, "recipe x")
+    claim(config)
+    written = (tmp_path / "run" / "config.toml").read_text()
+    assert "word" not in written and "hunter2" not in written
+    assert tomllib.loads(written)["data"]["path"] == "http://***@host.example:8000/score?***"
+    # another password is the same run; another address is not
+    assert check(config) == tmp_path / "run"
+    other = plain(config) | {"data": {"path": SECRET.replace("host.example", "else.example")}}
+    with pytest.raises(ValueError, match="holds another run .data.path was") as error:
+        check(build(Config, other, "recipe x"))
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_secret_in_a_flag_is_not_printed(tmp_path, capfd):
+    assert main(["--data.path", SECRET, "--model.path", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
+    error = capfd.readouterr().err
+    assert "hunter2" not in error and "word@" not in error
+
+
+def test_the_page_says_what_the_code_bounds():
+    page = (ROOT / "SECURITY.md").read_text()
+    assert f"{MAX_JSON_BYTES // 2**20} MiB else" in page
+    from rto_fast import cli, recipe
+    from rto_fast.data import read
+
+    assert f"({read.MAX_LINE_BYTES // 2**20} MiB)" in page and f"{read.MAX_JSON_BYTES // 2**30} GiB of rows" in page
+    assert f"({recipe.MAX_BYTES // 2**10} KiB)" in page and f"({cli.MAX_WORD:,} letters)" in page
+
+
+def test_no_secret_of_the_environment_is_written_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    monkeypatch.setenv("HF_TOKEN", "hunter2")
+    claim(build(Config, {"output": str(tmp_path / "run")}, "recipe x"))
+    assert all("hunter2" not in p.read_text() for p in (tmp_path / "run").iterdir()) and os.environ["HF_TOKEN"]
