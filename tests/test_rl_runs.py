@@ -1,6 +1,8 @@
 """Whole runs of the family's members on a tiny model, as a user starts them."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ def settings(group: int = 4) -> str:
 
 
 def start(folder, *flags: str, text: str = "") -> int:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     recipe = folder / "tiny.toml"
     recipe.write_text(text or settings())
     model, pairs = folder / "model", folder / "pairs.jsonl"
@@ -195,3 +197,64 @@ def test_a_comparison_pools_its_seeds_and_ends_with_a_report(tmp_path, capsys):
     assert start(tmp_path, *flags, "2") == 0  # one seed more trains that one alone
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (folder / "seed-2" / "rto" / "stage.json").is_file()
+
+
+class Rewards(BaseHTTPRequestHandler):
+    """A reward server: the share of "grey" in an answer, until it has answered `server.left` requests."""
+
+    def do_POST(self):
+        if self.server.left == 0:
+            self.close_connection = True
+            return
+        self.server.left -= 1
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        scores = [q.count("grey") / (1 + len(q)) for q in asked["query"]]
+        body = json.dumps({"rewards": scores}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        return
+
+
+def serve(port: int, left: int) -> ThreadingHTTPServer:
+    server = ThreadingHTTPServer(("127.0.0.1", port), Rewards)
+    server.left = left
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_a_reward_server_that_goes_down_costs_nothing(tmp_path, capsys):
+    def run(folder, url: str) -> int:
+        flags = ["--stages", "sft", "ppo", "--rto.score.server", url, "--rto.score.retries", "0", "--eval.prompts", "0"]
+        return start(folder, *flags, "--checkpoint.minutes", "0")
+
+    server = serve(0, 1)
+    port = server.server_address[1]
+    assert run(tmp_path, f"http://127.0.0.1:{port}/get_reward") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("rto_fast: error: rto.score.server") and str(port) in error
+    server.shutdown(), server.server_close()
+    again = serve(0, -1)  # it may come back elsewhere
+    url = f"http://127.0.0.1:{again.server_address[1]}/get_reward"
+    assert run(tmp_path, url) == 0
+    assert "ppo: going on from step 4" in capsys.readouterr().out
+    assert run(tmp_path / "whole", url) == 0
+    again.shutdown(), again.server_close()
+    got, want = (load_file(f / "run" / "ppo" / "model.safetensors") for f in (tmp_path, tmp_path / "whole"))
+    assert all(torch.equal(got[k], want[k]) for k in want)
+
+
+def test_a_reward_model_may_read_other_tokens(tmp_path, family):
+    """One that was trained on the same words in another order scores the same texts, through its own ids."""
+    other = tmp_path / "other"
+    other.mkdir()
+    write_model(other / "model", [*WORDS[:4], *reversed(WORDS[4:])])
+    write_pairs(other / "pairs.jsonl")
+    assert start(other, "--stages", "sft", "rm", "--eval.prompts", "0") == 0
+    assert start(tmp_path, "--stages", "sft", "ppo", "--rm.model", str(other / "run" / "rm")) == 0
+    assert "reward/score" in metrics(tmp_path, "ppo")[0]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["judge"] == "score" and 0 <= results["score_accuracy"]["mean"] <= 1
