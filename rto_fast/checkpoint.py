@@ -13,16 +13,19 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rto_fast.config import CheckpointConfig
 from rto_fast.foreign import read_object
+from rto_fast.memory import available_memory
 from rto_fast.text import one_line
 
 Parts = dict[str, dict[str, Tensor]]
@@ -43,6 +46,9 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig):
         self.folder, self.config = folder, config
         self.last_step, self.last_time = 0, time.monotonic()
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future | None = None
+        """The checkpoint that is being written."""
         self.damaged: list[str] = []
         """What was found wrong with checkpoints that `newest` passed over."""
 
@@ -51,17 +57,47 @@ class Checkpoints:
         by_steps = self.config.every and step - self.last_step >= self.config.every
         return bool(by_steps or 0 < 60 * self.config.minutes <= time.monotonic() - self.last_time)
 
-    def save(self, step: int, parts: Parts, facts: dict[str, Any]) -> Path:
-        """Write a checkpoint, drop all but the newest `keep`. OSError when the disk refuses: the older ones stay."""
+    def save(self, step: int, parts: Parts, facts: dict[str, Any]) -> None:
+        """Copy the state, and write it as a checkpoint while training goes on; all but the newest `keep` then go.
+
+        OSError when the disk refused this one, or, in `wait` and the next `save`, the one before: older ones stay.
+        Where the copies would take more than half of the memory that is left, nothing is copied and writing waits.
+        """
+        self.wait()
+        tensors = {name: {key: x.detach() for key, x in part.items()} for name, part in parts.items()}
+        size = sum(x.numel() * x.element_size() for part in tensors.values() for x in part.values())
+        self.last_step, self.last_time = step, time.monotonic()
+        state = json.dumps({"step": step, **facts}, indent=1)
+        if 2 * size > available_memory(torch.device("cpu")):
+            self._write(step, tensors, state)
+        else:
+            copies = {name: {key: _on_host(x) for key, x in part.items()} for name, part in tensors.items()}
+            self.pending = self.writer.submit(self._write, step, copies, state)
+
+    def wait(self) -> None:
+        """Until what was last saved is on the disk. Raises what went wrong there."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        """What is being written is finished first; its failure is raised unless something else is on its way."""
+        self.writer.shutdown()
+        if kind is None:
+            self.wait()
+
+    def _write(self, step: int, parts: Parts, state: str) -> None:
         final = self.folder / f"step-{step:08}"
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             for name, tensors in parts.items():
-                flat = {key: x.detach().cpu().contiguous() for key, x in tensors.items()}
-                save_file(flat, partial / f"{name}.safetensors")
-            (partial / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1), encoding="utf-8")
+                save_file({key: x.cpu().contiguous() for key, x in tensors.items()}, partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(state, encoding="utf-8")
             files = sorted(partial.iterdir())
             manifest = {path.name: _sha256(path) for path in files}
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -76,10 +112,8 @@ class Checkpoints:
                 f"checkpoint: {final} could not be written ({error}); free disk space or fix the folder's permissions, "
                 "then the same command goes on from the checkpoint before"
             ) from error
-        self.last_step, self.last_time = step, time.monotonic()
         for old in self._all()[self.config.keep :]:
             shutil.rmtree(old, ignore_errors=True)
-        return final
 
     def newest(self) -> Saved | None:
         """The newest checkpoint whose files are whole, None when there is none."""
@@ -95,12 +129,18 @@ class Checkpoints:
 
     def forget(self) -> None:
         """Remove them all: the stage is finished, or starts over."""
+        self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:
         """Finished checkpoints, the newest first."""
         paths = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted((p for p in paths if p.suffix != ".partial"), reverse=True)
+
+
+def _on_host(x: Tensor) -> Tensor:
+    """A copy of its own: the optimizer goes on changing the original."""
+    return x.cpu() if x.is_cuda else x.clone()
 
 
 def _read(path: Path) -> Saved:

@@ -11,7 +11,10 @@ from rto_fast.disk import write_whole
 from rto_fast.recipe import plain, read_toml
 from rto_fast.text import without_secrets
 
-FREE = {"device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"}
+FREE = {
+    *("device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"),
+    *("guards.stall_minutes", "rto.score.server", "rto.score.timeout", "rto.score.retries", "rto.score.batch"),
+}
 """Settings that may change between two calls on one folder: they do not change what is computed."""
 
 

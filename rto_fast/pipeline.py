@@ -111,6 +111,7 @@ def _train(context: Context, name: str, built: Built) -> None:
         if stop or checkpoints.due(state.step):
             save()
         if stop:
+            checkpoints.wait()
             raise Stopped
 
     def note(text: str) -> None:
@@ -121,6 +122,7 @@ def _train(context: Context, name: str, built: Built) -> None:
 
     config = context.config
     with (
+        checkpoints,
         StageLog(context.folder, name, stage.num_steps, state.step) as log,
         Interrupt(context.say) as interrupt,
         StallGuard(config.guards.stall_minutes, name) as stall,

@@ -1,8 +1,9 @@
-"""Kills a small run at random moments and lets it go on: python tests/kill_harness.py FOLDER TRIALS [SEED].
+"""Kills a run at random moments and lets it go on: python tests/kill_harness.py FOLDER TRIALS [SEED] [quickstart].
 
 Each trial starts anew, is killed (SIGKILL) at a random moment of the undisturbed run's time, goes on with the same
 command and must end with the same bits: models, metrics and results, wall-clock columns aside. Children are forked from
-one parent that has imported everything, so that a trial takes seconds.
+one parent that has imported everything, so that a trial takes seconds. With "quickstart" model and data are the
+quickstart's, with fewer steps of each stage, saved every five.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,6 +31,13 @@ def arguments(folder: Path, output: str, *more: str) -> list[str]:
     paths = {"--recipe": "tiny.toml", "--model.path": "model", "--data.path": "pairs.jsonl", "--output": output}
     words = [word for flag, name in paths.items() for word in (flag, str(folder / name))]
     return [*words, "--device", "cpu", "--checkpoint.every", "1", *more]
+
+
+def quickstart(folder: Path, output: str) -> list[str]:
+    """The quickstart's model and data, and a few steps of each stage."""
+    steps = ["--sft.epochs", "0.06", "--dpo.epochs", "0.16", "--rto.iterations", "3", "--rto.rollouts", "64"]
+    rest = ["--rto.minibatch", "16", "--eval.prompts", "16", "--sweep.ratios", "--sweep.clips"]
+    return [*steps, *rest, "--output", str(folder / output), "--device", "cpu", "--checkpoint.every", "5"]
 
 
 def setting(folder: Path) -> None:
@@ -72,24 +81,24 @@ def end_state(run: Path) -> dict[str, str]:
     return state | {"metrics": json.dumps(lines), "results": json.dumps(results), "leftovers": str(leftovers)}
 
 
-def harness(folder: Path, trials: int, seed: int) -> int:
+def harness(folder: Path, trials: int, seed: int, words: Callable[[Path, str], list[str]] = arguments) -> int:
     """Number of trials whose end state differs."""
     torch.set_num_threads(1)
     setting(folder)
     began = time.monotonic()
-    assert status(start(arguments(folder, "whole"))) == 0, "the undisturbed run failed"
+    assert status(start(words(folder, "whole"))) == 0, "the undisturbed run failed"
     took, wanted = time.monotonic() - began, end_state(folder / "whole")
     rng, wrong, landed = random.Random(seed), 0, 0
     for trial in range(trials):
         run = folder / "killed"
         shutil.rmtree(run, ignore_errors=True)
-        child = start(arguments(folder, "killed"))
+        child = start(words(folder, "killed"))
         time.sleep(rng.uniform(0.02, took))
         os.kill(child, signal.SIGKILL)
         killed = status(child) == -signal.SIGKILL
         landed += killed
         found = sorted(p.name for p in run.glob("*")) if run.exists() else []
-        code = status(start(arguments(folder, "killed")))
+        code = status(start(words(folder, "killed")))
         same = code == 0 and end_state(run) == wanted
         wrong += not same
         print(f"trial {trial + 1}: {'killed' if killed else 'too late'} with {found}; {'same' if same else 'DIFFERS'}")
@@ -98,4 +107,6 @@ def harness(folder: Path, trials: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(harness(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0) > 0)
+    numbers = [int(word) for word in sys.argv[2:] if word.isdigit()]
+    command = quickstart if "quickstart" in sys.argv else arguments
+    sys.exit(harness(Path(sys.argv[1]), numbers[0], numbers[1] if len(numbers) > 1 else 0, command) > 0)

@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from rto_fast import metrics
+from rto_fast import checkpoint, metrics
 from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import CheckpointConfig
 from rto_fast.train import main
@@ -222,9 +223,44 @@ def test_only_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=2))
     for step in (1, 2, 3, 10):
         checkpoints.save(step, {"weights": {"0": torch.full((2,), step)}}, {"progress": {"x": step / 3}})
+    checkpoints.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
     saved = checkpoints.newest()
     assert saved.step == 10 and saved.facts == {"progress": {"x": 10 / 3}} and saved.parts["weights"]["0"][0] == 10
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    weight, started, go = torch.zeros(1000), threading.Event(), threading.Event()
+    original = Checkpoints._write
+
+    def slowly(self, *what):
+        started.set()
+        assert go.wait(10)
+        original(self, *what)
+
+    monkeypatch.setattr(Checkpoints, "_write", slowly)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, {"weights": {"0": weight}}, {"progress": {}})
+    assert started.wait(10) and not list(tmp_path.glob("step-*"))
+    weight += 1  # the optimizer's next step
+    go.set()
+    checkpoints.wait()
+    assert checkpoints.newest().parts["weights"]["0"].abs().max() == 0
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_before_the_next(tmp_path):
+    (tmp_path / "file").write_text("")
+    checkpoints = Checkpoints(tmp_path / "file" / "folder", CheckpointConfig())
+    checkpoints.save(1, {"weights": {"0": torch.zeros(2)}}, {"progress": {}})
+    with pytest.raises(OSError, match="checkpoint: .* could not be written"):
+        checkpoints.save(2, {"weights": {"0": torch.zeros(2)}}, {"progress": {}})
+
+
+def test_a_state_too_large_to_copy_is_written_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 10_000)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, {"weights": {"0": torch.zeros(2000)}}, {"progress": {}})
+    assert checkpoints.pending is None and (tmp_path / "step-00000001").is_dir()
 
 
 def test_a_checkpoint_of_another_model_is_named(folder, monkeypatch):

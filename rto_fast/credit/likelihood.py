@@ -30,6 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rto_fast import cli
+from rto_fast.disk import write_whole
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ def follow(options: Follow) -> dict[str, Any]:
     figures = {"beta": source.run.dpo.beta, "steps": options.steps, "curves": {k: c.plain() for k, c in curves.items()}}
     folder = Path(options.output or options.run).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "likelihood.json").write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(folder / "likelihood.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
     chart = panels({STARTS[k]: c.points for k, c in curves.items()}, source.run.dpo.beta)
     html = page([], title="Implicit reward of chosen and rejected answers during DPO", before=chart)
-    (folder / "likelihood.html").write_text(html, encoding="utf-8")
+    write_whole(folder / "likelihood.html", html)
     print(f"written: {folder / 'likelihood.html'}, {folder / 'likelihood.json'}")
     return figures
 

@@ -4,7 +4,6 @@ A mistake is one line on stderr and exit code 2.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from rto_fast import cli
 from rto_fast.decode.options import Options
+from rto_fast.disk import write_whole
 
 
 def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -48,9 +48,7 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
                 for line in as_text(table, rows, source.judge):
                     say(line)
     results["seconds"] = round(time.perf_counter() - started, 1)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, output)
+    write_whole(output, json.dumps(results, indent=2, allow_nan=False) + "\n")
     say(f"\nFinished in {results['seconds']:.0f} s. Figures: {output}")
     return results
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast.disk import write_whole
 from rto_fast.rollout import Completion
 
 if TYPE_CHECKING:
@@ -63,18 +64,19 @@ def write_answers(
     log pi/pi_ref of the answer in nats, tokens counts EOS.
     """
     judged = {name: e.judged for name, e in evaluations.items()} if judged is None else judged
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for i in range(min(count, *(len(e.answers) for e in evaluations.values()))):
-            for name, evaluation in evaluations.items():
-                answer = evaluation.answers[i]
-                row = {
-                    "index": i,
-                    "prompt": prompt_text(tokenizer, answer),
-                    "policy": name,
-                    "response": answer_text(tokenizer, answer),
-                    "judged": None if np.isnan(judged[name][i]) else float(judged[name][i]),
-                    "kl": float(evaluation.kl[i]),
-                    "tokens": len(answer.response),
-                    "finish": answer.finish,
-                }
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    lines = []
+    for i in range(min(count, *(len(e.answers) for e in evaluations.values()))):
+        for name, evaluation in evaluations.items():
+            answer = evaluation.answers[i]
+            row = {
+                "index": i,
+                "prompt": prompt_text(tokenizer, answer),
+                "policy": name,
+                "response": answer_text(tokenizer, answer),
+                "judged": None if np.isnan(judged[name][i]) else float(judged[name][i]),
+                "kl": float(evaluation.kl[i]),
+                "tokens": len(answer.response),
+                "finish": answer.finish,
+            }
+            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, "".join(lines))

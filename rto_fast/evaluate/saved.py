@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rto_fast.disk import write_whole
 from rto_fast.evaluate.policies import Evaluation
 from rto_fast.rollout import Completion
 
@@ -40,9 +40,7 @@ class Saved:
         for name in ("kl", "implicit", "oracle", "score"):
             array = getattr(evaluation, name)
             values[name] = None if array is None else array.tolist()
-        partial = self.folder / f"{key}.partial"
-        partial.write_text(json.dumps(values), encoding="utf-8")
-        os.replace(partial, self.folder / f"{key}.json")
+        write_whole(self.folder / f"{key}.json", json.dumps(values))
 
 
 def _stamp(model: str | None) -> list[Any]:

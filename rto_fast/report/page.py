@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rto_fast.disk import write_whole
 from rto_fast.report.groups import Study, read_study
 from rto_fast.report.html import text
 from rto_fast.report.sections import costs, learning, overview, preference, results, reward, tokens
@@ -41,9 +42,7 @@ def write_report(run_folders: Sequence[Path], output: Path) -> Path:
         raise ValueError(f"report: output must be a file, {output} is a folder")
     page = render(read_study(run_folders))
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, output)
+    write_whole(output, page)
     return output
 
 
