@@ -19,6 +19,7 @@ FREE = {
 
 
 PARTIAL = "config.toml.partial"
+_OWN = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
 
 
 def claim(config: Config) -> Path:
@@ -82,7 +83,7 @@ def _reachable(folder: Path) -> None:
     parent = folder.parent
     while not os.path.lexists(parent):
         folder, parent = parent, parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK, **_OWN):
         raise OSError(f"nothing can be written in {str(parent)!r}")
     if len(os.fsencode(folder.name)) > os.pathconf(parent, "PC_NAME_MAX"):
         raise OSError("its name is too long")

@@ -47,6 +47,8 @@ def read_rows(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"data: limit must be at least 1, got {limit}")
+    if not str(path):
+        raise ValueError(f"{field}: no path given; name a file, a directory or a hub id")
     local = Path(path).expanduser()
     if os.path.isdir(local):
         rows = _directory(local, subset, split, field)

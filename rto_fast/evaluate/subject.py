@@ -1,7 +1,5 @@
 """What is to be measured: the policies, models to measure them by, and prompts; from flags, or from a run's folder."""
 
-import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +11,8 @@ from rto_fast.data.read import read_rows
 from rto_fast.data.rows import to_pairs, to_prompts
 from rto_fast.evaluate.options import Options, named
 from rto_fast.export import is_finished
-from rto_fast.recipe import build
+from rto_fast.foreign import read_object
+from rto_fast.recipe import build, read_toml
 
 
 @dataclass(frozen=True)
@@ -128,10 +127,7 @@ def _config(folder: Path) -> Config:
     file = folder / "config.toml"
     if not file.is_file():
         raise ValueError(f"run: no config.toml in {str(folder)!r}; give the folder of a run, such as runs/quickstart")
-    try:
-        return build(Config, tomllib.loads(file.read_text(encoding="utf-8")), str(file))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"run: {file} is not valid TOML: {error}") from None
+    return build(Config, read_toml(file, f"run: {file}"), str(file))
 
 
 def _stage(folder: Path, name: str) -> str | None:
@@ -147,15 +143,15 @@ def _policies(folder: Path, given: dict[str, str | None], stages: Sequence[str])
 
 def _writes(folder: Path) -> bool:
     """Whether a stage's model is a language model, not a scalar one."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return any("CausalLM" in name or "LMHead" in name for name in config.get("architectures") or [])
+    names = read_object(folder / "config.json", "run").get("architectures")
+    return any("CausalLM" in str(name) or "LMHead" in str(name) for name in (names if isinstance(names, list) else []))
 
 
 def _conversations(options: Options, run: _Run) -> list[tuple[Message, ...]]:
     if options.prompts:
         # a file has no split to choose
         split_of = None if Path(options.prompts).expanduser().is_file() else options.split
-        rows = read_rows(options.prompts, subset=options.subset, split=split_of)
+        rows = read_rows(options.prompts, subset=options.subset, split=split_of, field="prompts")
         return [p.prompt for p in to_prompts(rows, columns=options.columns).items]
     if run.data is None:
         raise ValueError("prompts: none given; use --prompts with a file, a directory or a hub id")

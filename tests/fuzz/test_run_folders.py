@@ -1,11 +1,14 @@
 """Run folders of strangers: a report of one is written, or it is an error of one line; nothing in it is executed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from rto_fast.credit.__main__ import main as credit
+from rto_fast.evaluate.__main__ import main as evaluate
 from rto_fast.report.__main__ import main as report
 from tests.fuzz.place import contents, make_shared
 
@@ -83,3 +86,42 @@ def test_a_value_of_another_kind_anywhere(name, finished, tmp_path, capfd):
         text = "".join(json.dumps(line) + "\n" for line in lines[:-1]) + wrong + "\n" if lines else wrong
         (tmp_path / "run" / name).write_text(text)
         judged(tmp_path / "run", capfd)
+
+
+def write(name: str, content: str | bytes):
+    return lambda run: (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+REMOTE = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+DAMAGES = {
+    "settings empty": write("config.toml", ""),
+    "settings no TOML": write("config.toml", "{"),
+    "settings nested": write("config.toml", "a=" + "[" * 100_000),
+    "settings of other types": write("config.toml", "rto = 5"),
+    "settings unknown": write("config.toml", "bogus = 1"),
+    "settings removed": lambda run: (run / "config.toml").unlink(),
+    "reference removed": lambda run: shutil.rmtree(run / "sft"),
+    "reference cut": lambda run: os.truncate(run / "sft/model.safetensors", 1000),
+    "configuration a list": write("sft/config.json", "[]"),
+    "configuration nested": write("sft/config.json", "[" * 100_000),
+    "architectures of numbers": write("sft/config.json", '{"architectures": [5], "model_type": 5}'),
+    "code of its own": write("sft/config.json", json.dumps({**REMOTE, "architectures": ["EvilForCausalLM"]})),
+    "tokenizer of nothing": write("sft/tokenizer.json", "{}"),
+    "a pickle": write("sft/model.safetensors", b"\x80\x04\x95"),
+    "end token of a list of lists": write("sft/generation_config.json", '{"eos_token_id": [[2]]}'),
+}
+
+
+@pytest.mark.parametrize("command", [evaluate, credit], ids=["evaluate", "credit"])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_not_measured(name, command, finished, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copytree(finished, tmp_path / "run")
+    DAMAGES[name](tmp_path / "run")
+    before = {name: held for name, held in contents(tmp_path).items() if held}
+    capfd.readouterr()
+    assert command(["--run", str(tmp_path / "run")]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("rto_fast: error: ") and len(error.splitlines()) == 1, error
+    # a folder for results may be there by now, but nothing in it
+    assert {name: held for name, held in contents(tmp_path).items() if held} == before
