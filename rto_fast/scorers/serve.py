@@ -23,12 +23,12 @@ from typing import Literal
 import torch
 
 from rto_fast import cli
-from rto_fast.data.parse import is_unicode
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.model import DTYPES, load_scalar_model
 from rto_fast.scorers import Answer, Scorer
 from rto_fast.scorers.retokenised import text_scorer
 from rto_fast.scorers.server import KEY
+from rto_fast.text import is_unicode
 
 WAITING = 64
 """Requests held at once; more are told to come again."""
