@@ -3,6 +3,7 @@
     <folder>/step-00000120/
         weights.safetensors  optimizer.safetensors  stage.safetensors  state.json
         manifest.json        sha256 of each of them
+    <folder>/best.json       which of them was the best so far, where a metric was named for it
 
 A checkpoint is made under another name, forced to the disk and renamed; older ones go once the new one stands. Files
 are safetensors and JSON: nothing in them is ever executed.
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rto_fast.best import BestOf
 from rto_fast.config import CheckpointConfig
 from rto_fast.foreign import read_object
 from rto_fast.memory import available_memory
@@ -49,6 +51,7 @@ class Checkpoints:
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future | None = None
         """The checkpoint that is being written."""
+        self.best = BestOf(folder, config.best, config.best_is) if config.best else None
         self.damaged: list[str] = []
         """What was found wrong with checkpoints that `newest` passed over."""
 
@@ -74,6 +77,12 @@ class Checkpoints:
             copies = {name: {key: _on_host(x) for key, x in part.items()} for name, part in tensors.items()}
             self.pending = self.writer.submit(self._write, step, copies, state)
 
+    def report(self, metrics: dict[str, float]) -> None:
+        """Hear what a step has measured, before that step can be saved: it may make the newest checkpoint the best."""
+        if self.best is not None and self.best.name in metrics:
+            self.wait()  # a checkpoint is there before it is named
+            self.best.report(self.last_step, metrics)
+
     def wait(self) -> None:
         """Until what was last saved is on the disk. Raises what went wrong there."""
         pending, self.pending = self.pending, None
@@ -90,7 +99,7 @@ class Checkpoints:
             self.wait()
 
     def _write(self, step: int, parts: Parts, state: str) -> None:
-        final = self.folder / f"step-{step:08}"
+        final = self._path(step)
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -112,8 +121,10 @@ class Checkpoints:
                 f"checkpoint: {final} could not be written ({error}); free disk space or fix the folder's permissions, "
                 "then the same command goes on from the checkpoint before"
             ) from error
+        best = self.best.found if self.best is not None else None
         for old in self._all()[self.config.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+            if best is None or old != self._path(best.step):
+                shutil.rmtree(old, ignore_errors=True)
 
     def newest(self) -> Saved | None:
         """The newest checkpoint whose files are whole, None when there is none."""
@@ -123,14 +134,28 @@ class Checkpoints:
             except (OSError, ValueError, SafetensorError) as error:
                 self.damaged.append(one_line(f"{path}: {error}", 300))
                 continue
-            self.last_step = saved.step
+            self._go_on_from(saved.step)
             return saved
+        self._go_on_from(0)
         return None
+
+    def read(self, step: int) -> Saved:
+        """The checkpoint of that step. OSError or ValueError when it is not whole."""
+        return _read(self._path(step))
 
     def forget(self) -> None:
         """Remove them all: the stage is finished, or starts over."""
         self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._go_on_from(0)
+
+    def _go_on_from(self, step: int) -> None:
+        self.last_step = step
+        if self.best is not None:
+            self.best.back_to(step)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08}"
 
     def _all(self) -> list[Path]:
         """Finished checkpoints, the newest first."""

@@ -60,13 +60,14 @@ def estimate(config: Config, model: LanguageModel, autocast: torch.dtype | None)
     cache = 2 * layers * kv * length * config.rto.sampling.batch_size * bytes_per_number if config.members else 0
     workspace = (config.workspace_mb or (1024 if parameters[0].is_cuda else 64)) * 2**20
     networks = 2 if any(member(config.rto, s).critic.kind == "separate" for s in config.members) else 1
-    checkpoints = (config.checkpoint.keep + 1) * networks * count * (size + ADAM_BYTES)
+    best = config.checkpoint.best is not None
+    checkpoints = (config.checkpoint.keep + 1 + best) * networks * count * (size + ADAM_BYTES)
     return Estimate(
         models=peak,
         activations=kept if config.model.gradient_checkpointing else layers * per_layer,
         cache=cache,
         workspace=workspace,
-        disk=len(config.stages) * count * size + checkpoints,
+        disk=len(config.stages) * (1 + best) * count * size + checkpoints,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rto_fast import loop
 from rto_fast.build import Built, build, build_rl
-from rto_fast.checkpoint import Checkpoints
+from rto_fast.checkpoint import Checkpoints, Saved
 from rto_fast.config import Config, RTOConfig
 from rto_fast.disk import write_whole
 from rto_fast.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
@@ -67,8 +68,36 @@ def _run_stage(context: Context, stage: str) -> None:
         return
     started = time.perf_counter()
     built = build(context, stage)
-    _train(context, stage, built)
-    facts: dict[str, Any] = {"stage": stage, "seconds": round(time.perf_counter() - started, 1)}
+    checkpoints = _train(context, stage, built)
+    facts = {"stage": stage, "seconds": round(time.perf_counter() - started, 1)}
+    if checkpoints.best is not None:
+        _export_best(context, stage, built, checkpoints, facts)
+    _export(context, stage, built, stage, facts)
+    checkpoints.forget()
+
+
+def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkpoints, facts: dict[str, Any]) -> None:
+    """The best checkpoint beside the stage's end, which is a checkpoint as well: a kill in between costs neither."""
+    best = checkpoints.best.found
+    if best is None:
+        context.say(
+            f"{stage}: no checkpoint has a value of {checkpoints.best.name}, so none is the best; if this stage reports "
+            "it, save more often with --checkpoint.every"
+        )
+        return
+    context.say(f"{stage}: the best checkpoint is that of step {best.step}, {best.metric} {best.value:.4g}")
+    _restore(built, checkpoints.read(best.step))
+    _export(context, stage, built, f"{stage}_best", facts | asdict(best))
+    _restore(built, checkpoints.newest())
+
+
+def _restore(built: Built, saved: Saved) -> None:
+    built.state.restore(saved.step, saved.parts, saved.facts)
+
+
+def _export(context: Context, stage: str, built: Built, name: str, facts: dict[str, Any]) -> None:
+    """The model as it is now, as a folder that others load; read back and compared."""
+    folder = context.folder / name
     if stage == "rm":
         built.stage.calibrate()
         facts |= {"mean": built.model.mean, "std": built.model.std}
@@ -79,26 +108,24 @@ def _run_stage(context: Context, stage: str) -> None:
     else:
         save_stage(folder, built.model.hf, context.tokenizer, facts)
         check_export(folder, built.model, context.load)
-    _checkpoints(context, stage).forget()
 
 
 def _trial(context: Context, settings: RTOConfig, name: str) -> LanguageModel:
     """A policy that is looked at and not kept."""
     built = build_rl(context, settings)
-    _train(context, name, built)
-    _checkpoints(context, name).forget()
+    _train(context, name, built).forget()
     return built.model
 
 
-def _train(context: Context, name: str, built: Built) -> None:
-    """Train a stage, from its last checkpoint where there is one."""
+def _train(context: Context, name: str, built: Built) -> Checkpoints:
+    """Train a stage, from its last checkpoint where there is one. With a best checkpoint the end is one too."""
     stage, state = built.stage, built.state
     checkpoints = _checkpoints(context, name)
     saved = checkpoints.newest() if context.config.resume else checkpoints.forget()
     for text in checkpoints.damaged:
         context.say(f"{name}: passing over a damaged checkpoint, {text}")
     if saved is not None:
-        state.restore(saved.step, saved.parts, saved.facts)
+        _restore(built, saved)
         context.say(f"{name}: going on from step {state.step} of at most {stage.num_steps}")
 
     def save() -> None:
@@ -120,6 +147,10 @@ def _train(context: Context, name: str, built: Built) -> None:
         if interrupt.requested:  # a rollout that is cut short is made again
             after_step(state)
 
+    def report(step: int, metrics: dict[str, float]) -> None:
+        log(step, metrics)
+        checkpoints.report(metrics)
+
     config = context.config
     with (
         checkpoints,
@@ -129,7 +160,9 @@ def _train(context: Context, name: str, built: Built) -> None:
     ):
         stage.note = note
         try:
-            loop.train(stage, state, built.optim, log, config.log_every, context.autocast, after_step, config.guards)
+            loop.train(stage, state, built.optim, report, config.log_every, context.autocast, after_step, config.guards)
+            if checkpoints.best is not None and checkpoints.best.found is not None:
+                save()
         except BadStep as error:
             where = dump(context.folder / f"{name}.bad-step", error.batches)
             raise FloatingPointError(f"{name}: {error}; {where}") from error
@@ -137,6 +170,7 @@ def _train(context: Context, name: str, built: Built) -> None:
             if state.between_steps:  # a reward server that is down must not cost the steps since the last checkpoint
                 save()
             raise
+    return checkpoints
 
 
 def _checkpoints(context: Context, name: str) -> Checkpoints:

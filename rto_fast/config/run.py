@@ -120,8 +120,14 @@ class CheckpointConfig:
     """Minutes between two checkpoints; 0 = by steps alone."""
     keep: int = 2
     """How many to keep of a running stage. A finished stage keeps its model only."""
+    best: str | None = None
+    """Metric, e.g. judge/return or accuracy, by which one checkpoint more is kept, the best: a stage that reports it
+    leaves <stage>_best too. A checkpoint's value is that of the next report."""
+    best_is: Literal["largest", "smallest"] = "largest"
+    """Which value of that metric is the best: "smallest" for a loss."""
 
     def __post_init__(self) -> None:
+        check(self.best is None or bool(self.best), "checkpoint.best", "a metric's name", self.best)
         check(self.every >= 0, "checkpoint.every", "0 or more", self.every)
         check(0 <= self.minutes < math.inf, "checkpoint.minutes", "0 or more, and finite", self.minutes)
         check(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
