@@ -81,8 +81,8 @@ def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkp
     best = checkpoints.best.found
     if best is None:
         context.say(
-            f"{stage}: no checkpoint has a value of {checkpoints.best.name}, so none is the best; if this stage reports "
-            "it, save more often with --checkpoint.every"
+            f"{stage}: no checkpoint has a value of {checkpoints.best.name}, so none is the best; if this stage "
+            "reports it, save more often with --checkpoint.every"
         )
         return
     context.say(f"{stage}: the best checkpoint is that of step {best.step}, {best.metric} {best.value:.4g}")
