@@ -89,6 +89,7 @@ def test_a_damaged_checkpoint_is_passed_over(name, tmp_path):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=3))
     for step in (1, 2):
         checkpoints.save(step, PARTS, {"progress": {"place": step}})
+    checkpoints.wait()
     newest = tmp_path / "step-00000002"
     (DAMAGES | FITTING)[name](newest)
     if name in FITTING:
@@ -106,6 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over(name, tmp_path):
 def test_strange_names_among_the_checkpoints(tmp_path):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     checkpoints.save(3, PARTS, {"progress": {}})
+    checkpoints.wait()
     for name in ("step-", "step-x", "step-99999999", "step-00000009.partial", "steps"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000007").write_text("a file")

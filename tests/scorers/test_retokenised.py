@@ -124,7 +124,7 @@ def test_calibration_and_mode_of_the_model():
 def test_a_tokenizer_of_another_model_is_named():
     tokenizer = byte_level()
     scorer = text_scorer(scalar("llama", 61), tokenizer, max_rows=64, device="cpu")
-    with pytest.raises(ValueError, match="^rto.score.model: its tokenizer made token .* the model has 61 embeddings"):
+    with pytest.raises(ValueError, match="^rm.model: its tokenizer made token .* the model has 61 embeddings"):
         scorer(ANSWERS)
     with pytest.raises(ValueError, match="no EOS"):
         text_scorer(scalar("llama", 300), byte_level(eos=None), max_rows=64, device="cpu")
@@ -134,9 +134,7 @@ def test_a_score_that_is_not_finite_is_named():
     scorer = scorer_of(byte_level())
     with torch.no_grad():
         scorer.model.head.bias.fill_(torch.nan)
-    with pytest.raises(
-        ValueError, match="^rto.score.model: every score must be a finite number, got nan for answer 1 of"
-    ):
+    with pytest.raises(ValueError, match="^rm.model: every score must be a finite number, got nan for answer 1 of"):
         scorer(ANSWERS)
 
 
