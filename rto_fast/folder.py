@@ -1,15 +1,23 @@
 """A run's output folder: one configuration, written beside its results."""
 
+import contextlib
 import os
+import platform
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tomli_w
 
 from rto_fast.config import Config
-from rto_fast.disk import write_whole
+from rto_fast.disk import write_whole, writing
 from rto_fast.recipe import plain, read_toml
-from rto_fast.text import without_secrets
+from rto_fast.text import one_line, without_secrets
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FREE = {
     *("device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"),
@@ -19,6 +27,7 @@ FREE = {
 
 
 PARTIAL = "config.toml.partial"
+LOCK = ".lock"
 _OWN = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
 
 
@@ -33,6 +42,38 @@ def claim(config: Config) -> Path:
         # half a configuration would make the folder nobody's
         write_whole(folder / "config.toml", tomli_w.dumps(shown(config)))
     return folder
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process runs in the folder meanwhile; ValueError when one does.
+
+    The lock is the operating system's: it ends with its process, however that ends, and no child inherits it. Where
+    the file system has none, nothing is kept out.
+    """
+    with writing(folder / LOCK):
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    with file:
+        if fcntl is not None:
+            _lock(file, folder)
+        yield
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = one_line(file.read(200)) or "another process"
+        raise ValueError(
+            f"output: {folder} is being written by {holder}; wait until that run ends, or name another with --output"
+        ) from None
+    except OSError:  # no locks on this file system
+        return
+    with writing(folder / LOCK):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
 
 
 def shown(config: Config) -> dict[str, Any]:

@@ -1,11 +1,26 @@
-"""SIGINT and SIGTERM while a stage runs: the first asks for an end after this step, the second ends at once."""
+"""SIGINT and SIGTERM: while a stage runs the first asks for an end after this step; else, and the second, at once."""
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class Stopped(Exception):
     """Raised where a run may stop: everything it has done is saved."""
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM is met as SIGINT is: KeyboardInterrupt, and so a sentence on how to go on."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # signals reach the main thread alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Interrupt:

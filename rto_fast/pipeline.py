@@ -15,7 +15,7 @@ from rto_fast.checkpoint import Checkpoints, Saved
 from rto_fast.config import Config, RTOConfig
 from rto_fast.disk import write_whole
 from rto_fast.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
-from rto_fast.folder import claim
+from rto_fast.folder import alone, claim
 from rto_fast.guards import BadStep, dump
 from rto_fast.interrupt import Interrupt, Stopped
 from rto_fast.measure import evaluate_run, sweep
@@ -37,7 +37,20 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
     announce(context, model, checks)
     if preflight_only:
         return {}
-    claim(config)
+    with alone(claim(config)):
+        results = _work(context)
+        results["seconds"] = round(time.perf_counter() - started, 1)
+        write_whole(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    say(
+        f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
+        + ", ".join(context.stage_path(s) for s in config.stages)
+    )
+    return results
+
+
+def _work(context: Context) -> dict[str, Any]:
+    """The stages and what is measured after them, as results.json has it."""
+    config, say = context.config, context.say
     for stage in config.stages:
         with explained(stage, config):
             _run_stage(context, stage)
@@ -47,12 +60,6 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
             results |= evaluate_run(context, say)
     if config.sweep.ratios:
         results["sweep"] = sweep(context, lambda settings, name: _trial(context, settings, name), say)
-    results["seconds"] = round(time.perf_counter() - started, 1)
-    write_whole(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-    say(
-        f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
-        + ", ".join(context.stage_path(s) for s in config.stages)
-    )
     return results
 
 

@@ -1,5 +1,6 @@
 """Before the first step: the run's folder, device, tokenizer, data, and the checks that everything fits together."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +84,9 @@ class Context:
 
 def prepare(config: Config, say: Callable[[str], None]) -> tuple[Context, LanguageModel]:
     """Load the model, its tokenizer and the data; the output folder is looked at and left as it is."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(f"WORLD_SIZE: rto_fast trains in one process, got {processes}; start it without torchrun")
     device = _device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {config.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")

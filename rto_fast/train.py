@@ -30,24 +30,26 @@ def parse(args: Sequence[str]) -> Config:
 
 def train(args: Sequence[str]) -> None:
     config = parse([word for word in args if word != PREFLIGHT_ONLY])
-    from rto_fast.interrupt import Stopped
+    from rto_fast.interrupt import Stopped, sigterm_interrupts
 
     try:
-        if config.compare.seeds and PREFLIGHT_ONLY not in args:
-            from rto_fast.compare import compare
+        with sigterm_interrupts():
+            if config.compare.seeds and PREFLIGHT_ONLY not in args:
+                from rto_fast.compare import compare
 
-            compare(config)
-        else:
-            from rto_fast.pipeline import run
+                compare(config)
+            else:
+                from rto_fast.pipeline import run
 
-            run(config, preflight_only=PREFLIGHT_ONLY in args)
+                run(config, preflight_only=PREFLIGHT_ONLY in args)
     except Stopped:
         print(f"Stopped and saved in {config.folder}; the same command goes on from here.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, or stopped by a signal and saved; 2 bad input, one line on stderr (--traceback shows where
-    it came from); 3 nothing moved for guards.stall_minutes; 130 interrupted at once, by a second signal.
+    it came from); 3 nothing moved for guards.stall_minutes; 130 interrupted at once, by a second signal
+    or between two stages.
     """
     return cli.run(
         train,
