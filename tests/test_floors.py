@@ -30,6 +30,7 @@ FLOORS = {
         "export",
         "folder",
         "memory",
+        "best",
         "checkpoint",
         "interrupt",
         "preflight",

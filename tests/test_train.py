@@ -68,7 +68,7 @@ def test_finished_stages_are_not_run_again(run, folder, capsys, monkeypatch):
     shutil.rmtree(run / "rto")
     trained = []
     original = pipeline._train
-    monkeypatch.setattr(pipeline, "_train", lambda c, name, *rest: (trained.append(name), original(c, name, *rest)))
+    monkeypatch.setattr(pipeline, "_train", lambda c, name, *rest: (trained.append(name), original(c, name, *rest))[1])
     assert main(command(folder)) == 0
     assert trained == ["rto"]
     assert "sft: finished already" in capsys.readouterr().out
