@@ -4,13 +4,14 @@
     python -m bench.report ppo.json                                   # tables on the screen
     python -m bench.report *.json --into bench/README.md --plots bench/results/plots
 
-A device on which a suite was not run says "not measured". `--into` rewrites what stands between the two lines
-`<!-- bench.report -->` and `<!-- /bench.report -->` of a Markdown file.
+A device on which a suite was not run says "not measured". `--into` rewrites these suites' sections between the two
+lines `<!-- bench.report -->` and `<!-- /bench.report -->` of a Markdown file; other suites' stay.
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -97,12 +98,20 @@ def markdown(suites: dict[str, list[dict]], plots: dict[str, list[Path]]) -> str
 
 
 def into(path: Path, text: str) -> None:
-    """Put the text between the two marks of a file."""
+    """Put the text's sections between the two marks of a file, in place of those of the same names."""
     whole = path.read_text()
     if whole.count(BEGIN) != 1 or whole.count(END) != 1 or whole.index(BEGIN) > whole.index(END):
         raise ValueError(f"bench.report: {path} needs one line {BEGIN} and, after it, one line {END}")
     head, rest = whole.split(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+    before, tail = rest.split(END)
+    text = "\n".join(section + "\n" for _, section in sorted((sections(before) | sections(text)).items()))
+    path.write_text(f"{head}{BEGIN}\n{text}{END}{tail}")
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each `### name` of a Markdown text, its heading included."""
+    parts = (part.strip() for part in re.split(r"(?m)^(?=### )", text))
+    return {part.partition("\n")[0]: part for part in parts if part.startswith("### ")}
 
 
 def draw(suites: dict[str, list[dict]], folder: Path) -> dict[str, list[Path]]:

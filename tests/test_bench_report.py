@@ -40,12 +40,13 @@ def test_tables_say_what_was_measured_and_what_was_not(measured, capsys):
 
 def test_a_file_keeps_what_stands_around_the_tables(measured, tmp_path):
     target = tmp_path / "README.md"
-    target.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    target.write_text(f"before\n\n{report.BEGIN}\nold\n### bench_rollout\n\nkept\n\n{report.END}\n\nafter\n")
     for _ in range(2):  # the second time changes nothing
         assert report.main([str(measured), "--into", str(target)]) == 0
         text = target.read_text()
         assert text.startswith("before\n\n") and text.endswith("\n\nafter\n")
         assert text.count("### bench_ppo_head") == 1 and "old" not in text
+        assert text.index("### bench_ppo_head") < text.index("### bench_rollout\n\nkept\n<!--")
 
 
 def test_growth_is_drawn(measured, tmp_path):
