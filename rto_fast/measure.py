@@ -12,6 +12,7 @@ from rto_fast.credit.scorer import Scorer
 from rto_fast.disk import write_whole
 from rto_fast.evaluate.answers import write_answers
 from rto_fast.evaluate.policies import Evaluation, evaluate, interval, preference_accuracy, win_rates
+from rto_fast.evaluate.progress import progress
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.heatmap import to_json
 from rto_fast.judges import reward_model, scorer_of
@@ -19,6 +20,7 @@ from rto_fast.model import LanguageModel
 from rto_fast.prepare import Context
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.stages.rto import Judge
+from rto_fast.stall import StallGuard
 from rto_fast.stats import credit_auc, mean_estimate
 
 MAPS = 6
@@ -30,10 +32,20 @@ def evaluate_run(context: Context, say: Callable[[str], None]) -> dict[str, Any]
     config = context.config
     reference, dpo, score = _yardsticks(context)
     evaluations: dict[str, Evaluation] = {}
-    for stage in config.stages:
-        if stage != "rm":
+    stages = [stage for stage in config.stages if stage != "rm"]
+    count = len(context.corpus.evaluation[: config.eval.prompts])
+    with (
+        progress(len(stages) * count, "answer") as bar,
+        StallGuard(config.guards.stall_minutes, "evaluation") as stall,
+    ):
+
+        def told(more: int) -> None:
+            bar.update(more)
+            stall.alive(f"{bar.n}/{bar.total} answers")
+
+        for stage in stages:
             policy = {"sft": reference, "dpo": dpo}.get(stage) or context.load(context.stage_path(stage))
-            evaluations[stage] = _measure(context, policy, reference, dpo, score)
+            evaluations[stage] = _measure(context, policy, reference, dpo, score, told)
     results: dict[str, Any] = {
         "policies": {name: e.summary() for name, e in evaluations.items()},
         "win_rate": win_rates(evaluations),
@@ -70,6 +82,7 @@ def _measure(
     reference: LanguageModel,
     dpo: LanguageModel | None,
     score: Judge | None,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     config = context.config
     return evaluate(
@@ -84,6 +97,7 @@ def _measure(
         batch_size=config.rto.sampling.batch_size,
         oracle=context.oracle and context.oracle.answer_return,
         score=score and (lambda answers: np.array(score(answers))),
+        progress=progress,
         **context.limits,
     )
 

@@ -18,6 +18,7 @@ from rto_fast.folder import check, claim
 from rto_fast.model import DTYPES, LanguageModel, load_language_model
 from rto_fast.quickstart.judge import Oracle
 from rto_fast.quickstart.task import write_task
+from rto_fast.stall import StallGuard
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def prepare(config: Config, say: Callable[[str], None]) -> tuple[Context, Langua
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=trusted)
     model = load_language_model(config.model.path, dtype=dtype, device=device, trust_remote_code=trusted)
     _check_context(config, model)
-    corpus = load_corpus(config.data, tokenizer, config.seed)
+    with StallGuard(config.guards.stall_minutes, "reading the data"):
+        corpus = load_corpus(config.data, tokenizer, config.seed)
     _check_ids(corpus, tokenizer, model)
     eos = _eos_token_ids(corpus, model)
     oracle = Oracle(tokenizer) if embedded else None

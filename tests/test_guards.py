@@ -163,6 +163,34 @@ def test_a_run_in_which_nothing_moves_ends_with_a_sentence():
     assert "guards.stall_minutes: rto has done nothing for" in done.stderr and "(256/256 answers)" in done.stderr
 
 
+HANGS = """
+import sys, time
+from {module} import {name}
+import {module} as module
+def hang(*_, **__):
+    time.sleep(60)
+module.{name} = hang
+from rto_fast.train import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    "module, name, says",
+    [
+        ("rto_fast.prepare", "load_corpus", "reading the data has done nothing for"),
+        ("rto_fast.stages.rto", "rollout", "rto has done nothing for"),
+        ("rto_fast.measure", "evaluate", "evaluation has done nothing for"),
+    ],
+)
+def test_whatever_hangs_is_named(tmp_path, module, name, says):
+    setting(tmp_path)
+    script = HANGS.format(module=module, name=name)
+    words = arguments(tmp_path, "run", "--guards.stall-minutes", "0.08")
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, timeout=55)
+    assert done.returncode == 3 and f"guards.stall_minutes: {says}" in done.stderr
+
+
 def test_guards_are_in_the_runs_metrics(tmp_path):
     setting(tmp_path)
     assert main(arguments(tmp_path, "run", "--guards.grad-norm", "1e-6", "--guards.grad-norm-action", "warn")) == 0

@@ -146,7 +146,7 @@ class GuardConfig:
     kl_action: Literal["warn", "skip", "stop"] = "stop"
     """Then: say so, do not learn from that rollout, or stop."""
     stall_minutes: float = 60.0
-    """End the run when nothing moves for so long: generation, a reward server, a GPU that hangs. 0 = wait for ever."""
+    """End the run when nothing moves for so long: data, generation, a reward server, a GPU. 0 = wait for ever."""
 
     def __post_init__(self) -> None:
         for name in ("grad_norm", "kl"):
