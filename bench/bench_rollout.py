@@ -1,7 +1,8 @@
 """rollout against transformers' generate: ragged prompts, ragged answers, batches of 64, tokens/s that count.
 
 A token counts when it belongs to an answer: generate's padding after EOS does not. Each round runs generate, then
-rollout, and the ratio is taken within rounds, so that a busy machine slows both.
+rollout, and the ratio is taken within rounds, so that a busy machine slows both. Both have the same weights; each has
+the attention that it comes with, transformers' "sdpa" and the trainer's.
 """
 
 import statistics
@@ -12,13 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bench import machine
+from rto_fast import attention
 from rto_fast.rollout import Sampling, rollout
 
 BATCH = 64
 
 
 def build(vocab):
-    torch.manual_seed(0)
+    """The model as the trainer loads it, and as transformers does."""
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=128,
@@ -29,7 +31,11 @@ def build(vocab):
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )
-    return AutoModelForCausalLM.from_config(config).eval()
+    models = []
+    for implementation in (attention.register(), "sdpa"):
+        torch.manual_seed(0)
+        models.append(AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval())
+    return models
 
 
 def ragged_prompts(vocab, num):
@@ -65,24 +71,24 @@ def generate(model, prompts, sampling, eos):
     "vocab, num_prompts, length, rounds", [(512, 64, 128, 3), (512, 192, 128, 1), (50304, 64, 64, 1)]
 )
 def test_rollout(benchmark, vocab, num_prompts, length, rounds):
-    model, prompts = build(vocab), ragged_prompts(vocab, num_prompts)
+    (model, theirs), prompts = build(vocab), ragged_prompts(vocab, num_prompts)
     # answers are nearly uniform noise that would end after length / 2 tokens on average
     eos = tuple(range(vocab // (length // 2)))
     greedy = Sampling(temperature=0, max_new_tokens=12)
     ours = [a.response for a in rollout(model, prompts[:24], greedy, eos, seed=0)]
-    assert ours == generate(model, prompts[:24], greedy, eos)
+    assert ours == generate(theirs, prompts[:24], greedy, eos)
 
     sampling, seen = Sampling(max_new_tokens=length), {"generate": [], "rollout": []}
 
-    def timed(name, function, *args, **kwargs):
+    def timed(name, function, model, *args, **kwargs):
         start = time.perf_counter()
         answers = function(model, prompts, sampling, eos, *args, **kwargs)
         tokens = sum(len(getattr(a, "response", a)) for a in answers)
         seen[name].append(tokens / (time.perf_counter() - start))
 
     benchmark.pedantic(
-        lambda: timed("rollout", rollout, seed=0, max_batch=BATCH),
-        setup=lambda: timed("generate", generate),
+        lambda: timed("rollout", rollout, model, seed=0, max_batch=BATCH),
+        setup=lambda: timed("generate", generate, theirs),
         rounds=rounds,
     )
     speedup = statistics.median(b / a for a, b in zip(*seen.values(), strict=True))

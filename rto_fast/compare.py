@@ -27,7 +27,8 @@ def compare(config: Config, say: Callable[[str], None] = print) -> dict[str, Any
     results = _pooled(summarise(folders)) | {"recipe": config.recipe, "seeds": list(seeds)}
     write_whole(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     say(f"\nAll {len(seeds)} seeds together")
-    print_table(results, say)
+    if results["policies"]:
+        print_table(results, say)
     for row in results["rollouts_to_reach"]:
         if row["rival"] == "ppo":
             say(_reach(row))

@@ -132,6 +132,10 @@ def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: Scorer
         return {}
     answers = evaluations[names[0]].answers
     signs = [oracle.answer_signs(a.prompt, a.response) for a in answers]
+    known = np.concatenate(signs)
+    if known.max(initial=0) <= 0 or known.min(initial=0) >= 0:
+        context.say(f"No AUC of the token rewards: {names[0]}'s answers hold no right or no wrong tokens")
+        return {}
     return {"credit_auc": interval(credit_auc(scorer.rewards(answers), signs))}
 
 

@@ -55,10 +55,13 @@ def _work(context: Context) -> dict[str, Any]:
         with explained(stage, config):
             _run_stage(context, stage)
     results: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
-    if config.eval.prompts and context.corpus.evaluation:
+    measured = len(context.corpus.evaluation[: config.eval.prompts]) > 1
+    if measured:
         with context.precision(), explained("evaluation", config):
             results |= evaluate_run(context, say)
-    if config.sweep.ratios:
+    elif config.eval.prompts:
+        say("No evaluation: it needs two held-out prompts or more; raise --data.held-out or give --data.evaluation")
+    if measured and config.sweep.ratios:
         results["sweep"] = sweep(context, lambda settings, name: _trial(context, settings, name), say)
     return results
 

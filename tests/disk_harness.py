@@ -1,6 +1,6 @@
-"""Refuses a small run its disk at every write in turn: python tests/disk_harness.py FOLDER [EVERY] [BYTES ...].
+"""Refuses a small run its disk at every write in turn: python -m tests.disk_harness FOLDER [EVERY] [BYTES ...].
 
-As root, python tests/disk_harness.py FOLDER tmpfs [STEP] does it with real, small disks instead: of STEP KiB (default
+As root, python -m tests.disk_harness FOLDER tmpfs [STEP] does it with real, small disks instead: of STEP KiB (default
 64), twice as many, and so on, until the run fits.
 
 Each trial starts anew. Where the run opens its N-th file for writing, makes a folder, renames one or logs a line, no

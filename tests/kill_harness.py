@@ -1,4 +1,4 @@
-"""Kills a run at random moments and lets it go on: python tests/kill_harness.py FOLDER TRIALS [SEED] [quickstart].
+"""Kills a run at random moments and lets it go on: python -m tests.kill_harness FOLDER TRIALS [SEED] [quickstart].
 
 Each trial starts anew, is killed (SIGKILL) at a random moment of the undisturbed run's time, goes on with the same
 command and must end with the same bits: models, metrics and results, wall-clock columns aside. Children are forked from

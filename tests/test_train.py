@@ -214,3 +214,23 @@ def test_local_files_train_without_the_optional_packages(folder):
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "bare/rto/model.safetensors").is_file()
+
+
+def test_too_few_held_out_prompts_cost_the_evaluation_not_the_run(folder, capsys):
+    sweep = ("--sweep.ratios", "1", "--sweep.clips", "0.1", "--sweep.iterations", "1")
+    assert main(command(folder, "--data.held-out", "1", *sweep, output="one")) == 0
+    said = capsys.readouterr().out
+    assert "0 held out for evaluation" in said or "1 held out for evaluation" in said
+    assert "No evaluation: it needs two held-out prompts or more" in said
+    assert set(json.loads((folder / "one" / "results.json").read_text())) == {"recipe", "seed", "seconds"}
+
+
+def test_a_comparison_without_evaluation(folder):
+    words = command(folder, "--eval.prompts", "0", "--compare.seeds", "0", "1", output="blind")
+    assert main(words) == 0
+    assert (folder / "blind" / "report.html").is_file()
+
+
+def test_one_prompt_is_no_evaluation(folder, capsys):
+    assert main(command(folder, "--eval.prompts", "1", output="never")) == 2
+    assert "eval.prompts must be 0, or 2 and more, got 1" in capsys.readouterr().err

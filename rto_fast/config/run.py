@@ -75,7 +75,7 @@ class EvalConfig:
     """Answers per policy written to samples.md."""
 
     def __post_init__(self) -> None:
-        check(self.prompts >= 0, "eval.prompts", "0 or more", self.prompts)
+        check(self.prompts >= 0 and self.prompts != 1, "eval.prompts", "0, or 2 and more", self.prompts)
         check(self.samples >= 0, "eval.samples", "0 or more", self.samples)
         check(self.temperature >= 0, "eval.temperature", "0 or more", self.temperature)
         check(0 < self.top_p <= 1, "eval.top_p", "in (0, 1]", self.top_p)
