@@ -85,6 +85,7 @@ def harness(folder: Path, trials: int, seed: int, words: Callable[[Path, str], l
     """Number of trials whose end state differs."""
     torch.set_num_threads(1)
     setting(folder)
+    shutil.rmtree(folder / "whole", ignore_errors=True)
     began = time.monotonic()
     assert status(start(words(folder, "whole"))) == 0, "the undisturbed run failed"
     took, wanted = time.monotonic() - began, end_state(folder / "whole")
