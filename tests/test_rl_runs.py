@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rto_fast.model import load_scalar_model
 from rto_fast.packing import pack_whole
+from rto_fast.report.__main__ import main as report
 from rto_fast.train import main
 from tests.tiny_run import SETTINGS, WORDS, write_model, write_pairs
 
@@ -258,3 +259,14 @@ def test_a_reward_model_may_read_other_tokens(tmp_path, family):
     assert "reward/score" in metrics(tmp_path, "ppo")[0]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["judge"] == "score" and 0 <= results["score_accuracy"]["mean"] <= 1
+
+
+def test_a_run_without_a_judge_says_so_and_claims_no_wins(tmp_path, capsys):
+    assert start(tmp_path, "--stages", "sft") == 0
+    said = capsys.readouterr().out
+    assert "held-out prompts, mean +- 95 % interval\n" in said and "beats" not in said and "DPO reward" not in said
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["judge"] is None and results["win_rate"] == {"sft": {}}
+    assert "implicit_reward" not in results["policies"]["sft"]
+    assert "nan" not in (tmp_path / "run" / "samples.md").read_text()
+    assert report([str(tmp_path / "run")]) == 0

@@ -72,7 +72,10 @@ def _looks_local(path: str) -> bool:
 
 def _one_file(path: Path, subset: str | None, split: str | None, field: str) -> Iterator[dict]:
     if subset is not None:
-        raise ValueError(f"data.subset: {str(path)!r} is a single file and has no subset {subset!r}; leave subset out")
+        raise ValueError(
+            f"data.subset: {str(path)!r} is a single file and has no subset {subset!r}; leave subset out "
+            "(--data.subset None)"
+        )
     if split not in (None, "train") and not _named_after(path, split):
         raise ValueError(f"data.split: {str(path)!r} is a single file and has no split {split!r}; leave split out")
     return _read_file(path, field)

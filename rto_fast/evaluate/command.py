@@ -72,9 +72,6 @@ def _results(
     options: Options, about: Subject, evaluations: dict[str, Evaluation], judgement: Judgement, model: str | None
 ) -> dict[str, Any]:
     policies = {name: e.summary() for name, e in evaluations.items()}
-    if about.dpo is None:
-        for summary in policies.values():
-            del summary["implicit_reward"]
     results = {"recipe": "evaluate", "seed": options.seed, "policies": policies}
     results |= matrices(judgement.outcomes, evaluations)
     results["judge"] = JUDGES[about.judge]

@@ -25,31 +25,31 @@ class Evaluation:
     answers: list[Completion]
     kl: np.ndarray
     """log pi/pi_ref of the answer, nats"""
-    implicit: np.ndarray
+    implicit: np.ndarray | None
     """beta log pi_dpo/pi_ref of the answer: DPO's own reward"""
     oracle: np.ndarray | None
     """Return under a known oracle"""
     score: np.ndarray | None = None
-    """A reward model's score"""
+    """A reward model's or a rule's score"""
 
     @property
-    def judge(self) -> str:
-        """What decides a comparison: the oracle where there is one, else a reward model's score, else DPO's reward."""
-        return "oracle_return" if self.oracle is not None else "implicit_reward" if self.score is None else "score"
+    def judge(self) -> str | None:
+        """What decides a comparison: an oracle, else a score, else DPO's reward, the first that there is."""
+        return next((name for name, values in self._judges.items() if values is not None), None)
 
     @property
     def judged(self) -> np.ndarray:
-        """(answers,) values of `judge`."""
-        return {"oracle_return": self.oracle, "score": self.score, "implicit_reward": self.implicit}[self.judge]
+        """(answers,) values of `judge`; NaN without one."""
+        return np.full(len(self.answers), np.nan) if self.judge is None else self._judges[self.judge]
+
+    @property
+    def _judges(self) -> dict[str, np.ndarray | None]:
+        return {"oracle_return": self.oracle, "score": self.score, "implicit_reward": self.implicit}
 
     def summary(self) -> dict[str, Any]:
         lengths = np.array([len(a.response) for a in self.answers], float)
-        figures = {"kl": self.kl, "implicit_reward": self.implicit, "length": lengths}
-        if self.score is not None:
-            figures = {"score": self.score, **figures}
-        if self.oracle is not None:
-            figures = {"oracle_return": self.oracle, **figures}
-        out: dict[str, Any] = {name: interval(mean_estimate(x)) for name, x in figures.items()}
+        figures = {**self._judges, "kl": self.kl, "length": lengths}
+        out: dict[str, Any] = {name: interval(mean_estimate(x)) for name, x in figures.items() if x is not None}
         return {
             **out,
             "eos_rate": sum(a.finish == "eos" for a in self.answers) / len(self.answers),
@@ -97,14 +97,14 @@ def evaluate(
         progress=progress,
     )
     own, ref = (answer_logprobs(m, answers, microbatch_rows, workspace_mb) for m in (policy, reference))
-    implicit = [np.zeros(1)] * len(answers)
+    implicit = None
     if dpo is not None:
         scored = answer_logprobs(dpo, answers, microbatch_rows, workspace_mb)
-        implicit = [beta * (d - r) for d, r in zip(scored, ref, strict=True)]
+        implicit = np.array([(beta * (d - r)).sum() for d, r in zip(scored, ref, strict=True)])
     return Evaluation(
         answers,
         kl=np.array([(o - r).sum() for o, r in zip(own, ref, strict=True)]),
-        implicit=np.array([x.sum() for x in implicit]),
+        implicit=implicit,
         oracle=None if oracle is None else np.array([oracle(a.prompt, a.response) for a in answers]),
         score=None if score is None else np.asarray(score(answers), float),
     )
@@ -139,9 +139,10 @@ def answer_logprobs(
 
 
 def win_rates(evaluations: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
-    """win_rate[a][b]: how often a's answer beats b's on the same prompt, ties half."""
+    """win_rate[a][b]: how often a's answer beats b's on the same prompt, ties half; empty where nothing judges."""
     table: dict[str, dict[str, Any]] = {name: {} for name in evaluations}
-    for a, b in combinations(evaluations, 2):
+    judged = all(e.judge is not None for e in evaluations.values())
+    for a, b in combinations(evaluations, 2) if judged else ():
         for one, other in ((a, b), (b, a)):
             table[one][other] = interval(win_rate(evaluations[one].judged, evaluations[other].judged))
     return table

@@ -13,7 +13,7 @@ from rto_fast.evaluate.policies import Evaluation
 
 COLUMNS = {
     "oracle_return": "oracle return",
-    "score": "reward model",
+    "score": "score",
     "implicit_reward": "DPO reward",
     "kl": "KL to sft",
     "length": "tokens",
@@ -36,12 +36,13 @@ def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
     policies = results["policies"]
     columns = [c for c in COLUMNS if all(c in p for p in policies.values())]
     count = next(iter(policies.values()))["answers"]
-    say(f"\n{count} held-out prompts, mean +- 95 % interval; wins judged by {results['judge'].replace('_', ' ')}")
-    header = ["", *(COLUMNS[c] for c in columns), "stops", *(f"beats {name}" for name in policies)]
-    rows = [header]
+    judge = f"; wins judged by {results['judge'].replace('_', ' ')}" if results["judge"] else ""
+    say(f"\n{count} held-out prompts, mean +- 95 % interval{judge}")
+    rivals = policies if judge and len(policies) > 1 else ()
+    rows = [["", *(COLUMNS[c] for c in columns), "stops", *(f"beats {name}" for name in rivals)]]
     for name, policy in policies.items():
         wins = results["win_rate"].get(name, {})
-        beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in policies]
+        beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in rivals]
         rows.append([name, *(_figure(policy[c]) for c in columns), f"{100 * policy['eos_rate']:.0f} %", *beats])
     table(rows, say)
     if "preference_accuracy" in results:
@@ -77,8 +78,9 @@ def write_samples(
     for i in range(min(count, len(some.answers))):
         lines += [f"## {i + 1}", "", *_quote(tokenizer.decode(some.answers[i].prompt)), ""]
         for name, evaluation in evaluations.items():
+            worth = "" if np.isnan(judged[name][i]) else f" ({judged[name][i]:+.3f})"
             lines += [
-                f"**{name}** ({judged[name][i]:+.3f})",
+                f"**{name}**{worth}",
                 "",
                 *_quote(tokenizer.decode(evaluation.answers[i].response)),
                 "",
