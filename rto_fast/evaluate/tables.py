@@ -75,7 +75,7 @@ def print_results(results: Mapping[str, Any], say: Callable[[str], None]) -> Non
     policies = results["policies"]
     figures = [c for c in COLUMNS if all(c in p for p in policies.values())]
     say("")
-    titles = {**COLUMNS, "kl": "KL to reference"}
+    titles = {**COLUMNS, "score": "reward model", "kl": "KL to reference"}
     rows = [["", *(titles[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
     for name, policy in policies.items():
         cells = [f"{policy[c]['mean']:.3f} +- {policy[c]['ci95']:.3f}" for c in figures]

@@ -88,7 +88,7 @@ def test_what_was_sampled_is_not_sampled_again_until_something_changes(runs, cap
 def test_a_reward_model_with_another_tokenizer_judges(runs, capsys):
     assert main(command(runs, "rm-judge", "--judge", "reward-model", "--reward-model", str(runs / "rm"))) == 0
     got = results(runs, "rm-judge")
-    assert got["judge"] == "score" and "wins judged by score" in capsys.readouterr().out
+    assert got["judge"] == "score" and "reward model" in capsys.readouterr().out
     rows = lines(runs / "rm-judge/answers.jsonl")
     scores = [r["judged"] for r in rows if r["policy"] == "rto"]
     assert got["policies"]["rto"]["score"]["mean"] == pytest.approx(np.mean(scores))
