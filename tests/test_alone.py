@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,30 @@ from tests.kill_harness import arguments, setting
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from rto_fast.folder import alone
 with alone(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a worker of the run would
+        time.sleep(20)
+        os._exit(0)
     print("held", flush=True)
     time.sleep(60)
 """
 
 
+def hold(folder: Path) -> subprocess.Popen:
+    """Another process, with a child of its own, that runs in `folder`."""
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that runs in tmp_path / "run"."""
     setting(tmp_path)
     assert main(arguments(tmp_path, "run")) == 0
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout.readline() == "held\n"
+    child = hold(tmp_path / "run")
     yield child
     child.kill()
     child.wait()
@@ -53,17 +58,9 @@ def test_a_second_run_keeps_out_until_the_first_is_gone(holder, tmp_path, capsys
 
 def test_children_of_a_killed_run_do_not_hold_its_folder(tmp_path):
     """A lock that children inherit would keep the same command from going on."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with alone(tmp_path):
-            if os.fork() == 0:
-                time.sleep(20)
-            os.write(theirs, b"held")
-            time.sleep(60)
-    assert os.read(ours, 4) == b"held"
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child = hold(tmp_path)
+    child.kill()
+    child.wait()
     with alone(tmp_path):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
@@ -92,7 +89,12 @@ def test_a_signal_between_two_stages_says_how_to_go_on(tmp_path, capsys, monkeyp
     setting(tmp_path)
     monkeypatch.setattr(pipeline, "evaluate_run", lambda *_: os.kill(os.getpid(), number))
     before = signal.getsignal(signal.SIGTERM)
-    assert main(arguments(tmp_path, "run")) == 130
+    # a shell's background jobs ignore SIGINT
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(arguments(tmp_path, "run")) == 130
+    finally:
+        signal.signal(signal.SIGINT, interrupts)
     assert signal.getsignal(signal.SIGTERM) is before
     assert "rto_fast: interrupted. Finished stages and checkpoints are kept" in capsys.readouterr().err
     monkeypatch.undo()
