@@ -140,8 +140,15 @@ class Checkpoints:
         return None
 
     def read(self, step: int) -> Saved:
-        """The checkpoint of that step. OSError or ValueError when it is not whole."""
-        return _read(self._path(step))
+        """The checkpoint of that step and no other. ValueError when it is not whole."""
+        path = self._path(step)
+        try:
+            return _read(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"checkpoint: {path} is damaged ({error}); the same command with --checkpoint.best None goes "
+                "on without it"
+            ) from error
 
     def forget(self) -> None:
         """Remove them all: the stage is finished, or starts over."""

@@ -96,9 +96,10 @@ def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkp
         )
         return
     context.say(f"{stage}: the best checkpoint is that of step {best.step}, {best.metric} {best.value:.4g}")
+    end = built.state.step
     _restore(built, checkpoints.read(best.step))
     _export(context, stage, built, f"{stage}_best", facts | asdict(best))
-    _restore(built, checkpoints.newest())
+    _restore(built, checkpoints.read(end))  # not the newest that is whole: that may be an earlier one
 
 
 def _restore(built: Built, saved: Saved) -> None:
