@@ -149,6 +149,29 @@ def test_a_kill_around_the_two_exports_costs_neither(folder, monkeypatch, name):
     assert end_state(folder / "again") == end_state(folder / "whole")
 
 
+def test_a_damaged_end_is_an_error_and_no_earlier_checkpoint_takes_its_place(folder, monkeypatch, capsys):
+    """The stage's end is read back after the best was exported; a bit that fell in between is found."""
+    shutil.rmtree(folder / "damaged", ignore_errors=True)
+    original = pipeline.save_stage
+
+    def save_stage(path, *rest):
+        original(path, *rest)
+        if path.name == "dpo_best":
+            newest = folder / "damaged" / "dpo.checkpoints" / "step-00000007" / "weights.safetensors"
+            data = bytearray(newest.read_bytes())
+            data[-3] ^= 1
+            newest.write_bytes(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "save_stage", save_stage)
+        assert main(words(folder, "damaged")) == 2
+    error = capsys.readouterr().err
+    assert "damaged" in error and "--checkpoint.best None" in error
+    assert not (folder / "damaged" / "dpo").exists()
+    assert main(arguments(folder, "damaged", "--dpo.epochs", "3", "--checkpoint.keep", "1")) == 0
+    assert end_state(folder / "damaged") == end_state(folder / "whole")
+
+
 def test_a_metric_that_nobody_reports_is_named(folder, capsys):
     assert main(words(folder, "typo", "acuracy")) == 0
     assert "dpo: no checkpoint has a value of acuracy, so none is the best" in capsys.readouterr().out
