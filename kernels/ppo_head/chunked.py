@@ -1,8 +1,8 @@
 """ppo_head's loss and gradients in one pass over chunks of rows: logits, row functions, and two GEMMs back.
 
 R rows, H hidden, V vocabulary. A row's gradient is known as soon as its log-prob is, so that no logits are recomputed:
-three GEMMs instead of four. This needs all V logits of a row at once; a workspace too small for a few dozen rows takes
-the two passes of linear_logprob instead.
+three GEMMs instead of four. This needs all V logits of a row at once; a workspace too small for a hundred rows
+takes the two passes of linear_logprob instead.
 """
 
 from types import ModuleType
@@ -16,8 +16,9 @@ from rto_fast.kernels.workspace import accumulator, matmul_, workspace_bytes
 
 from .surrogate import Decisions, Surrogate, surrogate
 
-# fewer rows make every GEMM a reading of the whole weight
-MIN_ROWS = 32
+# fewer rows make every GEMM a reading of the whole weight: measured on 2048 x 512 x 50304 on a CPU, three GEMMs a
+# chunk take 1.3 of the time of two passes at 41 rows, 1.0 at 83 and 0.9 at 125
+MIN_ROWS = 96
 
 
 class Result(NamedTuple):
