@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 // what Python and this library agree on; raise it with INTERFACE in rto_fast/kernels/native.py when a signature changes
-#define RTO_FAST_INTERFACE 1
+#define RTO_FAST_INTERFACE 2
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)

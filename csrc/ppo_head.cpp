@@ -8,11 +8,13 @@ enum Kl { NONE, K1, K2, K3 };
 }  // namespace
 
 // z [c, n] raw logits become d loss / d raw logits where `gradient` is set, and are lost where it is not.
-// entropies are null where nobody asks for them; clip_high and clip_low bound the ratio.
+// entropies are null where nobody asks for them; clip_high and clip_low bound the ratio. d_logprobs is d loss / d
+// logprob: where it is 0 and nothing else has a gradient, the row's are all 0, and none are written.
 EXPORT(ppo_rows)(float* z, int64_t c, int64_t n, const float* bias, float temperature, float softcap,
                  const int64_t* target, const float* old_logprobs, const float* advantages, const float* weights,
                  const float* ref_logprobs, float clip_low, float clip_high, float entropy_coef, float kl_coef,
-                 int32_t kl_kind, int32_t gradient, float* losses, float* logprobs, float* entropies, int32_t threads) {
+                 int32_t kl_kind, int32_t gradient, float* losses, float* logprobs, float* entropies,
+                 float* d_logprobs, int32_t threads) {
   const Head head = {bias, temperature, softcap};
 #pragma omp parallel for schedule(static) num_threads(threads) if (c * n > GRAIN)
   for (int64_t t = 0; t < c; ++t) {
@@ -53,9 +55,9 @@ EXPORT(ppo_rows)(float* z, int64_t c, int64_t n, const float* bias, float temper
     losses[t] = weight != 0.0f ? weight * loss : 0.0f;
     logprobs[t] = logprob;
     if (entropies) entropies[t] = entropy;
-    if (!gradient) continue;
-    const Slopes slopes = {logprob, state.m, log_s, weight != 0.0f ? weight * d_logprob : 0.0f, entropy,
-                           -entropy_coef * weight};
+    d_logprobs[t] = weight != 0.0f ? weight * d_logprob : 0.0f;
+    if (!gradient || (d_logprobs[t] == 0.0f && entropy_coef == 0.0f)) continue;
+    const Slopes slopes = {logprob, state.m, log_s, d_logprobs[t], entropy, -entropy_coef * weight};
     gradient_row(row, n, target[t], false, entropy_coef != 0.0f, slopes, head);
   }
 }

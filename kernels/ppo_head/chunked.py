@@ -3,6 +3,9 @@
 R rows, H hidden, V vocabulary. A row's gradient is known as soon as its log-prob is, so that no logits are recomputed:
 three GEMMs instead of four. This needs all V logits of a row at once; a workspace too small for a hundred rows
 takes the two passes of linear_logprob instead.
+
+A row that the clip has silenced, whose gradient is 0, is left out of the gradients' GEMMs, except on Triton: there the
+host would have to wait for the number of such rows.
 """
 
 from types import ModuleType
@@ -11,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.linear_logprob.chunked import Head, gradients, statistics
+from rto_fast.kernels.linear_logprob.chunked import Head, Statistics, gradients, statistics
 from rto_fast.kernels.workspace import accumulator, matmul_, workspace_bytes
 
 from .surrogate import Decisions, Surrogate, surrogate
@@ -55,11 +58,18 @@ def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad
     hidden = _cleared(hidden, rows.live)
     stats = statistics(hidden, weight, bias, rows.target, head, entropy)
     loss, d_logprobs, d_entropy = surrogate(stats.logprobs, stats.entropy, rows, s)
-    grads = (None, None, None)
-    if any(needs):
-        inputs = (hidden, weight, bias, rows.target, head, stats, d_logprobs, d_entropy, needs, weight_grad)
-        grads = gradients(*inputs)
-    return Result(loss.sum(), stats.logprobs, stats.entropy, grads)
+    if not any(needs):
+        return Result(loss.sum(), stats.logprobs, stats.entropy, (None, None, None))
+    heard, target, of_heard = None, rows.target, stats
+    if rows.live is None and d_entropy is None and not d_logprobs.all():
+        heard = d_logprobs.nonzero()[:, 0]
+        of_heard = Statistics(*(None if x is None else x[heard] for x in stats))
+        hidden, target, d_logprobs = hidden[heard], target[heard], d_logprobs[heard]
+    inputs = (hidden, weight, bias, target, head, of_heard, d_logprobs, d_entropy, needs, weight_grad)
+    d_hidden, d_weight, d_bias = gradients(*inputs)
+    if heard is not None and d_hidden is not None:
+        d_hidden = d_hidden.new_zeros(len(loss), d_hidden.shape[1]).index_copy_(0, heard, d_hidden)
+    return Result(loss.sum(), stats.logprobs, stats.entropy, (d_hidden, d_weight, d_bias))
 
 
 def _cleared(hidden: Tensor, live: Tensor | None) -> Tensor:
@@ -88,14 +98,22 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
         part = rows.rows(chunk.start, chunk.stop)
         h = _cleared(operand(hidden[chunk]), part.live)
         z = matmul_(buffer[: h.shape[0]], h, w.T)
-        loss[chunk], logprobs[chunk], of_chunk, dz, scale = ppo_rows.ppo_rows_(
-            z, b, head.transform, part, s, entropy, any(needs), h.dtype
-        )
+        out = ppo_rows.ppo_rows_(z, b, head.transform, part, s, entropy, any(needs), h.dtype)
+        loss[chunk], logprobs[chunk] = out.loss, out.logprobs
         if entropy:
-            entropies[chunk] = of_chunk
+            entropies[chunk] = out.entropy
+        if not any(needs):
+            continue
+        dz, scale, order = out.d_logits, out.scale, None
+        if out.silent is not None and out.silent.any():
+            order = _to_the_front(dz, ~out.silent)
+            dz, h, scale = dz[: len(order)], h[order], None if scale is None else scale[order]
         if need_h:
             d_h = torch.mm(dz, w) if scale is None else torch.mm(dz, w).mul_(scale[:, None])
-            d_hidden[chunk] = d_h
+            if order is None:
+                d_hidden[chunk] = d_h
+            else:
+                d_hidden[chunk].zero_()[order] = d_h.to(d_hidden.dtype)
         if need_w:
             matmul_(d_weight, dz.T, h if scale is None else h * scale[:, None], add=t > 0 or weight_grad is not None)
         if need_b:
@@ -106,3 +124,15 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
         d_weight = d_weight.zero_() if num_rows == 0 else d_weight
         d_weight = d_weight.to(weight.dtype)
     return Result(loss.sum(), logprobs, entropies, (d_hidden, d_weight, d_bias.to(bias.dtype) if need_b else None))
+
+
+def _to_the_front(x: Tensor, chosen: Tensor) -> Tensor:
+    """Move the chosen rows of x to its front, as few as can be; the rows that then lie there, by their old numbers."""
+    count = int(chosen.sum())
+    order = torch.arange(count, device=x.device)
+    free = (~chosen[:count]).nonzero()[:, 0]
+    order[free] = late = chosen[count:].nonzero()[:, 0] + count
+    # one by one: a row of logits is long, and all at once would be copied twice
+    for to, source in zip(free.tolist(), late.tolist(), strict=True):
+        x[to] = x[source]
+    return order

@@ -16,7 +16,7 @@ from rto_fast.kernels.linear_logprob.kernel import (
     target_logit,
 )
 
-from .surrogate import Decisions, Surrogate
+from .surrogate import ChunkRows, Decisions, Surrogate
 
 
 @triton.jit
@@ -89,8 +89,8 @@ def ppo_rows_(
     entropy: bool,
     gradient: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, None]:
-    """(loss (c,), logprobs (c,), entropy (c,) or None, d logits [c, V] in `dtype` over z's own storage, None)."""
+) -> ChunkRows:
+    """d logits are in `dtype`, over z's own storage."""
     c, n = z.shape
     out = in_place(z, dtype)
     loss, logprobs = (torch.empty(c, device=z.device, dtype=torch.float32) for _ in range(2))
@@ -104,4 +104,4 @@ def ppo_rows_(
             ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0, GRADIENT=gradient,
             BLOCK=block_size(n), **LAUNCH,
         )  # fmt: skip
-    return loss, logprobs, entropies, out, None
+    return ChunkRows(loss, logprobs, entropies, out, None, None)

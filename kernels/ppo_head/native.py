@@ -6,7 +6,7 @@ from torch import Tensor
 from rto_fast.kernels.linear_logprob.native import head_numbers
 from rto_fast.kernels.native import library, pointer, threads
 
-from .surrogate import Decisions, Surrogate
+from .surrogate import ChunkRows, Decisions, Surrogate
 
 KL = {"k1": 1, "k2": 2, "k3": 3}
 
@@ -20,13 +20,13 @@ def ppo_rows_(
     entropy: bool,
     gradient: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, None]:
-    """(loss (c,), logprobs (c,), entropy (c,) or None, d logits [c, V] over z's own storage, None)."""
-    loss, logprobs = torch.empty_like(z[:, 0]), torch.empty_like(z[:, 0])
+) -> ChunkRows:
+    """d logits lie over z's own storage, silent rows' are left as they were."""
+    loss, logprobs, d_logprobs = (torch.empty_like(z[:, 0]) for _ in range(3))
     entropies = torch.empty_like(loss) if entropy else None
     library().ppo_rows(
         pointer(z), *z.shape, *head_numbers(bias, transform), *map(pointer, rows[:5]),
         1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef, KL[s.kl] if s.kl_coef else 0, gradient,
-        pointer(loss), pointer(logprobs), pointer(entropies), threads(),
+        pointer(loss), pointer(logprobs), pointer(entropies), pointer(d_logprobs), threads(),
     )  # fmt: skip
-    return loss, logprobs, entropies, z, None
+    return ChunkRows(loss, logprobs, entropies, z, None, None if s.entropy_coef else d_logprobs == 0.0)

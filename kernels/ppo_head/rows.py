@@ -6,7 +6,7 @@ from torch import Tensor
 from rto_fast.kernels.linear_logprob.rows import d_logits_, finish, fold, new_state, row_scale
 from rto_fast.kernels.workspace import CPU_TILE_BYTES
 
-from .surrogate import Decisions, Surrogate, surrogate
+from .surrogate import ChunkRows, Decisions, Surrogate, surrogate
 
 
 def ppo_rows_(
@@ -18,8 +18,8 @@ def ppo_rows_(
     entropy: bool,
     gradient: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    """(loss (c,), logprobs (c,), entropy (c,) or None, d logits [c, V], row scale (c,) or None)."""
+) -> ChunkRows:
+    """d logits lie over z's own storage."""
     c, vocab = z.shape
     # without an entropy or a slope the statistics leave exp(z - m) behind, which is the gradient but for a row factor
     plain = not entropy and transform[1] is None
@@ -33,12 +33,13 @@ def ppo_rows_(
     logprobs, m, log_s, entropies = finish(state)
     loss, d_logprob, d_entropy = surrogate(logprobs, entropies, rows, s)
     if not gradient:
-        return loss, logprobs, entropies, z, None
+        return ChunkRows(loss, logprobs, entropies, z, None, None)
+    silent = d_logprob == 0.0 if d_entropy is None and rows.live is None else None
     if plain:
         z.scatter_(1, rows.target[:, None], (log_s.exp() * torch.expm1(logprobs))[:, None])
-        return loss, logprobs, None, z, row_scale(log_s, d_logprob, None, transform)
+        return ChunkRows(loss, logprobs, None, z, row_scale(log_s, d_logprob, None, transform), silent)
     per_row = (logprobs, m, log_s, d_logprob, entropies, d_entropy)
     for t in range(0, c, block):
         part = (None if x is None else x[t : t + block] for x in per_row)
         d_logits_(z[t : t + block], bias, transform, rows.target[t : t + block], 0, dtype, *part)
-    return loss, logprobs, entropies, z, row_scale(log_s, d_logprob, d_entropy, transform)
+    return ChunkRows(loss, logprobs, entropies, z, row_scale(log_s, d_logprob, d_entropy, transform), silent)

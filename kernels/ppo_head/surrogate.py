@@ -24,10 +24,25 @@ class Decisions(NamedTuple):
     weights: Tensor
     ref_logprobs: Tensor | None
     live: Tensor | None = None
-    """bool: rows whose hidden states count; None where all do."""
+    """bool: rows whose hidden states count; None where all do, the host having left out the others."""
 
     def rows(self, start: int, stop: int) -> "Decisions":
         return Decisions(*(None if x is None else x[start:stop] for x in self))
+
+
+class ChunkRows(NamedTuple):
+    """What a backend makes of a chunk of c rows of logits."""
+
+    loss: Tensor
+    """(c,), as are `logprobs` and `entropy`."""
+    logprobs: Tensor
+    entropy: Tensor | None
+    d_logits: Tensor
+    """[c, V], up to the row scale."""
+    scale: Tensor | None
+    """(c,) factor of each row of d_logits; None where nothing is left to multiply."""
+    silent: Tensor | None
+    """(c,) bool: rows whose gradient is 0 throughout, whatever d_logits holds; None where the host does not know."""
 
 
 def surrogate(

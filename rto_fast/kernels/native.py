@@ -14,7 +14,7 @@ from torch import Tensor
 
 PATH = Path(__file__).parents[1] / "librto_fast.so"
 # RTO_FAST_INTERFACE of csrc/native.h: a library that was built for other signatures is not called
-INTERFACE = 1
+INTERFACE = 2
 LEVELS = ("plain", "avx2", "avx512")
 HOW = "with a C++ compiler, `pip install -e .` or `python setup.py build_ext --inplace` builds it"
 
@@ -24,7 +24,7 @@ SIGNATURES = {
     "fold": "pllpffplppppi",
     "finish": "lppppppp",
     "d_logits": "pllpffplppppppi",
-    "ppo_rows": "pllpffpppppffffiipppi",
+    "ppo_rows": "pllpffpppppffffiippppi",
     "pairs": "pppplffipppp",
     "token_reward_gae": "ppppplppppfffffffiippppi",
 }

@@ -199,6 +199,7 @@ def test_float64_is_exact():
 
 def test_gemms_that_nobody_needs_are_not_done():
     hidden, weight, _, rows = make(64, 24, 300)
+    rows["clip"] = math.inf  # no row is silenced
     gemm = 2 * hidden.numel() * weight.shape[0]
     for h, w, want in ((True, True, 3), (True, False, 2), (False, True, 2), (False, False, 1)):
         with FlopCounterMode(display=False) as flops:
@@ -209,6 +210,40 @@ def test_gemms_that_nobody_needs_are_not_done():
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         ppo_head(hidden.requires_grad_(), weight.requires_grad_(), **rows)
     assert flops.get_total_flops() == gemm
+
+
+def silenced(rows: dict, which: torch.Tensor) -> None:
+    """Push the chosen rows out of the clip range on the side where the loss is constant, the others far inside."""
+    sign = torch.where(rows["advantages"] < 0, -1.0, 1.0)
+    now = rows["old_logprobs"].clone()
+    rows["old_logprobs"] = now - torch.where(which, 0.5 * sign, 0.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("two_passes", [False, True])
+@pytest.mark.parametrize("which", ["first", "last", "every other", "all"])
+def test_silenced_rows_cost_one_gemm_and_have_no_gradient(monkeypatch, backend, two_passes, which):
+    monkeypatch.setattr(chunked, "workspace_bytes", lambda device, workspace_mb: 4 * 8 * 300)
+    monkeypatch.setattr(chunked, "MIN_ROWS", 10**9 if two_passes else 1)
+    hidden, weight, bias, rows = make(20, 24, 300, bias=True)
+    out = ppo_head(hidden, weight, **rows, bias=bias)
+    rows["old_logprobs"], place = out.logprobs, torch.arange(20)
+    chosen = {"first": place < 5, "last": place > 14, "every other": place % 2 == 0, "all": place >= 0}[which]
+    silenced(rows, chosen)
+    got = check(hidden, weight, bias, rows, backend)
+    assert (got[3][chosen] == 0).all() and (got[3][~chosen] != 0).any(1).all()
+    check(hidden, weight, bias, rows, backend, entropy_coef=0.1)
+    check(hidden, weight, bias, rows, backend, kl_coef=0.1)
+    check(hidden.bfloat16(), weight.bfloat16(), bias.bfloat16(), rows, backend)
+    buffer = torch.ones_like(weight)
+    leaf = weight.clone().requires_grad_()
+    ppo_head(hidden, leaf, **rows, bias=bias, weight_grad=buffer, backend=backend).loss.backward()
+    torch.testing.assert_close(1.7 * (buffer - 1), got[4], rtol=1e-5, atol=1e-5)
+    with FlopCounterMode(display=False) as flops:
+        ppo_head(hidden.clone().requires_grad_(), leaf, **rows, bias=bias, backend=backend).loss.backward()
+    gemms = (1 if two_passes else 0) + 2
+    heard = 20 if backend == "triton" else int((~chosen).sum())
+    assert flops.get_total_flops() == 2 * 24 * 300 * (20 + gemms * heard)
 
 
 def test_outputs_and_a_second_backward():
