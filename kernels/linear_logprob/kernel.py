@@ -160,8 +160,11 @@ def in_place(z: Tensor, dtype: torch.dtype) -> Tensor:
     return z if z.dtype == dtype else z.view(dtype)[:, : z.shape[1]]
 
 
-def block_size(n: int) -> int:
-    return min(BLOCK, triton.next_power_of_2(n))
+def constants(n: int, has_bias: bool, has_cap: bool) -> dict[str, bool | int]:
+    """What a launch over rows of n logits is compiled for."""
+    # the soft-cap spills registers in blocks of full width where rows are not aligned
+    block = BLOCK // 2 if has_cap else BLOCK
+    return dict(HAS_BIAS=has_bias, HAS_CAP=has_cap, BLOCK=min(block, triton.next_power_of_2(n)), **LAUNCH)
 
 
 def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int, state: tuple[Tensor, ...]) -> None:
@@ -171,8 +174,7 @@ def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int
     with torch.cuda.device_of(z):
         fold_kernel[(c,)](
             z, bias, target, m, s, zy, u[0] if u else None, n, first, *scalars(head),
-            HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=bool(u),
-            BLOCK=block_size(n), **LAUNCH,
+            ENTROPY=bool(u), **constants(n, bias is not None, head[1] is not None),
         )  # fmt: skip
 
 
@@ -201,7 +203,6 @@ def d_logits_(
         d_logits_kernel[(c,)](
             z, out, bias, target, logprob, m, log_s, d_logprob, entropy, d_entropy,
             n, out.stride(0), first, *scalars(head),
-            HAS_BIAS=bias is not None, HAS_CAP=head[1] is not None, ENTROPY=d_entropy is not None,
-            BLOCK=block_size(n), **LAUNCH,
+            ENTROPY=d_entropy is not None, **constants(n, bias is not None, head[1] is not None),
         )  # fmt: skip
     return out

@@ -6,8 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rto_fast.kernels.linear_logprob.kernel import (
-    LAUNCH,
-    block_size,
+    constants,
     expm1,
     in_place,
     online,
@@ -100,8 +99,7 @@ def ppo_rows_(
             z, out, bias, rows.target, rows.old_logprobs, rows.advantages, rows.weights, rows.ref_logprobs,
             loss, logprobs, entropies,
             n, out.stride(0), *scalars(transform), 1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef,
-            KL=s.kl if s.kl_coef else "none", HAS_BIAS=bias is not None, HAS_CAP=transform[1] is not None,
-            ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0, GRADIENT=gradient,
-            BLOCK=block_size(n), **LAUNCH,
+            KL=s.kl if s.kl_coef else "none", ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0,
+            GRADIENT=gradient, **constants(n, bias is not None, transform[1] is not None),
         )  # fmt: skip
     return ChunkRows(loss, logprobs, entropies, out, None, None)
