@@ -14,7 +14,7 @@ from bench.gpu.parity import NATS, compare
 from bench.shapes import Shape, decisions, head_inputs
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head, ppo_head_reference
-from rto_fast.kernels.workspace import tile_shape
+from rto_fast.kernels.workspace import chunk_rows, tile_shape
 
 
 def no_worse(log: Log, name: str, got: tuple[Tensor, ...], usual: tuple[Tensor, ...], wanted: tuple[Tensor, ...]):
@@ -72,7 +72,7 @@ def options(log: Log, device: str, rows: int, vocab: int, workspace_mb: int | No
 def edges(log: Log, device: str, vocab: int, workspace_mb: int) -> None:
     """Gradients where a chunk of rows is a single row: T = 1, and one row more than a chunk of either operator."""
     options(log, device, 1, vocab, workspace_mb)
-    options(log, device, (workspace_mb << 20) // (4 * vocab) + 1, vocab, workspace_mb)
+    options(log, device, chunk_rows(vocab, torch.device(device), (workspace_mb << 20) // 4) + 1, vocab, workspace_mb)
     # few columns, so that float64 logits of linear_logprob's long chunks fit
     few = min(vocab, 5003)
     chunk, _ = tile_shape(few, torch.device(device), torch.float32, workspace_mb)

@@ -57,8 +57,9 @@ def linear_logprob(
     all, and no (V, H) temporary.
 
     Cost: 2 T V H FLOPs forward, 6 T V H backward (logits are recomputed; 4 T V H with a frozen weight). Memory: one
-    buffer of logits, at most `workspace_mb` (default: 64 MiB on CPU, of which 4 are used, 1 GiB on CUDA), four numbers
-    per row between forward and backward, and the gradients. On CUDA, `mask` waits once for the device.
+    buffer of logits, at most `workspace_mb` (default: 64 MiB on CPU, of which 4 are used, 2 GiB on CUDA), four numbers
+    per row between forward and backward, and the gradients, that of hidden as a float32 sum before it is rounded. On
+    CUDA, `mask` waits once for the device.
 
     Deterministic. The tiles' geometry depends on V, the device and `workspace_mb` only, and each row is summed by
     itself: a row's result depends on other rows only as far as the GEMM library picks its kernel by the number of rows.

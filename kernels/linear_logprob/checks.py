@@ -45,7 +45,7 @@ def check_head(
         raise ValueError(f"{op}: softcap must be > 0 and finite, got {softcap}; pass None for a head without one")
     if workspace_mb is not None and not workspace_mb >= 1:
         raise ValueError(
-            f"{op}: workspace_mb must be at least 1, got {workspace_mb}; None picks 64 on CPU, 1024 on CUDA"
+            f"{op}: workspace_mb must be at least 1, got {workspace_mb}; None picks 64 on CPU, 2048 on CUDA"
         )
 
 

@@ -74,7 +74,7 @@ def ppo_head(
 
     Cost: 6 R V H FLOPs, all in the forward: 4 R V H with a frozen weight, 2 R V H under no_grad. On CPU a row whose
     gradient is 0, such as one that the clip has silenced, costs 2 V H of them. Memory: one buffer of logits of at most
-    `workspace_mb` (default: 64 MiB on CPU, 1 GiB on CUDA), all V columns of a chunk of rows, and the gradients;
+    `workspace_mb` (default: 64 MiB on CPU, 2 GiB on CUDA), all V columns of a chunk of rows, and the gradients;
     half-precision weights without a `weight_grad` add a float32 (V, H) sum when there are several chunks. A workspace
     too small for 96 rows, or half precision on CPU with a large weight, costs a fourth GEMM (the logits are
     recomputed).

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.linear_logprob.chunked import Head, Statistics, gradients, statistics
-from rto_fast.kernels.workspace import accumulator, matmul_, workspace_bytes
+from rto_fast.kernels.workspace import accumulator, chunk_rows, matmul_, workspace_bytes
 
 from .surrogate import Decisions, Surrogate, surrogate
 
@@ -47,7 +47,7 @@ def ppo(
     """Loss, statistics and the gradients in `needs`; that of the weight is added to `weight_grad` when there is one."""
     limit = workspace_bytes(hidden.device, head.workspace_mb)
     dtype = accumulator(hidden.dtype)
-    c = max(1, limit // (dtype.itemsize * weight.shape[0]))
+    c = chunk_rows(weight.shape[0], hidden.device, limit // dtype.itemsize)
     upcast = head.rows.operand(weight[:0]).dtype != weight.dtype
     if c < min(MIN_ROWS, hidden.shape[0]) or (upcast and 4 * weight.numel() > limit):
         return _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad)
@@ -108,7 +108,9 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
         if out.silent is not None and out.silent.any():
             order = _to_the_front(dz, ~out.silent)
             dz, h, scale = dz[: len(order)], h[order], None if scale is None else scale[order]
-        if need_h:
+        if need_h and scale is None and order is None and dz.dtype == d_hidden.dtype:
+            torch.mm(dz, w, out=d_hidden[chunk])
+        elif need_h:
             d_h = torch.mm(dz, w) if scale is None else torch.mm(dz, w).mul_(scale[:, None])
             if order is None:
                 d_hidden[chunk] = d_h

@@ -84,7 +84,7 @@ def rto_score(
     into one GEMM of 3 R rows, which reads the weight once. With beta_1 = 0 or dpo=None the DPO model is not read.
 
     Not differentiable: every input is read detached. Cost: 2 R V H FLOPs a model. Memory: one buffer of logits of at
-    most `workspace_mb`, used by all models in turn (default: 64 MiB on CPU, of which 4 are used, 1 GiB on CUDA); the
+    most `workspace_mb`, used by all models in turn (default: 64 MiB on CPU, of which 4 are used, 2 GiB on CUDA); the
     response rows' hidden states of one model, of three when they are stacked; a few numbers per row. No waiting for the
     device.
 
