@@ -14,17 +14,24 @@ from rto_fast.kernels.ppo_head import kernel as ppo
 from rto_fast.kernels.ppo_head.surrogate import Decisions, Surrogate
 from rto_fast.kernels.preference_head import kernel as preference
 from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton
+from rto_fast.kernels.workspace import padded, padded_bias, tile
 
 # one block of columns is 4096 wide, one of rows 512
 COLUMNS, ROWS = (5003, 130), 5
 LENGTHS = (700, 0, 1, 512, 513)
 
 
+def logits(device: str, columns: int) -> torch.Tensor:
+    """[ROWS, columns], laid out as the operators lay them out."""
+    return tile(torch.randn(ROWS * padded(columns, linear.PITCH), device=device), ROWS, columns, linear.PITCH)
+
+
 def linear_logprob(device: str, dtype: torch.dtype) -> None:
     for columns in COLUMNS:
         for first, softcap, entropy in ((0, 30.0, True), (64, None, False)):
-            z = torch.randn(ROWS, columns, device=device)
+            z = logits(device, columns)
             bias = torch.randn(columns, device=device) if softcap else None
+            bias = padded_bias(bias, 0, columns, z.dtype, linear.PITCH)
             target = torch.randint(columns, (ROWS,), device=device) + first
             transform, state = (0.7, softcap), linear.new_state(ROWS, entropy, z.device, z.dtype)
             linear.fold(z, bias, transform, target, first, state)
@@ -37,7 +44,7 @@ def linear_logprob(device: str, dtype: torch.dtype) -> None:
 def ppo_head(device: str, dtype: torch.dtype) -> None:
     for columns in COLUMNS:
         for kl, entropy, gradient in (("k1", True, True), ("k3", False, True), ("k3", True, False)):
-            z = torch.randn(ROWS, columns, device=device)
+            z = logits(device, columns)
             target = torch.randint(columns, (ROWS,), device=device)
             rows = Decisions(target, *(torch.randn(ROWS, device=device) for _ in range(4)))
             surrogate = Surrogate(0.2, 0.01 if entropy else 0.0, 0.1, kl)

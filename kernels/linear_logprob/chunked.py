@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.workspace import accumulator, matmul_, tile_shape, workspace_bytes
+from rto_fast.kernels.workspace import accumulator, matmul_, padded, padded_bias, tile, tile_shape, workspace_bytes
 
 
 class Head(NamedTuple):
@@ -43,15 +43,15 @@ def statistics(
     """Log-prob of the target, the log-sum-exp in two parts and entropy of each row: one GEMM, one row pass."""
     num_rows, dtype, operand = hidden.shape[0], accumulator(hidden.dtype), head.rows.operand
     c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
-    buffer = torch.empty(min(c, num_rows) * n, device=hidden.device, dtype=dtype)
+    buffer = torch.empty(min(c, num_rows) * padded(n, head.rows.PITCH), device=hidden.device, dtype=dtype)
     state = head.rows.new_state(num_rows, entropy, hidden.device, dtype)
     if _fits(hidden, head):
         hidden = operand(hidden)
     for v in range(0, weight.shape[0], n):
-        w, b = operand(weight[v : v + n]), None if bias is None else bias[v : v + n].to(dtype).contiguous()
+        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, head.rows.PITCH)
         for t in range(0, num_rows, c):
             h = operand(hidden[t : t + c])
-            z = matmul_(_tile(buffer, h, w), h, w.T)
+            z = matmul_(tile(buffer, len(h), len(w), head.rows.PITCH), h, w.T)
             head.rows.fold(z, b, head.transform, target[t : t + c], v, tuple(x[t : t + c] for x in state))
     return Statistics(*head.rows.finish(state))
 
@@ -75,7 +75,7 @@ def gradients(
     num_rows, dtype = hidden.shape[0], accumulator(hidden.dtype)
     rows, operand = head.rows, head.rows.operand
     c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
-    buffer = torch.empty(min(c, num_rows) * n, device=hidden.device, dtype=dtype)
+    buffer = torch.empty(min(c, num_rows) * padded(n, head.rows.PITCH), device=hidden.device, dtype=dtype)
     need_h, need_w, need_b = needs
     # the first tile writes every row of dH, and the first chunk of rows every element of dW: only T = 0 needs zeros
     d_hidden = torch.empty(hidden.shape, device=hidden.device, dtype=dtype) if need_h else None
@@ -95,12 +95,12 @@ def gradients(
     per_row = (stats.logprobs, stats.maximum, stats.log_sum, d_logprobs, stats.entropy, d_entropy)
 
     for v in range(0, weight.shape[0], n):
-        w, b = operand(weight[v : v + n]), None if bias is None else bias[v : v + n].to(dtype).contiguous()
+        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, head.rows.PITCH)
         if need_w:
             d_w = d_weight[v : v + n] if direct else torch.empty(w.shape, device=w.device, dtype=dtype)
         for t in range(0, num_rows, c):
             h = operand(hidden[t : t + c])
-            z = matmul_(_tile(buffer, h, w), h, w.T)
+            z = matmul_(tile(buffer, len(h), len(w), head.rows.PITCH), h, w.T)
             chunk = (None if x is None else x[t : t + c] for x in per_row)
             dz = rows.d_logits_(z, b, head.transform, target[t : t + c], v, h.dtype, *chunk)
             if need_h:
@@ -116,10 +116,6 @@ def gradients(
     if need_h:
         d_hidden = (d_hidden if scale is None else d_hidden.mul_(scale[:, None])).to(out_dtype)
     return d_hidden, d_weight if weight_grad is None else None, d_bias.to(bias.dtype) if need_b else None
-
-
-def _tile(buffer: Tensor, h: Tensor, w: Tensor) -> Tensor:
-    return buffer[: h.shape[0] * w.shape[0]].view(h.shape[0], w.shape[0])
 
 
 def _fits(hidden: Tensor, head: Head) -> bool:

@@ -1,7 +1,9 @@
 """What happens to a tile of logits between its GEMMs, in Triton: the twin of rows.py, one program per row.
 
-A tile z is [c, n] float32 raw logits with contiguous rows; `first` is the vocabulary column it starts at. Offsets that
-multiply a row number are int64. Only features that Triton 3.6 to 3.8 and their interpreter share are used.
+A tile z is [c, n] float32 raw logits whose rows begin `width` apart; `first` is the vocabulary column it starts at. A
+row is read in all its width, and the bias too, by 16 bytes at a time where that is a multiple of 16 elements; what lies
+beyond n is ignored. Offsets that multiply a row number are int64. Only features that Triton 3.6 to 3.8 and their
+interpreter share are used.
 """
 
 import torch
@@ -9,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rto_fast.kernels.workspace import CUDA_PITCH as PITCH
 from rto_fast.kernels.workspace import upcast
 
 from .rows import finish, new_state
 
-__all__ = ["d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
+__all__ = ["PITCH", "d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
 
 BLOCK = 4096
 # told no bound, ptxas aims at 32 or 48 registers for some configurations and spills
@@ -46,17 +49,16 @@ def expm1(x):
 
 @triton.jit
 def online(
-    m, s, u, z_ptr, n, bias_ptr, inv_temperature, softcap,
+    m, s, u, z_ptr, n, width, bias_ptr, inv_temperature, softcap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Fold n logits of one row into its running maximum m, s = sum exp(z - m) and u = sum exp(z - m) (z - m)."""
     for start in range(0, n, BLOCK):
         cols = start + tl.arange(0, BLOCK)
-        mask = cols < n
-        x = tl.load(z_ptr + cols, mask=mask, other=float("-inf"))
+        mask = cols < width
+        x = tl.load(z_ptr + cols, mask=mask, other=0.0)
         x, _ = transformed(x, cols, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, mask)
-        # the softcap makes a finite number of -inf
-        x = tl.where(mask, x, float("-inf"))
+        x = tl.where(cols < n, x, float("-inf"))
         new_m = tl.maximum(m, tl.max(x, 0))
         x -= new_m
         e = tl.exp(x)
@@ -79,7 +81,8 @@ def target_logit(z_ptr, n, column, bias_ptr, inv_temperature, softcap, HAS_BIAS:
 
 @triton.jit
 def store_gradient(
-    z_ptr, out_ptr, n, column, m, log_s, logprob, entropy, d_logprob, d_entropy, bias_ptr, inv_temperature, softcap,
+    z_ptr, out_ptr, n, width, column, m, log_s, logprob, entropy, d_logprob, d_entropy,
+    bias_ptr, inv_temperature, softcap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Overwrite one row of raw logits with its gradient.
@@ -92,7 +95,7 @@ def store_gradient(
         at_target -= d_entropy * tl.exp(logprob) * (tl.maximum(logprob, NO_LOGIT) + entropy)
     for start in range(0, n, BLOCK):
         cols = start + tl.arange(0, BLOCK)
-        mask = cols < n
+        mask = cols < width
         x = tl.load(z_ptr + cols, mask=mask, other=0.0)
         x, slope = transformed(x, cols, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, mask)
         x = (x - m) - log_s
@@ -106,18 +109,18 @@ def store_gradient(
 
 @triton.jit
 def fold_kernel(
-    z_ptr, bias_ptr, target_ptr, m_ptr, s_ptr, zy_ptr, u_ptr, n, first, inv_temperature, softcap,
+    z_ptr, bias_ptr, target_ptr, m_ptr, s_ptr, zy_ptr, u_ptr, n, width, first, inv_temperature, softcap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (c,): fold a tile into the state of its rows."""
     row = tl.program_id(0).to(tl.int64)
-    z_ptr += row * n
+    z_ptr += row * width
     column = tl.load(target_ptr + row) - first
     zy = target_logit(z_ptr, n, column, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP)
     tl.store(zy_ptr + row, zy, mask=(column >= 0) & (column < n))
     m, s = tl.load(m_ptr + row), tl.load(s_ptr + row)
     u = tl.load(u_ptr + row) if ENTROPY else 0.0
-    m, s, u = online(m, s, u, z_ptr, n, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY, BLOCK)
+    m, s, u = online(m, s, u, z_ptr, n, width, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY, BLOCK)
     tl.store(m_ptr + row, m)
     tl.store(s_ptr + row, s)
     if ENTROPY:
@@ -127,7 +130,7 @@ def fold_kernel(
 @triton.jit
 def d_logits_kernel(
     z_ptr, out_ptr, bias_ptr, target_ptr, logprob_ptr, m_ptr, log_s_ptr, d_logprob_ptr, entropy_ptr, d_entropy_ptr,
-    n, out_stride, first, inv_temperature, softcap,
+    n, width, out_width, first, inv_temperature, softcap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (c,): a tile of raw logits becomes its gradient, in place."""
@@ -138,7 +141,7 @@ def d_logits_kernel(
     # a target outside [0, V) has no column here: its NaN log-prob must not leave a finite gradient behind
     d_logprob = tl.where(logprob == logprob, tl.load(d_logprob_ptr + row), logprob)
     store_gradient(
-        z_ptr + row * n, out_ptr + row * out_stride, n, tl.load(target_ptr + row) - first,
+        z_ptr + row * width, out_ptr + row * out_width, n, width, tl.load(target_ptr + row) - first,
         tl.load(m_ptr + row), tl.load(log_s_ptr + row), logprob, entropy, d_logprob, d_entropy,
         bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY, BLOCK,
     )  # fmt: skip
@@ -162,9 +165,7 @@ def in_place(z: Tensor, dtype: torch.dtype) -> Tensor:
 
 def constants(n: int, has_bias: bool, has_cap: bool) -> dict[str, bool | int]:
     """What a launch over rows of n logits is compiled for."""
-    # the soft-cap spills registers in blocks of full width where rows are not aligned
-    block = BLOCK // 2 if has_cap else BLOCK
-    return dict(HAS_BIAS=has_bias, HAS_CAP=has_cap, BLOCK=min(block, triton.next_power_of_2(n)), **LAUNCH)
+    return dict(HAS_BIAS=has_bias, HAS_CAP=has_cap, BLOCK=min(BLOCK, triton.next_power_of_2(n)), **LAUNCH)
 
 
 def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int, state: tuple[Tensor, ...]) -> None:
@@ -173,7 +174,7 @@ def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int
     c, n = z.shape
     with torch.cuda.device_of(z):
         fold_kernel[(c,)](
-            z, bias, target, m, s, zy, u[0] if u else None, n, first, *scalars(head),
+            z, bias, target, m, s, zy, u[0] if u else None, n, z.stride(0), first, *scalars(head),
             ENTROPY=bool(u), **constants(n, bias is not None, head[1] is not None),
         )  # fmt: skip
 
@@ -202,7 +203,7 @@ def d_logits_(
     with torch.cuda.device_of(z):
         d_logits_kernel[(c,)](
             z, out, bias, target, logprob, m, log_s, d_logprob, entropy, d_entropy,
-            n, out.stride(0), first, *scalars(head),
+            n, z.stride(0), out.stride(0), first, *scalars(head),
             ENTROPY=d_entropy is not None, **constants(n, bias is not None, head[1] is not None),
         )  # fmt: skip
     return out

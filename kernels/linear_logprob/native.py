@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rto_fast.kernels.native import library, pointer, threads
 
-from .rows import new_state, operand
+from .rows import PITCH, new_state, operand
 
-__all__ = ["d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
+__all__ = ["PITCH", "d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
 
 
 def head_numbers(bias: Tensor | None, head: tuple[float, float | None]) -> tuple[int | None, float, float]:

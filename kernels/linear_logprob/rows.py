@@ -12,6 +12,8 @@ from rto_fast.kernels.workspace import upcast
 
 # exp(-1e4) is 0 in every dtype, and 0 * -1e4 is 0 where 0 * -inf would be NaN
 NO_LOGIT = -1e4
+# rows of a tile lie end to end
+PITCH = 1
 
 
 def operand(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.linear_logprob.chunked import Head, Statistics, gradients, statistics
-from rto_fast.kernels.workspace import accumulator, chunk_rows, matmul_, workspace_bytes
+from rto_fast.kernels.workspace import accumulator, chunk_rows, matmul_, padded, padded_bias, tile, workspace_bytes
 
 from .surrogate import Decisions, Surrogate, surrogate
 
@@ -81,12 +81,13 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
     num_rows, vocab, operand = hidden.shape[0], weight.shape[0], head.rows.operand
     dtype, device = accumulator(hidden.dtype), hidden.device
     need_h, need_w, need_b = needs
-    buffer = torch.empty(min(c, num_rows), vocab, device=device, dtype=dtype)
+    pitch = head.rows.PITCH
+    buffer = torch.empty(min(c, num_rows) * padded(vocab, pitch), device=device, dtype=dtype)
     loss, logprobs = (torch.empty(num_rows, device=device, dtype=dtype) for _ in range(2))
     entropies = torch.empty_like(logprobs) if entropy else None
     d_hidden = torch.empty_like(hidden) if need_h else None
     # one rounding: into dW itself where its dtype is that of the sum, or where one chunk of rows is the whole sum
-    w, b = operand(weight), None if bias is None else bias.to(dtype).contiguous()
+    w, b = operand(weight), padded_bias(bias, 0, vocab, dtype, pitch)
     direct = weight.dtype == dtype or (num_rows <= c and w.dtype == weight.dtype)
     d_weight = weight_grad
     if need_w and d_weight is None:
@@ -97,7 +98,7 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
         chunk = slice(t, min(t + c, num_rows))
         part = rows.rows(chunk.start, chunk.stop)
         h = _cleared(operand(hidden[chunk]), part.live)
-        z = matmul_(buffer[: h.shape[0]], h, w.T)
+        z = matmul_(tile(buffer, len(h), vocab, pitch), h, w.T)
         out = ppo_rows.ppo_rows_(z, b, head.transform, part, s, entropy, any(needs), h.dtype)
         loss[chunk], logprobs[chunk] = out.loss, out.logprobs
         if entropy:

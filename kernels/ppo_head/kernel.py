@@ -22,19 +22,19 @@ from .surrogate import ChunkRows, Decisions, Surrogate
 def ppo_kernel(
     z_ptr, out_ptr, bias_ptr, target_ptr, old_ptr, advantage_ptr, weight_ptr, ref_ptr,
     loss_ptr, logprob_ptr, entropy_ptr,
-    n, out_stride, inv_temperature, softcap, clip_low, clip_high, entropy_coef, kl_coef,
+    n, width, out_width, inv_temperature, softcap, clip_low, clip_high, entropy_coef, kl_coef,
     KL: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr,
     ENTROPY_GRADIENT: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (c,): statistics, loss and gradient of one row of logits, read twice and overwritten once."""
     row = tl.program_id(0).to(tl.int64)
-    z_ptr += row * n
+    z_ptr += row * width
     column = tl.load(target_ptr + row)
     zy = target_logit(z_ptr, n, column, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP)
     # the lowest float32 stands for -inf, so that a block of nothing but -inf columns leaves no -inf - -inf behind
     zero = tl.cast(0.0, tl.float32)
     m, s, u = online(
-        zero - 3.4028234663852886e38, zero, zero, z_ptr, n, bias_ptr, inv_temperature, softcap,
+        zero - 3.4028234663852886e38, zero, zero, z_ptr, n, width, bias_ptr, inv_temperature, softcap,
         HAS_BIAS, HAS_CAP, ENTROPY, BLOCK,
     )  # fmt: skip
     log_s = tl.log(s)
@@ -73,7 +73,7 @@ def ppo_kernel(
         # all statistics are read before the first gradient is written
         tl.debug_barrier()
         store_gradient(
-            z_ptr, out_ptr + row * out_stride, n, column, m, log_s, logprob, entropy,
+            z_ptr, out_ptr + row * out_width, n, width, column, m, log_s, logprob, entropy,
             tl.where(live, weight * d_logprob, 0.0), -entropy_coef * weight,
             bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, ENTROPY_GRADIENT, BLOCK,
         )  # fmt: skip
@@ -98,7 +98,7 @@ def ppo_rows_(
         ppo_kernel[(c,)](
             z, out, bias, rows.target, rows.old_logprobs, rows.advantages, rows.weights, rows.ref_logprobs,
             loss, logprobs, entropies,
-            n, out.stride(0), *scalars(transform), 1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef,
+            n, z.stride(0), out.stride(0), *scalars(transform), 1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef,
             KL=s.kl if s.kl_coef else "none", ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0,
             GRADIENT=gradient, **constants(n, bias is not None, transform[1] is not None),
         )  # fmt: skip

@@ -15,6 +15,9 @@ CPU_TILE_COLUMNS = 512
 CUDA_TILE_ROWS = 8192
 # a GPU's GEMMs work on tiles of 128 rows or 256, and a tile that is not full costs as much as one that is
 CUDA_GEMM_ROWS = 128
+# elements between the starts of two rows of logits, so that all accesses, of GEMMs and of Triton, are 16 bytes wide
+# whatever V is: a row of bfloat16 gradients begins where its row of logits does
+CUDA_PITCH = 16
 # of ppo_head's logits this holds 4,000 rows of 128k columns. Each of its chunks reads and writes float32 dW, 8 V H
 # bytes: reckoned for H = 4096 on an H200, 1 ms beside the 8 ms that the GEMMs of 2,000 rows take
 CUDA_WORKSPACE_MB = 2048
@@ -28,8 +31,32 @@ def workspace_bytes(device: torch.device, workspace_mb: int | None) -> int:
 
 def chunk_rows(columns: int, device: torch.device, limit: int) -> int:
     """How many rows of `columns` elements a chunk of at most `limit` elements takes; never 0."""
-    rows = max(1, limit // columns)
-    return rows if device.type == "cpu" or rows < CUDA_GEMM_ROWS else rows // CUDA_GEMM_ROWS * CUDA_GEMM_ROWS
+    if device.type == "cpu":
+        return max(1, limit // columns)
+    rows = max(1, limit // padded(columns, CUDA_PITCH))
+    return rows if rows < CUDA_GEMM_ROWS else rows // CUDA_GEMM_ROWS * CUDA_GEMM_ROWS
+
+
+def padded(columns: int, pitch: int) -> int:
+    """The next multiple of `pitch`."""
+    return -(-columns // pitch) * pitch
+
+
+def tile(buffer: Tensor, rows: int, columns: int, pitch: int) -> Tensor:
+    """[rows, columns] at the front of a flat buffer, each row at a multiple of `pitch` elements, zeros in between."""
+    width = padded(columns, pitch)
+    whole = buffer[: rows * width].view(rows, width)
+    if width > columns:
+        whole[:, columns:].zero_()
+    return whole[:, :columns]
+
+
+def padded_bias(bias: Tensor | None, start: int, stop: int, dtype: torch.dtype, pitch: int) -> Tensor | None:
+    """bias[start:stop] in `dtype`, as long as a row of its tile."""
+    if bias is None:
+        return None
+    part = bias[start:stop].to(dtype)
+    return torch.nn.functional.pad(part, (0, padded(len(part), pitch) - len(part))).contiguous()
 
 
 def tile_shape(vocab: int, device: torch.device, dtype: torch.dtype, workspace_mb: int | None) -> tuple[int, int]:

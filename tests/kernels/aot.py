@@ -1,8 +1,9 @@
 """Compiles the Triton kernels for GPUs that are not here: `python tests/kernels/aot.py`, with TRITON_INTERPRET unset.
 
-Prints registers, spilled bytes, shared memory and tensor-core instructions of every kernel, in every configuration that
-a launch can choose, on sm_80, sm_90 and sm_100, as ptxas reports them; exits with an error when a kernel spills, does
-not fit, or multiplies matrices without tensor cores. To add a kernel, add it to variants().
+Prints registers, spilled bytes, shared memory, tensor-core instructions and the width of accesses of every kernel, in
+every configuration that a launch can choose, on sm_80, sm_90 and sm_100, as ptxas reports them. Exits with an error
+when a kernel spills, does not fit, multiplies matrices without tensor cores, or walks along rows of logits by less than
+16 bytes. To add a kernel, add it to variants().
 """
 
 import importlib
@@ -22,6 +23,9 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.driver import driver
 from triton.runtime.jit import MockTensor
 
+from rto_fast.kernels.linear_logprob.kernel import PITCH, constants
+from rto_fast.kernels.workspace import padded
+
 ARCHS = (80, 90, 100)
 # bytes of shared memory that a block may ask for
 SHARED = {80: 166912, 90: 232448, 100: 232448}
@@ -36,6 +40,9 @@ TENSORS = {
 }
 # warp-wide matrix instructions of sm_80, sm_90 and sm_100
 TENSOR_CORES = re.compile(r"^\s*(?:@\S+\s+)?(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", re.M)
+ACCESSES = re.compile(r"\b(?:ld|st)\.global\.(\S+)")
+# a row brings a dozen single numbers; its logits may not add to them
+NARROW = 12
 BOTH = (False, True)
 
 # module, kernel, arguments in order (a dtype is a pointer, None no tensor), constexprs and launch options
@@ -49,8 +56,6 @@ def given(*flags: tuple[bool, str]) -> list[str]:
 
 def head_variants() -> Iterator[tuple[str, str, dict]]:
     """(V, type of d logits, constants): every transform on rows that are aligned or not, and every size of block."""
-    from rto_fast.kernels.linear_logprob.kernel import constants
-
     for vocab, bias, cap in product((50304, 50257), BOTH, BOTH):
         yield str(vocab), "bf16", constants(vocab, bias, cap)
     for dtype in ("f32", "f16"):
@@ -59,14 +64,20 @@ def head_variants() -> Iterator[tuple[str, str, dict]]:
         yield str(vocab), "bf16", constants(vocab, False, False)
 
 
+def widths(n: str, dtype: str) -> tuple[str, int]:
+    """n columns and the distance between rows of logits; that between rows of gradients."""
+    width = padded(int(n), PITCH)
+    return f"{n} {width}", width if dtype == "f32" else 2 * width
+
+
 def variants() -> Iterator[Variant]:
     for entropy, (n, dtype, head) in product(BOTH, head_variants()):
         bias, extra = given((head["HAS_BIAS"], "f32"), (entropy, "f32"))
         options = head | dict(ENTROPY=entropy)
-        yield "linear_logprob", "fold_kernel", f"f32 {bias} i64 f32 f32 f32 {extra} {n} 0 1.0 30.0", options
-        stride = 2 * int(n) if dtype != "f32" else n
+        z, out = widths(n, dtype)
+        yield "linear_logprob", "fold_kernel", f"f32 {bias} i64 f32 f32 f32 {extra} {z} 0 1.0 30.0", options
         rows = f"f32 {dtype} {bias} i64 f32 f32 f32 f32 {extra} {extra}"
-        yield "linear_logprob", "d_logits_kernel", f"{rows} {n} {stride} 0 1.0 30.0", options
+        yield "linear_logprob", "d_logits_kernel", f"{rows} {z} {out} 0 1.0 30.0", options
 
     entropies = ((False, False), (True, False), (True, True))
     for (n, dtype, head), (entropy, slope), kl in product(head_variants(), entropies, ("none", "k1", "k2", "k3")):
@@ -75,9 +86,9 @@ def variants() -> Iterator[Variant]:
         # these differ by an instruction or two: with neither and with both transforms is enough
         if kl in ("k1", "k2") and head["HAS_BIAS"] != head["HAS_CAP"]:
             continue
+        z, out = widths(n, dtype)
         bias, ref, extra = given((head["HAS_BIAS"], "f32"), (kl != "none", "f32"), (entropy, "f32"))
-        stride = 2 * int(n) if dtype != "f32" else n
-        words = f"f32 {dtype} {bias} i64 f32 f32 f32 {ref} f32 f32 {extra} {n} {stride} 1.0 30.0 .8 1.2 .1 .1"
+        words = f"f32 {dtype} {bias} i64 f32 f32 f32 {ref} f32 f32 {extra} {z} {out} 1.0 30.0 .8 1.2 .1 .1"
         for gradient in BOTH if kl in ("none", "k3") else (True,):
             options = dict(KL=kl, ENTROPY=entropy, ENTROPY_GRADIENT=slope, GRADIENT=gradient)
             yield "ppo_head", "ppo_kernel", words, head | options
@@ -151,6 +162,9 @@ def judge(variant: Variant, arch: int) -> tuple[bool, str]:
     shared = kernel.metadata.shared
     cores = sorted(set(TENSOR_CORES.findall(kernel.asm["ptx"])))
     dots = "tt.dot" in kernel.asm["ttir"]
+    accesses = ACCESSES.findall(kernel.asm["ptx"])
+    wide = sum(access.startswith("v4.b32") for access in accesses)
+    narrow = len(accesses) - wide
     faults = [
         fault
         for fault, there in (
@@ -158,13 +172,15 @@ def judge(variant: Variant, arch: int) -> tuple[bool, str]:
             ("too much shared memory", shared > SHARED[arch]),
             ("too many registers", registers * 32 * options["num_warps"] > REGISTERS),
             ("a dot without tensor cores", dots and not cores),
+            ("narrow accesses to logits", options.get("BLOCK") == 4096 and (wide < 4 or narrow > NARROW)),
         )
         if there
     ]
     chosen = " ".join(f"{k}={v}" for k, v in options.items() if k not in ("num_warps", "maxnreg"))
     line = (
         f"{'BAD' if faults else 'ok '} {module}.{name} sm_{arch}: {registers} registers, {spilled} B spilled, "
-        f"{shared} B shared, {', '.join(cores) if dots else 'no dot'} [{chosen}] {', '.join(faults)}"
+        f"{shared} B shared, {', '.join(cores) if dots else 'no dot'}, {wide} accesses of 16 B and {narrow} others"
+        f" [{chosen}] {', '.join(faults)}"
     )
     return not faults, line.rstrip()
 

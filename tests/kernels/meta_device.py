@@ -76,11 +76,12 @@ SPILLED: dict[str, int] = {}
 
 
 class Gemms(TorchDispatchMode):
-    """FLOPs of the matrix products, by "operands -> result"."""
+    """FLOPs of the matrix products, by "operands -> result", and whether the library may take 16 bytes at a time."""
 
     def __init__(self):
         super().__init__()
         self.flops: Counter[str] = Counter()
+        self.aligned = True
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -92,8 +93,14 @@ class Gemms(TorchDispatchMode):
             out = kwargs["out"] if accumulated else function(*args, **kwargs)
             words = [str(x.dtype).removeprefix("torch.") for x in (a, b, out)]
             self.flops["{} x {} -> {}".format(*words)] += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+            self.aligned &= all(map(aligned, (a, b, out)))
             return out
         return function(*args, **kwargs)
+
+
+def aligned(x: Tensor) -> bool:
+    """Whether every row (or column, if those lie end to end) of a matrix begins at a multiple of 16 bytes."""
+    return all(step * x.itemsize % 16 == 0 for step in (x.storage_offset(), max(x.stride())))
 
 
 def observe(run: Run, inputs: list[Tensor], unit: int) -> dict[str, object]:
@@ -107,6 +114,7 @@ def observe(run: Run, inputs: list[Tensor], unit: int) -> dict[str, object]:
     peak = memory.get_tracker_snapshot("peak")[torch.device("meta")]["Total"]
     return {
         "gemms": {name: flops / unit for name, flops in gemms.flops.items()},
+        "aligned": gemms.aligned,
         "launches": dict(launches.count),
         "spilled": launches.spilled,
         "mib": (peak - before - sum(given.values())) / 2**20,

@@ -53,6 +53,11 @@ def test_gemms_are_as_few_as_can_be_and_take_half_precision(runs):
         assert set(run["gemms"]) <= {HALF + "float32", HALF + "bfloat16"}, run
 
 
+def test_gemms_take_16_bytes_at_a_time_whatever_the_vocabulary(runs):
+    assert any(run["shape"] == "odd" for run in runs if "shape" in run)
+    assert [run for run in runs if not run["aligned"]] == []
+
+
 def test_logits_and_sums_are_float32(runs):
     """Only a gradient that is a single sum may be rounded by its GEMM."""
     for run in real(runs):

@@ -269,8 +269,12 @@ def test_a_graph_that_is_kept_gives_its_gradient_twice(backend):
 @pytest.mark.parametrize("vocab", [32000, 50304, 128256, 151936, 262144])
 def test_chunks_on_a_gpu_are_sized_by_bytes(vocab):
     """Liger's chunk shrinks with V / H: 32 chunks that each read the weight and read, add to and write dW."""
-    rows, columns = workspace.tile_shape(vocab, torch.device("cuda"), torch.float32, None)
-    assert rows >= 8192 and 4 * rows * columns <= 1 << 30
+    cuda = torch.device("cuda")
+    rows, columns = workspace.tile_shape(vocab, cuda, torch.float32, None)
+    limit = workspace.workspace_bytes(cuda, None)
+    assert rows >= 8192 and 4 * rows * columns <= limit
+    # ppo_head's hold all columns: each of its chunks reads and writes dW
+    assert workspace.chunk_rows(vocab, cuda, limit // 4) >= (4096 if vocab <= 1 << 17 else 2048)
 
 
 def test_half_precision_operands_stay_so_on_a_gpu():
