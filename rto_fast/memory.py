@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from rto_fast.config import Config, RTOConfig, member
+from rto_fast.kernels.workspace import workspace_bytes
 from rto_fast.model import LanguageModel
 
 ADAM_BYTES = 8
@@ -58,7 +59,7 @@ def estimate(config: Config, model: LanguageModel, autocast: torch.dtype | None)
     kept = per_layer + layers * bytes_per_number * width * config.microbatch_rows
     length = config.data.max_prompt + config.max_new_tokens
     cache = 2 * layers * kv * length * config.rto.sampling.batch_size * bytes_per_number if config.members else 0
-    workspace = (config.workspace_mb or (1024 if parameters[0].is_cuda else 64)) * 2**20
+    workspace = workspace_bytes(parameters[0].device, config.workspace_mb)
     networks = 2 if any(member(config.rto, s).critic.kind == "separate" for s in config.members) else 1
     best = config.checkpoint.best is not None
     checkpoints = (config.checkpoint.keep + 1 + best) * networks * count * (size + ADAM_BYTES)
