@@ -17,9 +17,14 @@ from bench.shapes import PYTHIA, TINY, head_inputs
 ROOT = Path(__file__).parents[1]
 
 
+# Triton's own interpreter needs the repairs of the tests
+INTERPRETED = "import sys; from tests import interpreter; from bench.gpu.__main__ import main; sys.exit(main())"
+
+
 def command(*arguments, **env):
+    start = ("-c", INTERPRETED) if "TRITON_INTERPRET" in env else ("-m", "bench.gpu")
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | env
-    words = [sys.executable, "-m", "bench.gpu", *map(str, arguments)]
+    words = [sys.executable, *start, *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 

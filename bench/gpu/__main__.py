@@ -30,7 +30,7 @@ def sections(log: Log, device: str, parts: list[str], smoke: bool):
     if "parity" in parts:
         for shape in shapes:
             yield f"parity {shape.name}", partial(parity.heads, log, shape, rows, device)
-        yield "parity at the edges", partial(parity.edges, log, device, 257 if smoke else 50257)
+        yield "parity at the edges", partial(parity.edges, log, device, *((257, 40) if smoke else (50257,)))
         several = (90, 257, 1) if smoke else (700, 50257, 64)
         yield "parity of options", partial(extremes.options, log, device, *several)
         if not smoke:

@@ -111,9 +111,9 @@ def _three_models(log: Log, label: str, inputs, exact_logprobs: Tensor, device: 
     return out
 
 
-def edges(log: Log, device: str, vocab: int) -> None:
+def edges(log: Log, device: str, vocab: int, chunk: int | None = None) -> None:
     """Rows about the edge of a chunk, a vocabulary that is no multiple of anything, NaN in masked rows."""
-    chunk, _ = tile_shape(vocab, torch.device(device), torch.float32, None)
+    chunk = chunk or tile_shape(vocab, torch.device(device), torch.float32, None)[0]
     for rows in (0, 1, 7, chunk - 1, chunk, chunk + 1):
         inputs = head_inputs(Shape("edge", 64, vocab), rows, device)
         wanted, _ = exact.logprobs(*inputs)
