@@ -185,7 +185,10 @@ def _under(context: Callable[[], AbstractContextManager], steps: Iterator[Step])
 
 def _clip(parameters: list[Tensor], max_norm: float) -> Tensor:
     """Scale one network's gradients down to max_norm; the norm before that, on the device."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:  # a policy while its critic warms up; of nothing, torch makes a norm on the CPU
+        return torch.zeros((), device=parameters[0].device)
+    norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -314,6 +314,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer():
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True))
 
 
+def test_the_norm_of_no_gradients_lies_where_the_network_does():
+    """A policy has none while its critic warms up; a norm on the CPU would end such a run on a GPU."""
+    norm = loop._clip([torch.nn.Parameter(torch.empty(3, device="meta"))], 1.0)
+    assert norm.device.type == "meta" and norm.shape == ()
+
+
 def test_gradients_are_clipped_for_each_network_apart():
     logs = []
     stage, state = make_rto(CONFIG)
