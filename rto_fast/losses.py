@@ -25,3 +25,8 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Ten
         moved = old_values + (values - old_values).clamp(-clip, clip)
         error = torch.maximum(error, (moved - returns).square())
     return 0.5 * (error * weights).sum()
+
+
+def wins(margins: Tensor) -> Tensor:
+    """1 where a margin is positive, 1/2 where it is 0 (a tie), else 0: same shape and dtype, for any device."""
+    return 0.5 * (1.0 + margins.sign())

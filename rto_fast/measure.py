@@ -21,7 +21,7 @@ from rto_fast.prepare import Context
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.stages.rto import Judge
 from rto_fast.stall import StallGuard
-from rto_fast.stats import credit_auc, mean_estimate
+from rto_fast.stats import credit_auc, mean_estimate, wins
 
 MAPS = 6
 """Prompts whose answers are drawn as heat maps."""
@@ -103,14 +103,14 @@ def _measure(
 
 
 def _score_accuracy(context: Context, score: Judge) -> dict[str, float]:
-    """Share of held-out pairs whose chosen answer the reward model scores higher."""
+    """Share of held-out pairs whose chosen answer the reward model scores higher; a tie counts one half."""
     answers = [
         Completion(p.prompt, response, [], "eos")
         for p in context.corpus.held_out
         for response in (p.chosen, p.rejected)
     ]
     scores = np.array(score(answers)).reshape(-1, 2)
-    return interval(mean_estimate(scores[:, 0] > scores[:, 1]))
+    return interval(mean_estimate(wins(scores[:, 0], scores[:, 1])))
 
 
 def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: Scorer) -> dict[str, Any]:

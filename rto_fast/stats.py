@@ -33,6 +33,12 @@ def mean_estimate(values: ArrayLike) -> Estimate:
     return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
+def wins(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """1 where a is above b, 1/2 where they are equal, else 0."""
+    x, y = np.asarray(a), np.asarray(b)
+    return (x > y) + 0.5 * (x == y)
+
+
 def win_rate(a: ArrayLike, b: ArrayLike) -> Estimate:
     """How often a beats b on the same prompt, a tie counting one half, with Wilson's score interval.
 
@@ -42,7 +48,7 @@ def win_rate(a: ArrayLike, b: ArrayLike) -> Estimate:
     x, y = _finite("win_rate", "a", a, at_least=1), _finite("win_rate", "b", b, at_least=1)
     if x.size != y.size:
         raise ValueError(f"win_rate: a and b must be paired answers, got {x.size} and {y.size}; score the same prompts")
-    n, rate = x.size, float(np.mean((x > y) + 0.5 * (x == y)))
+    n, rate = x.size, float(np.mean(wins(x, y)))
     shrink = 1 + Z95**2 / n
     centre = (rate + Z95**2 / (2 * n)) / shrink
     half = Z95 * np.sqrt(rate * (1 - rate) / n + Z95**2 / (4 * n**2)) / shrink

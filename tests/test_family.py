@@ -205,6 +205,29 @@ def test_grpo_without_a_signal_is_pulled_to_the_reference_alone():
     torch.testing.assert_close(loss.detach(), sum(per_answer_mean), rtol=1e-3, atol=1e-3)
 
 
+def test_one_beta_2_weighs_an_iteration_in_its_loss_and_in_its_log():
+    """The controller's answer to a rollout's KL is the next iteration's beta_2."""
+    reward = RewardConfig(0.0, 0.5, adaptive_kl_target=50.0, adaptive_kl_horizon=16)
+    settings = member(replace(GRPO, reward=reward, ppo_epochs=1, minibatch=16, average="token"), "grpo")
+    logs, sums = [], []
+    stage, state = make_rto(settings, dpo_seed=None, scorer=lambda answers: [1.0] * len(answers))
+    with torch.no_grad():
+        for p in stage.policy.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    plain = stage._step
+
+    def step(experience, *rest):
+        gap = experience.reference - experience.old_logprobs  # all answers score alike: the loss is the KL's alone
+        sums.append(float((gap.expm1() - gap).mean()))
+        return plain(experience, *rest)
+
+    stage._step = step
+    run(stage, state, logs)
+    assert [m["beta_2"] for m in logs] == pytest.approx([0.5, 0.5 * 0.8])
+    assert [m["loss"] for m in logs] == pytest.approx([m["beta_2"] * kl for m, kl in zip(logs, sums, strict=True)])
+    assert state.progress["beta_2"] == pytest.approx(0.5 * 0.8**2)
+
+
 def test_a_group_of_one_is_refused():
     with pytest.raises(ValueError, match=r"rto.group must be at least 2 \(one answer has none to be compared with\)"):
         replace(GRPO, group=1)

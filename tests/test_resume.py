@@ -93,6 +93,7 @@ def test_death_between_a_stages_end_and_its_clean_up(folder, monkeypatch):
         ("--rto.critic.kind", "shared"),
         ("--rto.stop-kl", "1e-9", "--rto.ppo-epochs", "3"),
         ("--rto.reward.adaptive-kl-target", "0.01", "--rto.reward.truncated", "mask"),
+        ("--rto.critic.kind", "group", "--rto.group", "4", "--rto.reward.adaptive-kl-target", "0.01"),
         ("--rto.critic.warmup-iterations", "1", "--log-every", "3"),
         ("--sft.epochs", "2", "--dpo.epochs", "2", "--microbatch-rows", "40"),
     ],

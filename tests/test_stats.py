@@ -35,7 +35,9 @@ def test_auc_by_hand():
     # placements .. positives (1, .5) - .75 over 2, negatives (.5, .75, 1) - .75 over 3, summed by response
     parts = np.array([0.25 / 2 - 0.25 / 3, -0.25 / 2, 0 / 3 + 0.25 / 3])
     assert parts.sum() == pytest.approx(0)
-    assert got.high == pytest.approx(min(1, 0.75 + 1.959964 * np.sqrt(1.5 * (parts**2).sum())))
+    # of n responses, n / (n - 1) times the sum of squares
+    assert got.low == pytest.approx(0.75 - 1.959964 * np.sqrt(3 / 2 * (parts**2).sum()))
+    assert got.high == 1
 
 
 def test_auc_extremes_and_scale():

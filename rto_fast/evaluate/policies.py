@@ -15,7 +15,7 @@ from rto_fast.packing import microbatches, pack
 from rto_fast.rollout import Completion, Sampling, rollout
 from rto_fast.scoring import response_logprobs
 from rto_fast.seeds import derive
-from rto_fast.stats import Estimate, mean_estimate, win_rate
+from rto_fast.stats import Estimate, mean_estimate, win_rate, wins
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,14 @@ def evaluate(
 def preference_accuracy(
     dpo: LanguageModel, reference: LanguageModel, pairs: list[EncodedPair], **limits: int | None
 ) -> Estimate:
-    """Share of pairs whose chosen answer has the higher log pi_dpo/pi_ref: the agreement of reward and labels."""
+    """Share of pairs whose chosen answer has the higher log pi_dpo/pi_ref: the agreement of reward and labels.
+
+    A tie counts one half, as in win rates.
+    """
     answers = [EncodedDemonstration(p.prompt, answer) for p in pairs for answer in (p.chosen, p.rejected)]
     ours, theirs = (answer_logprobs(m, answers, **limits) for m in (dpo, reference))
     rewards = np.array([o.sum() - t.sum() for o, t in zip(ours, theirs, strict=True)]).reshape(-1, 2)
-    return mean_estimate(rewards[:, 0] > rewards[:, 1])
+    return mean_estimate(wins(rewards[:, 0], rewards[:, 1]))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import numpy as np
 from rto_fast.evaluate.length_control import length_controlled
 from rto_fast.evaluate.policies import Evaluation, interval
 from rto_fast.evaluate.report import COLUMNS, table
-from rto_fast.stats import Estimate, mean_estimate, win_rate
+from rto_fast.stats import Estimate, mean_estimate, win_rate, wins
 
 Outcomes = Mapping[tuple[str, str], np.ndarray]
 """For a pair of policies (prompts,): 1 the first's answer is better, 0 the second's, 0.5 a tie, NaN nobody knows."""
@@ -20,7 +20,7 @@ def outcomes(evaluations: Mapping[str, Evaluation]) -> dict[tuple[str, str], np.
     out = {}
     for a, b in combinations(evaluations, 2):
         x, y = evaluations[a].judged, evaluations[b].judged
-        out[a, b] = (x > y) + 0.5 * (x == y)
+        out[a, b] = wins(x, y)
     return out
 
 
@@ -47,9 +47,9 @@ def matrices(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[str
         kind: {name: {} for name in evaluations} for kind in ("win_rate", "length_controlled")
     }
     lengths = {name: np.array([len(a.response) for a in e.answers], float) for name, e in evaluations.items()}
-    for (a, b), wins in found.items():
-        known = np.isfinite(wins)
-        for one, other, won in ((a, b, wins[known]), (b, a, 1 - wins[known])):
+    for (a, b), points in found.items():
+        known = np.isfinite(points)
+        for one, other, won in ((a, b, points[known]), (b, a, 1 - points[known])):
             if won.size:
                 out["win_rate"][one][other] = _ends(win_rate(won, np.full(won.size, 0.5)))
                 out["length_controlled"][one][other] = _ends(

@@ -18,6 +18,7 @@ from rto_fast.data.encode import EncodedPair
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.segments import sequence_sums
 from rto_fast.loop import Step, TrainState
+from rto_fast.losses import wins
 from rto_fast.model import Head, LanguageModel
 from rto_fast.packing import microbatches, pack
 from rto_fast.scoring import response_logprobs
@@ -123,7 +124,7 @@ class DPO:
         chosen, rejected = ((out.logprobs - batch.reference) * self.config.beta).view(2, -1).detach().sum(1)
         logp_chosen, logp_rejected = out.logprobs.view(2, -1).detach().sum(1)
         return out.loss, {
-            "accuracy": (out.margins > 0).float().sum(),
+            "accuracy": wins(out.margins.detach()).sum(),
             "margin": out.margins.detach().sum(),
             "reward_chosen": chosen,
             "reward_rejected": rejected,

@@ -18,6 +18,7 @@ from torch import Tensor
 from rto_fast.config import RMConfig
 from rto_fast.data.encode import EncodedPair
 from rto_fast.loop import Step, TrainState
+from rto_fast.losses import wins
 from rto_fast.model import ScalarModel
 from rto_fast.packing import microbatches, pack_whole
 from rto_fast.scoring import last_token_scores
@@ -77,7 +78,7 @@ class RewardModel:
         chosen, rejected = self.model(batch.packed, batch.last).view(2, -1)
         margin = chosen - rejected
         return -F.logsigmoid(margin).sum(), {
-            "accuracy": (margin > 0).float().sum(),
+            "accuracy": wins(margin.detach()).sum(),
             "margin": margin.detach().sum(),
             "score_chosen": chosen.detach().sum(),
             "score_rejected": rejected.detach().sum(),

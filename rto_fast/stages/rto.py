@@ -148,6 +148,7 @@ class RTO:
                 progress["place"] = 0
                 if self.config.stop_kl is not None and self._mean_k3() > self.config.stop_kl:
                     break
+            self._adapt_beta_2(progress["kl"], len(experience.answers))
             tensors.clear()
             progress["iteration"] = iteration + 1
 
@@ -264,7 +265,7 @@ class RTO:
             # the reward model has just been asked
             judged = sentence_scores.tolist() if self.watch is self.scorer and reward.beta_3 else self.watch(answers)
             metrics["judge/return"] = sum(judged) / len(judged)
-        self._adapt_beta_2(float(statistics["kl/per_answer"]), len(answers))
+        self.state.progress["kl"] = float(statistics["kl/per_answer"])
         if self.grouped:
             per_token = bool(reward.beta_1) and reward.granularity != "response"
             advantages = group_relative(scores.rewards, cu_seqlens, self.config.group, per_token)
@@ -304,7 +305,10 @@ class RTO:
         }
 
     def _adapt_beta_2(self, kl: float, count: int) -> None:
-        """Proportional controller of Ziegler et al. 2019, section 2.2 (arXiv:1909.08593)."""
+        """Proportional controller of Ziegler et al. 2019, section 2.2 (arXiv:1909.08593): the next iteration's beta_2.
+
+        It follows an iteration's last step, so that one beta_2 weighs all of an iteration, its rewards as its loss.
+        """
         target = self.config.reward.adaptive_kl_target
         if target is not None:
             error = min(max(kl / target - 1, -0.2), 0.2)
