@@ -28,7 +28,7 @@ _SIZES = (
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "vocab_size", "head_dim"),
     *("num_attention_heads", "n_head", "num_key_value_heads", "max_position_embeddings", "n_positions"),
 )
-_MAY_BE_NULL = ("n_inner", "num_key_value_heads", "head_dim", "ffn_dim")
+_MAY_BE_NULL = ("n_inner", "intermediate_size", "num_key_value_heads", "head_dim", "ffn_dim")
 _REMOTE = "brings Python code of its own; read it, then allow it with --model.trust-remote-code True"
 
 
@@ -93,8 +93,6 @@ def check_model_folder(folder: Path, field: str, trusted: bool = False) -> None:
     of the folder or train something else than what the folder says. `trusted`: its Python code may run.
     """
     check_config(folder, field, trusted)
-    if (folder / "adapter_config.json").exists():
-        raise ValueError(f"{field}: {str(folder)!r} is an adapter on another model; merge the two and give the result")
     if (folder / "generation_config.json").exists():
         check_end_token(read_object(folder / "generation_config.json", field), f"{field}: generation_config.json")
     stored = sum(_check_weights(file, field) for file in _weight_files(folder, field))

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rto_fast import attention
+from rto_fast.families import check_family, check_no_adapter
 from rto_fast.foreign import check_loaded, check_model_folder, opening
 from rto_fast.types import PackedBatch
 
@@ -56,7 +57,8 @@ def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_p"):
+        # some families hand these to functions; OPT calls one of them dropout
+        for name in ("attention_dropout", "dropout_p", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model
@@ -127,14 +129,16 @@ def _value_head(hidden_size: int, bias: bool = True) -> nn.Linear:
     return head
 
 
-def _check_folder(path: str, field: str, trust_remote_code: bool) -> None:
+def _check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
     folder = Path(path).expanduser()
+    check_no_adapter(path, field)
     if (folder / "config.json").is_file():
         check_model_folder(folder, field, trust_remote_code)
     elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists():
         raise ValueError(
             f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2"
         )
+    check_family(path, field, trust_remote_code=trust_remote_code, scalar=scalar)
 
 
 def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, object]:
@@ -202,7 +206,7 @@ def load_scalar_model(
 
     `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
     """
-    _check_folder(path, field, trust_remote_code)
+    _check_folder(path, field, trust_remote_code, scalar=True)
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it reports the head, which is read apart, as left over
     with opening(field, path, "reward model"):
@@ -221,7 +225,7 @@ def load_scalar_model(
 
 def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) -> None:
     """Raises ValueError, naming `field`, where `load_scalar_model` would find no reward model; reads only its head."""
-    _check_folder(path, field, trust_remote_code)
+    _check_folder(path, field, trust_remote_code, scalar=True)
     with opening(field, path, "reward model"):
         _read_head(path, field)
 
