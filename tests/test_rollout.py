@@ -62,6 +62,7 @@ def forward_logprobs(model, prompt, response, sampling=None):
     return logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0], logits
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_equals_a_forward_without_cache(name, attention):

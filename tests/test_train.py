@@ -216,6 +216,16 @@ def test_local_files_train_without_the_optional_packages(folder):
     assert (folder / "bare/rto/model.safetensors").is_file()
 
 
+def test_a_runs_progress_holds_no_strangers_warning(folder):
+    words = command(folder, "--stages", "sft", "dpo", "rm", "rto", output="quiet")
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "rto_fast.train", *words], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "step/s" in done.stderr
+    assert "Warning" not in done.stderr and "deprecated" not in done.stderr, done.stderr
+
+
 def test_too_few_held_out_prompts_cost_the_evaluation_not_the_run(folder, capsys):
     sweep = ("--sweep.ratios", "1", "--sweep.clips", "0.1", "--sweep.iterations", "1")
     assert main(command(folder, "--data.held-out", "1", *sweep, output="one")) == 0

@@ -3,6 +3,7 @@
 B rows being decoded now, V vocabulary.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -61,6 +62,9 @@ class _Lane:
     def __init__(self, model: nn.Module, max_rows: int, capacity: int):
         self.model, self.masks = model, _StepMasks(model)
         self.cache = RowCache(max_rows, capacity)
+        # transformers 5.24 renamed the argument, and warns of the old name
+        takes = inspect.signature(model.forward).parameters
+        self.argument = {"cache" if "cache" in takes else "past_key_values": self.cache}
         self.device = model.get_input_embeddings().weight.device
 
     def prefill(self, ids: Tensor, first_row: int, row_step: int) -> None:
@@ -81,9 +85,9 @@ class _Lane:
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
+            **self.argument,
             **kwargs,
         ).logits
 
