@@ -8,10 +8,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from typing import TypeVar
 
 import tyro
 
+from rto_fast.config.checks import nothing
 from rto_fast.text import is_unicode, one_line
 
 Settings = TypeVar("Settings")
@@ -42,7 +44,7 @@ def parse(
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 settings,
-                args=args,
+                args=_none_as_meant(settings, args),
                 default=default,
                 prog=prog,
                 description="\n\n".join(more),
@@ -52,6 +54,27 @@ def parse(
         if not stop.code:  # --help
             raise
         raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _none_as_meant(settings: type, args: Sequence[str]) -> list[str]:
+    """The word none, which --help uses, as what the setting before it takes for it: None, or inf for a bound."""
+    words, flag = [], ""
+    for word in args:
+        head, equals, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        flag = head
+        if value.lower() == "none":
+            value = _nothing(settings, head.removeprefix("--").replace("-", "_").split("."))
+        words.append(head + equals + value if word.startswith("--") else value)
+    return words
+
+
+def _nothing(settings: type, path: list[str]) -> str:
+    for item in fields(settings):
+        if item.name == path[0]:
+            if is_dataclass(item.type) and path[1:]:
+                return _nothing(item.type, path[1:])
+            return str(nothing(item.name, item.type))
+    return "none"
 
 
 def check_words(args: Sequence[str]) -> None:

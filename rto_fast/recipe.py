@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rto_fast.config import Config
+from rto_fast.config.checks import nothing
 
 RECIPES = Path(__file__).parent / "recipes"
 MAX_BYTES = 256 * 2**10
@@ -78,8 +79,10 @@ def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> A
 
 
 def _typed(value: Any, item: dataclasses.Field, default: Any, where: str) -> Any:
+    if value == "none":
+        value = nothing(item.name, item.type)
     if isinstance(value, list):
-        value = tuple(value)
+        value = tuple(nothing(item.name, item.type) if x == "none" else x for x in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if "\0" in str(value):

@@ -89,3 +89,45 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="exists and is no run of rto_fast"):
         claim(build(Config, {"output": str(tmp_path)}, "test"))
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("rto.reward.clip", math.inf),
+        ("rto.critic.clip", math.inf),
+        ("rto.iterations", None),
+        ("guards.kl", None),
+        ("workspace-mb", None),
+        ("output", None),
+        ("rto.critic.model", None),
+        ("data.max-rows", None),
+        ("data.template", "none"),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["none", "None"])
+def test_none_means_none_where_help_says_so(flag, value, spelling):
+    if flag == "data.template" and spelling == "None":
+        pytest.skip("a choice, spelled as it is listed")
+    for words in ([f"--{flag}", spelling], [f"--{flag}={spelling}"]):
+        found = parse(["--recipe", "hh_small", *words])
+        for name in flag.replace("-", "_").split("."):
+            found = getattr(found, name)
+        assert found == value
+
+
+def test_none_in_a_list_and_beside_other_words():
+    config = parse(["--sweep.clips", "none", "0.1", "--sweep.ratios", "1", "--dpo.model", "none", "--seed", "3"])
+    assert (config.sweep.clips, config.dpo.model, config.seed) == ((math.inf, 0.1), None, 3)
+
+
+def test_none_in_a_recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "hh_small"\n[rto]\niterations = "none"\n[rto.reward]\nclip = "none"\n')
+    config = load_recipe(str(path))
+    assert config.rto.iterations is None and config.rto.reward.clip == math.inf
+
+
+def test_none_for_a_number_that_must_be_is_an_error():
+    with pytest.raises(ValueError, match="sft.optim.lr"):
+        parse(["--sft.optim.lr", "none"])

@@ -17,9 +17,9 @@ class RewardConfig:
     beta_2: float = 0.03
     """b2, weight of the KL to pi_ref (v1: 0.03; official: 0.01). b1/b2 > 1 goes beyond pi_dpo."""
     beta_3: float = 0.0
-    """b3, weight of the reward model's score at the last token (v1: none; official: 1)."""
+    """b3, weight of the reward model's score at the last token (v1: 0; official: 1)."""
     clip: float = math.inf
-    """c, bound of the scaled token reward (v1: none; official: 0.05)."""
+    """c, bound of the scaled token reward; none = no bound (v1: none; official: 0.05)."""
     score_clip: float = 10.0
     """Bound of the normalised reward-model score (official: 10)."""
     granularity: Literal["token", "sentence", "response"] = "token"
@@ -38,7 +38,7 @@ class RewardConfig:
     def __post_init__(self) -> None:
         for name in ("beta_1", "beta_2", "beta_3", "missing_eos_penalty"):
             check(math.isfinite(getattr(self, name)), f"rto.reward.{name}", "a finite number", getattr(self, name))
-        check(self.clip > 0, "rto.reward.clip", "positive (inf = no clip)", self.clip)
+        check(self.clip > 0, "rto.reward.clip", "positive (none = no clip)", self.clip)
         check(self.score_clip > 0, "rto.reward.score_clip", "positive", self.score_clip)
         target = self.adaptive_kl_target
         check(target is None or target > 0, "rto.reward.adaptive_kl_target", "positive", target)
@@ -104,7 +104,7 @@ class CriticConfig:
     lr: float = 1e-5
     """Learning rate of the critic (official: 9e-6)."""
     clip: float = 0.2
-    """Range in which a value may move from its old one (official: 0.2); inf = anywhere."""
+    """Range in which a value may move from its old one (official: 0.2); none = anywhere."""
     coef: float = 1.0
     """Weight of the value loss; matters for a shared trunk only."""
     warmup_iterations: int = 0
@@ -112,7 +112,7 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         check(self.lr > 0, "rto.critic.lr", "positive", self.lr)
-        check(self.clip > 0, "rto.critic.clip", "positive (inf = no clip)", self.clip)
+        check(self.clip > 0, "rto.critic.clip", "positive (none = no clip)", self.clip)
         check(self.coef >= 0, "rto.critic.coef", "0 or more", self.coef)
         check(self.warmup_iterations >= 0, "rto.critic.warmup_iterations", "0 or more", self.warmup_iterations)
         check(

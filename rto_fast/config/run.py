@@ -88,7 +88,7 @@ class SweepConfig:
     ratios: tuple[float, ...] = ()
     """Values of b1/b2, at the recipe's b1."""
     clips: tuple[float, ...] = ()
-    """Values of c."""
+    """Values of c; none = no bound."""
     iterations: int = 10
     """Iterations of each run."""
 
