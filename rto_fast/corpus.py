@@ -1,8 +1,10 @@
 """Everything a run learns from and is measured on, as token ids: pairs, demonstrations, prompts, held-out prompts."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,8 +16,8 @@ from rto_fast.data.encode import (
     encode_demonstrations,
     encode_pairs,
     encode_prompts,
-    split,
 )
+from rto_fast.data.held_out import HeldOut, split
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
@@ -53,60 +55,88 @@ class Corpus:
         return max(map(max, chain(*pairs, *told, self.prompts, self.evaluation, [self.eos_token_ids])))
 
 
+class _Source(NamedTuple):
+    rows: list[dict]
+    found: Normalised
+    train: list
+    """What of it is not held out."""
+
+
 def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
-    """Read, normalise, split by prompt and encode. Raises ValueError, naming the field, when nothing usable is left."""
+    """Read, normalise, split by prompt and encode. Raises ValueError, naming the field, when nothing usable is left.
+
+    Whatever is held out, be it split off from the pairs or the prompts or given as data.evaluation, is removed from
+    every source (`data.held_out.HeldOut` says which prompts are the same); the notes count it.
+    """
     if not (config.path or config.prompts):
         raise ValueError("data.path: no preference pairs given; use --data.path with a file, a directory or a hub id")
     template = Template(tokenizer, config.template)
     limits = {"max_length": config.max_length, "max_prompt": config.max_prompt}
-    columns = {name: actual for name, actual in config.columns.items() if name != "reference"}
+    sources, kept_out = _read(config, seed)
+    evaluation = sources["evaluation"].found.items if config.evaluation else kept_out
+    asked = encode_prompts(evaluation, template, **limits)[0] if evaluation else []
+    kept = encode_prompts(kept_out, template, **limits)[0] if kept_out and config.evaluation else []
+    without = HeldOut([*evaluation, *kept_out], [*asked, *kept])
     notes: list[str] = []
-    pairs: list[EncodedPair] = []
+
+    def encoded(what: str, encode: Callable) -> list:
+        if what not in sources:
+            return []
+        field = "data.path" if what == "pairs" else f"data.{what}"
+        items, report = encode(sources[what].train, template, **limits, without=without, field=field)
+        notes.append(_note(what, sources[what].found, report))
+        return items
+
+    pairs = encoded("pairs", encode_pairs)
+    held_out = encode_pairs(kept_out, template, **limits)[0] if pairs and kept_out else []
+    prompts = _distinct(encoded("prompts", encode_prompts) or [p.prompt for p in pairs])
+    demonstrations = encoded("demonstrations", encode_demonstrations)
+    demonstrations = demonstrations or [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
+    references: dict[tuple[int, ...], str] = {}
+    for what in ("prompts", "evaluation"):
+        if what in sources:
+            references |= _references(sources[what], template, limits, config.columns.get("reference"))
+    evaluation = _distinct(asked)
+    notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(evaluation)} held out for evaluation")
+    eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
+    ends = _sentence_ends(tokenizer)
+    return Corpus(pairs, demonstrations, prompts, held_out, evaluation, eos, ends, references, notes)
+
+
+def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list]:
+    """The sources that are given, by name, and what is split off from the pairs, or without pairs from the prompts."""
+    where = {"subset": config.subset, "split": config.split, "limit": config.max_rows}
+    columns = {name: actual for name, actual in config.columns.items() if name != "reference"}
+    sources: dict[str, _Source] = {}
     kept_out: list = []
     if config.path:
-        rows = read_rows(config.path, subset=config.subset, split=config.split, limit=config.max_rows)
-        source = to_pairs(rows, columns=columns)
-        trained_on, kept_out = split(source.items, config.held_out, seed)
-        pairs, report = encode_pairs(trained_on, template, **limits)
-        notes.append(_note("pairs", source, report))
-    held_out = encode_pairs(kept_out, template, **limits)[0] if kept_out else []
-    prompts, references = _distinct([p.prompt for p in pairs]), {}
+        rows = read_rows(config.path, **where)
+        found = to_pairs(rows, columns=columns)
+        train, kept_out = split(found.items, config.held_out, seed)
+        sources["pairs"] = _Source(rows, found, train)
     if config.prompts:
         # of a hub dataset the same subset and split as of the pairs, or without pairs its own
-        rows = read_rows(
-            config.prompts, subset=config.subset, split=config.split, limit=config.max_rows, field="data.prompts"
-        )
-        asked = to_prompts(rows, columns=columns)
-        # with pairs, those are what is held out
-        trained_on, others = split(asked.items, 0 if config.path else config.held_out, seed)
-        kept_out = kept_out or others
-        encoded, report = encode_prompts(trained_on, template, **limits)
-        prompts = _distinct(encoded)
-        notes.append(_note("prompts", asked, report))
-        references = _references(rows, asked, template, limits, config.columns.get("reference"))
+        rows = read_rows(config.prompts, **where, field="data.prompts")
+        found = to_prompts(rows, columns=columns)
+        train = found.items
+        if not config.path:
+            train, kept_out = split(found.items, config.held_out, seed)
+        sources["prompts"] = _Source(rows, found, train)
     if config.demonstrations:
-        told = to_demonstrations(read_rows(config.demonstrations, field="data.demonstrations"), columns=columns)
-        demonstrations, report = encode_demonstrations(told.items, template, **limits)
-        notes.append(_note("demonstrations", told, report))
-    else:
-        demonstrations = [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
-    evaluation = kept_out
+        rows = read_rows(config.demonstrations, field="data.demonstrations")
+        found = to_demonstrations(rows, columns=columns)
+        sources["demonstrations"] = _Source(rows, found, found.items)
     if config.evaluation:
         rows = read_rows(config.evaluation, field="data.evaluation")
-        asked = to_prompts(rows, columns=columns)
-        evaluation = asked.items
-        references |= _references(rows, asked, template, limits, config.columns.get("reference"))
-    asked_of = _distinct(encode_prompts(evaluation, template, **limits)[0]) if evaluation else []
-    notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(asked_of)} held out for evaluation")
-    eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
-    return Corpus(pairs, demonstrations, prompts, held_out, asked_of, eos, _sentence_ends(tokenizer), references, notes)
+        sources["evaluation"] = _Source(rows, to_prompts(rows, columns=columns), [])
+    return sources, kept_out
 
 
 def _references(
-    rows: list[dict], asked: Normalised, template: Template, limits: dict[str, int], column: str | None
+    source: _Source, template: Template, limits: dict[str, int], column: str | None
 ) -> dict[tuple[int, ...], str]:
     """The first reference of every prompt that has one, by the prompt's tokens."""
-    name = column or "reference"
+    name, rows, asked = column or "reference", source.rows, source.found
     if not any(name in row for row in rows[:1]):
         if column is not None:
             raise ValueError(f"data.columns: 'reference' is to be {column!r}, which row 1 of the prompts does not have")
@@ -124,12 +154,12 @@ def _distinct(prompts: list[list[int]]) -> list[list[int]]:
 
 
 def _note(what: str, source: Normalised, report: EncodingReport) -> str:
-    dropped = {**source.dropped}
-    for reason, count in report.dropped.items():
-        dropped[reason] = dropped.get(reason, 0) + count
+    dropped = Counter(source.dropped) + Counter(report.dropped)
+    removed = dropped.pop(HeldOut.REASON, 0)
     lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     cut = f"; {report.truncated_prompts} prompts cut at the left" if report.truncated_prompts else ""
-    return f"{what}: {len(report.kept)} used ({source.form}); dropped: {lost}{cut}"
+    kept_out = f"; removed: {removed} whose {HeldOut.REASON}" if removed else ""
+    return f"{what}: {len(report.kept)} used ({source.form}); dropped: {lost}{kept_out}{cut}"
 
 
 def _sentence_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

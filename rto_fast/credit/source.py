@@ -9,8 +9,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from rto_fast.config import Config, DataConfig
 from rto_fast.credit.scorer import Scorer
-from rto_fast.data.encode import EncodedPair, encode_pairs, encode_prompts, split
+from rto_fast.data.encode import EncodedPair, encode_pairs, encode_prompts
 from rto_fast.data.fingerprint import check_same_tokenizer
+from rto_fast.data.held_out import split
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import to_pairs, to_prompts
 from rto_fast.data.template import Template

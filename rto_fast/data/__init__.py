@@ -11,9 +11,9 @@ from rto_fast.data.encode import (
     encode_demonstrations,
     encode_pairs,
     encode_prompts,
-    split,
 )
 from rto_fast.data.fingerprint import Fingerprint, check_same_tokenizer, fingerprint
+from rto_fast.data.held_out import HeldOut, split
 from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import (
@@ -35,6 +35,7 @@ __all__ = [
     "EncodedPair",
     "EncodingReport",
     "Fingerprint",
+    "HeldOut",
     "Message",
     "Normalised",
     "Pair",

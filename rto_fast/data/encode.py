@@ -1,11 +1,10 @@
 """Rows to token ids: what is cut, what is dropped, and how long the rest is."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rto_fast.data.parse import Message
+from rto_fast.data.held_out import HeldOut
 from rto_fast.data.template import Template
 
 _CHUNK = 1024
@@ -56,7 +55,13 @@ class EncodingReport:
 
 
 def encode_pairs(
-    pairs: Sequence, template: Template, *, max_length: int, max_prompt: int | None = None
+    pairs: Sequence,
+    template: Template,
+    *,
+    max_length: int,
+    max_prompt: int | None = None,
+    without: HeldOut | None = None,
+    field: str = "data",
 ) -> tuple[list[EncodedPair], EncodingReport]:
     """`Pair`s -> token ids.
 
@@ -64,34 +69,56 @@ def encode_pairs(
                 It is cut the same way for every stage, whatever the response, so that all of them see one prompt
     max_length  a row is dropped when prompt + response (either of two) is longer; responses are never cut, for one
                 without its EOS would teach not to stop
+    without     prompts that are held out: a row that asks one is dropped
+    field       what the rows are called in errors
 
     Dropped, by reason: "response does not fit", "empty response" (nothing but EOS), "responses equal as tokens",
     "special token in the text" (of a response, by a tokenizer that cannot be kept from it), "refused by the chat
-    template", "prompt has no token" (an empty prompt, and a tokenizer without BOS).
+    template", "prompt has no token" (an empty prompt, and a tokenizer without BOS), "prompt is held out for
+    evaluation".
     Raises ValueError when nothing is left, with the counts; when max_prompt is not below max_length, for a prompt that
     fills the context leaves no room for a response.
     """
-    return _encode(pairs, template, ("chosen", "rejected"), EncodedPair, max_length, max_prompt)
+    return _encode(pairs, template, ("chosen", "rejected"), EncodedPair, max_length, max_prompt, without, field)
 
 
 def encode_demonstrations(
-    demonstrations: Sequence, template: Template, *, max_length: int, max_prompt: int | None = None
+    demonstrations: Sequence,
+    template: Template,
+    *,
+    max_length: int,
+    max_prompt: int | None = None,
+    without: HeldOut | None = None,
+    field: str = "data",
 ) -> tuple[list[EncodedDemonstration], EncodingReport]:
     """`Demonstration`s -> token ids; `Pair`s are taken too, for their chosen answer. As `encode_pairs`."""
     name = "completion" if demonstrations and hasattr(demonstrations[0], "completion") else "chosen"
-    return _encode(demonstrations, template, (name,), EncodedDemonstration, max_length, max_prompt)
+    return _encode(demonstrations, template, (name,), EncodedDemonstration, max_length, max_prompt, without, field)
 
 
 def encode_prompts(
-    prompts: Sequence, template: Template, *, max_length: int, max_prompt: int | None = None
+    prompts: Sequence,
+    template: Template,
+    *,
+    max_length: int,
+    max_prompt: int | None = None,
+    without: HeldOut | None = None,
+    field: str = "data",
 ) -> tuple[list[list[int]], EncodingReport]:
     """Anything with a `prompt` -> the prompt's token ids, cut as in `encode_pairs`; max_length is the context that
     prompt and answer share, of which at least one token stays for the answer."""
-    return _encode(prompts, template, (), lambda prompt: prompt, max_length, max_prompt)
+    return _encode(prompts, template, (), lambda prompt: prompt, max_length, max_prompt, without, field)
 
 
 def _encode(
-    rows: Sequence, template: Template, answers: tuple[str, ...], make, max_length: int, max_prompt: int | None
+    rows: Sequence,
+    template: Template,
+    answers: tuple[str, ...],
+    make,
+    max_length: int,
+    max_prompt: int | None,
+    without: HeldOut | None,
+    field: str,
 ):
     if max_length < 2:
         raise ValueError(f"data.max_length: must be at least 2 (a prompt token and an answer token), got {max_length}")
@@ -115,6 +142,8 @@ def _encode(
         for i, (row, prompt, *responses) in enumerate(zip(chunk, prompts, *encoded, strict=True)):
             short = None if prompt is None else _cut_left(prompt, max_prompt, template.bos_id)
             reason = _reason(template, short, responses, max_length)
+            if reason is None and without is not None and without.holds(row, short):
+                reason = HeldOut.REASON
             if reason:
                 dropped[reason] += 1
                 continue
@@ -127,9 +156,10 @@ def _encode(
                 lengths[name].append(len(ids))
     if not items:
         counts = ", ".join(f"{n} x {reason}" for reason, n in dropped.most_common()) or "there are no rows"
-        mend = f" ({refusal})" if refusal else "; raise data.max_length" if dropped["response does not fit"] else ""
+        fixes = {"response does not fit": "; raise data.max_length", HeldOut.REASON: HeldOut.FIX}
+        mend = f" ({refusal})" if refusal else "".join(fix for reason, fix in fixes.items() if dropped[reason])
         raise ValueError(
-            f"data: none of the {len(rows)} rows is left with max_length {max_length} and max_prompt {max_prompt}: "
+            f"{field}: none of the {len(rows)} rows is left with max_length {max_length} and max_prompt {max_prompt}: "
             f"{counts}{mend}"
         )
     quantiles = {name: _quantiles(x) for name, x in lengths.items()}
@@ -171,42 +201,3 @@ def _quantiles(lengths: list[int]) -> dict[str, int]:
     s = sorted(lengths)
     at = {"min": 0.0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
     return {name: s[round(q * (len(s) - 1))] for name, q in at.items()} | {"sum": sum(s)}
-
-
-def split(rows: Sequence, held_out: float | int, seed: int = 0) -> tuple[list, list]:
-    """(train, held out), decided by prompt: rows with the same prompt are on one side.
-
-    held_out  below 1: a fraction of the rows; an integer: so many rows; 0: none. As near as whole prompts come from
-              below, at least one prompt
-    seed      another seed, another choice; the order of the rows does not matter to it, and both sides keep it
-
-    Rows are anything with a `prompt` (messages or token ids); two prompts are the same when they differ in blanks only.
-    Raises ValueError when a side that should have rows would have none.
-    """
-    if held_out < 0 or (held_out >= 1 and held_out != int(held_out)):
-        raise ValueError(f"data.held_out: wanted a fraction below 1 or a count of rows, got {held_out}")
-    if held_out == 0:
-        return list(rows), []
-    wanted = int(held_out) if held_out >= 1 else max(1, min(round(held_out * len(rows)), len(rows) - 1))
-    keys = [_prompt_key(row, seed) for row in rows]
-    sizes = Counter(keys)
-    if wanted >= len(rows) or len(sizes) < 2:
-        raise ValueError(
-            f"data.held_out: cannot hold out {wanted} of {len(rows)} rows with {len(sizes)} distinct prompts (rows of "
-            "one prompt stay together); ask for fewer or give more data"
-        )
-    chosen, count = set(), 0
-    for key in sorted(sizes):
-        if count + sizes[key] <= wanted:
-            chosen.add(key)
-            count += sizes[key]
-    # no prompt has few enough rows: the one with the fewest is the closest to what was asked
-    chosen = chosen or {min(sorted(sizes), key=sizes.__getitem__)}
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
-    return train, [row for row, key in zip(rows, keys, strict=True) if key in chosen]
-
-
-def _prompt_key(row, seed: int) -> bytes:
-    prompt = getattr(row, "prompt", row)
-    parts = [(m.role, " ".join(m.content.split())) if isinstance(m, Message) else m for m in prompt]
-    return hashlib.blake2b(repr((seed, parts)).encode(), digest_size=16).digest()

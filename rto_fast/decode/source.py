@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.config import Config
-from rto_fast.data.encode import encode_prompts, split
+from rto_fast.data.encode import encode_prompts
 from rto_fast.data.fingerprint import check_same_tokenizer
+from rto_fast.data.held_out import split
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import detect_kind, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template

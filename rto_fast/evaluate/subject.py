@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rto_fast.config import Config, DataConfig
-from rto_fast.data.encode import split
+from rto_fast.data.held_out import split
 from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import to_pairs, to_prompts
