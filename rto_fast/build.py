@@ -88,7 +88,10 @@ def _critic(context: Context, config: RTOConfig, policy: LanguageModel, referenc
     if not config.critic.model:
         return critic_from(reference)
     path = context.stage_path("rm") if config.critic.model == "rm" else config.critic.model
-    return load_scalar_model(path, dtype=context.dtype, device=context.device, field="rto.critic.model")
+    trusted = context.config.model.trust_remote_code
+    return load_scalar_model(
+        path, dtype=context.dtype, device=context.device, field="rto.critic.model", trust_remote_code=trusted
+    )
 
 
 def _state(model: LanguageModel | ScalarModel, optim: OptimConfig) -> loop.TrainState:

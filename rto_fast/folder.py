@@ -13,6 +13,7 @@ from rto_fast.config import Config
 from rto_fast.disk import write_whole, writing
 from rto_fast.recipe import plain, read_toml
 from rto_fast.text import one_line, without_secrets
+from rto_fast.trust import forgotten
 
 try:
     import fcntl
@@ -109,6 +110,12 @@ def check(config: Config) -> Path:
     except ValueError as error:
         raise ValueError(f"{error}; name another folder with --output, or delete it") from None
     changed = _differences(_flat(before), _flat(shown(config)))
+    allowed = forgotten(_flat(before), config)
+    if allowed and len(changed) == len(allowed):
+        raise ValueError(
+            f"output: {folder} was made with {' '.join(allowed.values())}, which counts for one command at a time; "
+            "read that code, then add it to this one"
+        )
     if changed:
         some = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise ValueError(f"output: {folder} holds another run ({some}); name another with --output, or delete it")

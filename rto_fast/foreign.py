@@ -29,7 +29,10 @@ _SIZES = (
     *("num_attention_heads", "n_head", "num_key_value_heads", "max_position_embeddings", "n_positions"),
 )
 _MAY_BE_NULL = ("n_inner", "intermediate_size", "num_key_value_heads", "head_dim", "ffn_dim")
-_REMOTE = "brings Python code of its own; read it, then allow it with --model.trust-remote-code True"
+_REMOTE = (
+    "brings Python code of its own; read it, then allow it with --model.trust-remote-code True (rto_fast.train) or "
+    "--trust-remote-code (evaluate, credit, decode)"
+)
 
 
 def read_json(file: Path, where: str) -> Any:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from rto_fast import cli
+from rto_fast import cli, trust
 from rto_fast.config import Config
 from rto_fast.recipe import load_recipe
 
@@ -12,17 +12,29 @@ PREFLIGHT_ONLY = "--preflight-only"
 
 
 def parse(args: Sequence[str]) -> Config:
-    """Flags over the recipe that --recipe names. Raises ValueError, one line, naming the flag."""
+    """Flags over the recipe that --recipe names. Raises ValueError, one line, naming the flag.
+
+    Code is run for flags alone: a recipe that asks for it is refused unless the flags ask for the same.
+    """
     cli.check_words(args)
     name = Config.recipe
     for flag, value in zip(args, [*args[1:], ""], strict=False):
         if flag == "--recipe" or flag.startswith("--recipe="):
             name = flag.partition("=")[2] or value
+    recipe = load_recipe(name)
+    config = _parse(args, recipe)
+    if trust.asked(config):
+        # what is left when the recipe asks for no code is what the flags ask for
+        trust.check_granted(config, _parse(args, trust.without_code(recipe)), f"recipe {name}")
+    return config
+
+
+def _parse(args: Sequence[str], default: Config) -> Config:
     return cli.parse(
         Config,
         args,
         "python -m rto_fast.train",
-        default=load_recipe(name),
+        default=default,
         onoff=False,
         more=(f"{PREFLIGHT_ONLY}: check everything, print what was measured, and stop.",),
     )

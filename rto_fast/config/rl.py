@@ -66,6 +66,11 @@ class ScoreConfig:
         check(self.retries >= 0, "rto.score.retries", "0 or more", self.retries)
         check(self.batch >= 1, "rto.score.batch", "at least 1", self.batch)
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether the rule is somebody's Python."""
+        return self.rule is not None and self.rule != "math" and not self.rule.startswith("regex:")
+
 
 @dataclass(frozen=True)
 class SamplingConfig:

@@ -55,6 +55,8 @@ class Watch:
     """Chooses the corrupted answers. none = the run's seed, whose held-out questions they then ask."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Only for models you have read."""
     output: str | None = None
     """Folder for heatmaps.json, credit.html and credit.json. none = the run's folder, else ./credit."""
 
@@ -125,11 +127,10 @@ def _check(options: Watch) -> None:
 def _source(options: Watch):
     from rto_fast.credit.source import from_models, from_run
 
+    shared = {"device": options.device, "beta": options.beta, "trusted": options.trust_remote_code}
     if options.run:
-        return from_run(options.run, device=options.device, beta=options.beta)
-    return from_models(
-        options.dpo, options.reference, device=options.device, beta=options.beta, template=options.template
-    )
+        return from_run(options.run, **shared)
+    return from_models(options.dpo, options.reference, template=options.template, **shared)
 
 
 def _folder(options: Watch) -> Path:

@@ -76,8 +76,8 @@ def start_model(source: Source, start: str, seed: int, progress: Callable[[int],
     if start == "none":
         base = source.run.model.path
         base = str(source.folder / "task" / "model") if source.oracle and base in ("", "quickstart") else base
-        return load_language_model(base, device=device)
-    model = load_language_model(source.reference_path, device=device)
+        return load_language_model(base, device=device, trust_remote_code=source.trusted)
+    model = load_language_model(source.reference_path, device=device, trust_remote_code=source.trusted)
     if start == "chosen" and _has_demonstrations(source):
         run = source.run.sft
         config = replace(run, epochs=1.0, optim=replace(run.optim, lr=run.optim.lr * _TUNING))

@@ -55,6 +55,8 @@ class Follow:
     """none = the run's."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Only for models you have read."""
     output: str | None = None
     """Folder for likelihood.html and likelihood.json. none = the run's folder."""
 
@@ -80,7 +82,7 @@ def follow(options: Follow) -> dict[str, Any]:
             raise ValueError(f"{name}: must be at least {least}, got {getattr(options, name)}")
     if unknown := [s for s in options.starts if s not in STARTS]:
         raise ValueError(f"starts: must be of {', '.join(STARTS)}, got {unknown[0]!r}")
-    source = from_run(options.run, device=options.device)
+    source = from_run(options.run, device=options.device, trusted=options.trust_remote_code)
     seed = source.run.seed if options.seed is None else options.seed
     curves = {}
     for start in starts_of(source, options.starts):

@@ -20,6 +20,7 @@ from rto_fast.model import load_language_model
 from rto_fast.preflight import check_packing
 from rto_fast.quickstart.judge import Oracle
 from rto_fast.recipe import load_recipe
+from rto_fast.trust import check_tool
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Source:
     """The run's."""
     oracle: Oracle | None = None
     """The quickstart's."""
+    trusted: bool = False
+    """Whether Python code that comes with models may run."""
 
     def pairs(self, path: str | None, training: bool = False) -> list[EncodedPair]:
         """Pairs of a file; or of the run, those that it held out where it did, or those that it trained on.
@@ -76,31 +79,41 @@ class Source:
         return read_rows(data.path, subset=data.subset, split=data.split, limit=data.max_rows)
 
 
-def from_run(folder: str, *, device: str = "auto", beta: float | None = None) -> Source:
-    """A finished run: its sft and dpo models, its data, its beta. ValueError when the folder is none."""
+def from_run(folder: str, *, device: str = "auto", beta: float | None = None, trusted: bool = False) -> Source:
+    """A finished run: its sft and dpo models, its data, its beta. ValueError when the folder is none.
+
+    `trusted`: Python code that comes with the models may run; what the run's own settings say counts for nothing.
+    """
     path = Path(folder).expanduser()
     if not (path / "config.toml").is_file():
         raise ValueError(f"run: no config.toml in {folder!r}; give the folder of a run of rto_fast.train")
     config = load_recipe(str(path / "config.toml"))
+    check_tool(config, trusted, path)
     stages = {"sft": config.sft.model, "dpo": config.dpo.model}
     reference, dpo = (stages[s] or str(path / s) for s in ("sft", "dpo"))
-    scorer = _scorer(dpo, reference, device, config.dpo.beta if beta is None else beta, config.workspace_mb)
+    scorer = _scorer(dpo, reference, device, config.dpo.beta if beta is None else beta, config.workspace_mb, trusted)
     template = Template(scorer.tokenizer, config.data.template)
     oracle = Oracle(scorer.tokenizer) if config.data.path == "quickstart" else None
-    return Source(scorer, template, config.data, dpo, reference, config, path, oracle)
+    return Source(scorer, template, config.data, dpo, reference, config, path, oracle, trusted)
 
 
 def from_models(
-    dpo: str, reference: str, *, device: str = "auto", beta: float | None = None, template: str = "auto"
+    dpo: str,
+    reference: str,
+    *,
+    device: str = "auto",
+    beta: float | None = None,
+    template: str = "auto",
+    trusted: bool = False,
 ) -> Source:
     """Any two causal language models of one tokenizer. ValueError when they do not share it."""
-    scorer = _scorer(dpo, reference, device, 0.1 if beta is None else beta, None)
+    scorer = _scorer(dpo, reference, device, 0.1 if beta is None else beta, None, trusted)
     context = getattr(scorer.dpo.hf.config, "max_position_embeddings", None) or 2048
     data = DataConfig(template=template, max_length=context, max_prompt=max(1, context // 2), held_out=0)
-    return Source(scorer, Template(scorer.tokenizer, template), data, dpo, reference)
+    return Source(scorer, Template(scorer.tokenizer, template), data, dpo, reference, trusted=trusted)
 
 
-def _scorer(dpo: str, reference: str, device: str, beta: float, workspace_mb: int | None) -> Scorer:
+def _scorer(dpo: str, reference: str, device: str, beta: float, workspace_mb: int | None, trusted: bool) -> Scorer:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -109,11 +122,11 @@ def _scorer(dpo: str, reference: str, device: str, beta: float, workspace_mb: in
         raise ValueError(f"beta: must be positive, got {beta}")
     disable_progress_bar()
     models = [
-        load_language_model(os.path.expanduser(p), device=device, field=name)
+        load_language_model(os.path.expanduser(p), device=device, field=name, trust_remote_code=trusted)
         for p, name in ((dpo, "dpo"), (reference, "reference"))
     ]
-    tokenizer = load_tokenizer(dpo)
-    check_same_tokenizer(tokenizer, load_tokenizer(reference), "dpo", "reference")
+    tokenizer = load_tokenizer(dpo, "dpo", trusted)
+    check_same_tokenizer(tokenizer, load_tokenizer(reference, "reference", trusted), "dpo", "reference")
     ids = list(range(1, min(12, models[0].vocab_size)))
     for model in models:
         check_packing(model, [(ids[:2], ids[2:]), (ids[:3], ids[3:6])], torch.float32, workspace_mb)

@@ -61,6 +61,8 @@ class Options:
     """Of sampling. Default: the run's, which gives its own evaluation's answers; else 0."""
     device: str = "auto"
     """auto: CUDA where there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model. Only for models you have read."""
     output: str | None = None
     """Where to write the figures. Default: decode.json in the run's folder, else here."""
 

@@ -25,6 +25,7 @@ from rto_fast.quickstart.judge import Oracle
 from rto_fast.recipe import load_recipe
 from rto_fast.rollout import Completion, Hypothesis, Sampling, realign
 from rto_fast.rollout.lane import check_prompts
+from rto_fast.trust import check_tool
 
 _NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
 Answer = Completion | Hypothesis
@@ -77,6 +78,7 @@ def open_source(options: Options) -> Source:
     """Load models and prompts. Raises ValueError or OSError, naming the flag."""
     folder = None if options.run is None else Path(options.run).expanduser()
     config = Config() if folder is None else load_recipe(str(folder / "config.toml"))
+    check_tool(config, options.trust_remote_code, folder)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
@@ -118,15 +120,15 @@ def _load(
     }
     paths = {name: path for name, path in paths.items() if path}
     dtype = torch.float32 if config.model.dtype == "auto" else DTYPES[config.model.dtype]
-    trust = config.model.trust_remote_code
+    trust = options.trust_remote_code
     loaded: dict[str, LanguageModel] = {}
     for name, path in paths.items():
         # a model that is named twice is one model, and runs once in a mixture
         if path not in loaded:
             loaded[path] = load_language_model(path, dtype=dtype, device=device, field=name, trust_remote_code=trust)
-    tokenizer = load_tokenizer(paths["dpo"])
+    tokenizer = load_tokenizer(paths["dpo"], "dpo", trust)
     for name in paths:
-        check_same_tokenizer(tokenizer, load_tokenizer(paths[name]), "dpo", name)
+        check_same_tokenizer(tokenizer, load_tokenizer(paths[name], name, trust), "dpo", name)
     return {name: loaded[path] for name, path in paths.items()}, tokenizer
 
 

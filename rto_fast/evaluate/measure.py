@@ -38,14 +38,14 @@ class Prompts:
     eos_token_ids: tuple[int, ...]
 
 
-def shared_tokenizer(about: Subject) -> PreTrainedTokenizerBase:
+def shared_tokenizer(about: Subject, trusted: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer that all language models here share."""
     paths = {**about.policies, "the reference": about.reference, "the DPO model": about.dpo}
     (first, path), *others = ((name, path) for name, path in paths.items() if path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, first, trusted)
     for name, other in others:
         if other != path:
-            check_same_tokenizer(tokenizer, load_tokenizer(other), first, name)
+            check_same_tokenizer(tokenizer, load_tokenizer(other, name, trusted), first, name)
     return tokenizer
 
 
@@ -158,7 +158,7 @@ def _judge(
         return lambda answers: {}
     score = scorer(
         load_scalar_model(about.reward_model, field="reward_model", **placed),
-        load_tokenizer(about.reward_model),
+        load_tokenizer(about.reward_model, "reward_model", options.trust_remote_code),
         tokenizer,
         prompts.conversations,
         template=about.template,

@@ -13,6 +13,7 @@ from rto_fast.evaluate.options import Options, named
 from rto_fast.export import is_finished
 from rto_fast.foreign import read_object
 from rto_fast.recipe import build, read_toml
+from rto_fast.trust import check_tool
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class _Run:
 
 def subject(options: Options) -> Subject:
     """Resolve the options. ValueError, one line naming the flag, for what is missing."""
-    run = _Run() if options.run is None else _read_run(Path(options.run).expanduser())
+    run = _Run() if options.run is None else _read_run(Path(options.run).expanduser(), options.trust_remote_code)
     policies = dict(run.policies)
     for name, path in named(options.policies).items():
         if name in policies:
@@ -99,8 +100,9 @@ def subject(options: Options) -> Subject:
     )
 
 
-def _read_run(folder: Path) -> _Run:
+def _read_run(folder: Path, trusted: bool) -> _Run:
     config = _config(folder)
+    check_tool(config, trusted, folder)
     given = {"sft": config.sft.model, "dpo": config.dpo.model}
     quickstart = config.data.path == "quickstart"
     data = config.data
