@@ -147,34 +147,48 @@ def test_what_does_not_fit_together_is_one_line(flags, message, tmp_path, capsys
     assert message in error
 
 
-def test_a_score_that_fails_midway_costs_no_step(tmp_path, monkeypatch, capsys):
-    """The server, here a rule, dies in the second iteration; mended, the same command ends with the same bits."""
-    module = tmp_path / "flaky_rules.py"
-    counter = tmp_path / "calls"
-    source = f"""
+FLAKY = """
+import sys
 from pathlib import Path
-calls = Path({str(counter)!r})
+here = Path(__file__).parent
+class Mine(BaseException):
+    pass
 def score(answers):
-    n = int(calls.read_text()) if calls.exists() else 0
-    calls.write_text(str(n + 1))
-    if n == 1:
-        raise ConnectionError("gone")
+    trouble = (here / "trouble").read_text()
+    if len(answers) > 1:
+        rollouts = 1 + int((here / "rollouts").read_text())
+        (here / "rollouts").write_text(str(rollouts))
+    if trouble and int((here / "rollouts").read_text()) > 1:
+        exec(trouble)
     return [float(len(a.response)) for a in answers]
 """
-    module.write_text(source)
+
+
+def test_a_rule_that_fails_midway_costs_no_step(tmp_path, monkeypatch, capsys):
+    """In the second iteration it raises, then something else, then it exits; corrected, the run ends with the same
+    bits."""
+    (tmp_path / "flaky_rules.py").write_text(FLAKY)
     monkeypatch.syspath_prepend(str(tmp_path))
     flags = ["--stages", "sft", "grpo", "--rto.score.rule", "flaky_rules:score", "--eval.prompts", "0"]
     flags += ["--checkpoint.minutes", "0"]
-    assert start(tmp_path, *flags) == 2
-    done = len(metrics(tmp_path, "grpo"))
-    assert done == 4  # one iteration: two epochs of two mini-batches
+    (tmp_path / "rollouts").write_text("0")
+    for trouble, said in [
+        ("{}['no such key']", "KeyError: 'no such key'"),
+        ("sys.exit(5)", "SystemExit: 5"),
+        ("raise Mine('own')", "Mine: own"),
+        ("raise ConnectionError('gone')", "ConnectionError: gone"),
+    ]:
+        (tmp_path / "trouble").write_text(trouble)
+        assert start(tmp_path, *flags) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"rto_fast: error: rto.score.rule flaky_rules:score: raised {said} for answer 1 of 8; " in error
+        done = len(metrics(tmp_path, "grpo"))
+        assert done == 4  # one iteration: two epochs of two mini-batches
+    (tmp_path / "trouble").write_text("")
     assert start(tmp_path, *flags) == 0
     assert f"going on from step {done}" in capsys.readouterr().out
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    counter.write_text("5")
-    assert start(whole, *flags) == 0
-    got, want = (load_file(f / "run" / "grpo" / "model.safetensors") for f in (tmp_path, whole))
+    assert start(tmp_path / "whole", *flags) == 0
+    got, want = (load_file(f / "run" / "grpo" / "model.safetensors") for f in (tmp_path, tmp_path / "whole"))
     assert all(torch.equal(got[k], want[k]) for k in want)
 
 

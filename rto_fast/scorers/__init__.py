@@ -26,6 +26,8 @@ class Answer:
 
 Scorer = Callable[[list[Answer]], list[float]]
 """One finite number per answer, in the order of the answers."""
+GO_ON = "the same command then goes on"
+"""How an error ends that stops a run and costs it nothing."""
 
 
 def check_scores(scores: object, count: int, field: str) -> None:
@@ -49,5 +51,8 @@ def _is_finite(score: Real) -> bool:
 
 
 def _brief(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # it comes from anybody's code
+        text = f"something of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"

@@ -3,19 +3,23 @@
 import importlib
 import importlib.util
 import re
+import time
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import reduce
 
-from rto_fast.scorers import Answer, Scorer, check_scores
+from rto_fast.scorers import GO_ON, Answer, Scorer, check_scores
 from rto_fast.scorers.child import Child, TooLong
+from rto_fast.text import one_line
 
 FIELD = "rto.score.rule"
 MATH_LIMIT_S = 10.0
 """Longest judgement of one answer's number; such an answer scores 0."""
 REGEX_LIMIT_S = 1.0
 """Longest search of one answer; such an answer scores 0."""
+SEARCH_LIMIT_S = 10.0
+"""Longest search for the answer that a function fails at."""
 REGEX_GIVE_UP = 16
 """So many answers of one rollout that take too long are the pattern's fault."""
 
@@ -28,7 +32,7 @@ def rule_scorer(rule: str) -> Scorer:
                       1234, 0.5 and 1/2 are the same. A cut-off answer counts only where its number is marked.
     regex:PATTERN     1 where Python's re.search finds PATTERN in the response, else 0
     module:function   function(answers: list[Answer]) -> one finite number per answer: a list, tuple or 1-d array.
-                      Its own exceptions come out as they are.
+                      Whatever it raises, SystemExit too, is a ValueError that names the answer; not an interrupt.
 
     math and regex judge in a process of their own, one answer at a time: an answer that takes too long (10 s, 1 s)
     scores 0, with a warning, whatever thread calls. Raises ValueError, one sentence naming rto.score.rule: here for a
@@ -111,13 +115,20 @@ def _judge_all(
 
 
 def _function(module: str, name: str) -> Scorer:
+    rule = f"{FIELD} {module}:{name}"
     try:
         namespace = importlib.import_module(module)
     except (ImportError, TypeError) as error:
         raise ValueError(
             f"{FIELD}: cannot import {module!r} ({error}); wanted math, regex:PATTERN or module:function with the "
             "module in this folder or on PYTHONPATH"
-        ) from None
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it is anybody's code: a mistake of any kind, or an exit
+        raise ValueError(
+            f"{rule}: importing {module!r} raised {_raised(error)}; correct it, or name another"
+        ) from error
     try:
         function = reduce(getattr, name.split("."), namespace)
     except AttributeError:
@@ -127,13 +138,48 @@ def _function(module: str, name: str) -> Scorer:
         ) from None
     if not callable(function):
         raise ValueError(f"{FIELD}: {module}:{name} must be a function, got {type(function).__name__}")
-    field = f"{FIELD} {module}:{name}"
+
+    def ask(answers: list[Answer]) -> object:
+        scores = function(list(answers))
+        return scores.tolist() if hasattr(scores, "tolist") else scores  # an array or a tensor
 
     def score(answers: list[Answer]) -> list[float]:
-        scores = function(list(answers))
-        if hasattr(scores, "tolist"):  # an array or a tensor
-            scores = scores.tolist()
-        check_scores(scores, len(answers), field)
+        scores, error = _attempt(ask, answers)
+        if error is not None:
+            where = _at_fault(ask, answers, error)
+            raise ValueError(f"{rule}: raised {_raised(error)} {where}; correct it, {GO_ON}") from error
+        check_scores(scores, len(answers), rule)
         return [float(s) for s in scores]
 
     return score
+
+
+def _attempt(ask: Callable[[list[Answer]], object], answers: list[Answer]) -> tuple[object, BaseException | None]:
+    """What the rule gives, or what it raises: all but an interrupt, as a rule is anybody's code."""
+    try:
+        return ask(answers), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return None, error
+
+
+def _at_fault(ask: Callable[[list[Answer]], object], answers: list[Answer], error: BaseException) -> str:
+    """Which answer it is that a rule raises `error` for: the first that raises the same when it is asked alone."""
+    end = time.monotonic() + SEARCH_LIMIT_S
+    for i, answer in enumerate(answers):
+        _, alone = _attempt(ask, [answer])
+        if type(alone) is type(error) and _raised(alone) == _raised(error):
+            return f"for answer {i + 1} of {len(answers)}"
+        if time.monotonic() > end:
+            break
+    return f"for a list of {len(answers)} answers"
+
+
+def _raised(error: BaseException) -> str:
+    """The exception's kind and text, in one line."""
+    try:
+        said = one_line(error, 200)
+    except Exception:  # an exception of one's own may fail to say what it is
+        said = ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

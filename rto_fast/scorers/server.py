@@ -21,7 +21,7 @@ from http.client import HTTPException
 from socket import gaierror
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from rto_fast.scorers import Answer, Scorer, check_scores
+from rto_fast.scorers import GO_ON, Answer, Scorer, check_scores
 from rto_fast.scorers.http_post import Cancel, Reply, TooLarge, post
 
 FIELD = "rto.score.server"
@@ -30,7 +30,6 @@ CONCURRENT = 8
 """Most requests under way at once."""
 LONGEST_WAIT_S = 60.0
 """Most that a server's Retry-After, or the doubling, is waited for."""
-MEND = "the same command goes on from the last checkpoint"
 HINTS = {
     401: f"set {KEY} to the server's key",
     403: f"set {KEY} to the server's key",
@@ -73,7 +72,7 @@ def server_scorer(
                 reply = post(target, body, headers, timeout=timeout, max_bytes=limit, cancel=cancel)
             except TooLarge:
                 raise ValueError(
-                    f"{FIELD}: {shown} answered with more than {limit} bytes; is it a reward server? {MEND}"
+                    f"{FIELD}: {shown} answered with more than {limit} bytes; is it a reward server? {GO_ON}"
                 ) from None
             except (OSError, HTTPException) as error:
                 problem, asked = _problem(error, timeout), 0.0
@@ -82,13 +81,13 @@ def server_scorer(
                     return _rewards(reply.body, len(answers), shown)
                 problem, asked = f"status {reply.status}{_said(reply, headers)}", _retry_after(reply.retry_after)
                 if reply.status not in (408, 429) and reply.status < 500:
-                    hint = HINTS.get(reply.status, "mend the server or the url")
-                    raise ValueError(f"{FIELD}: {shown} refuses with {problem}; {hint}; {MEND}")
+                    hint = HINTS.get(reply.status, "correct the server or the url")
+                    raise ValueError(f"{FIELD}: {shown} refuses with {problem}; {hint}; {GO_ON}")
             own = backoff * 2**attempt * jitter.uniform(0.5, 1.0)
             if attempt < retries and cancel.requested.wait(min(max(own, asked), LONGEST_WAIT_S)):
                 break
         tried = f"{attempt + 1} attempt" + "s" * (attempt > 0)
-        raise OSError(f"{FIELD}: {shown} gave no scores in {tried} ({problem}); start it again; {MEND}")
+        raise OSError(f"{FIELD}: {shown} gave no scores in {tried} ({problem}); start it again; {GO_ON}")
 
     def score(answers: list[Answer]) -> list[float]:
         if not answers:
@@ -159,13 +158,13 @@ def _rewards(body: bytes, count: int, shown: str) -> list[float]:
         answer = json.loads(body.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-        raise ValueError(f"{FIELD}: {shown} answered no JSON ({reason}); mend the server; {MEND}") from None
+        raise ValueError(f"{FIELD}: {shown} answered no JSON ({reason}); correct the server; {GO_ON}") from None
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(rewards, list):
         wanted = f'{{"rewards": [{count} numbers]}}'
-        raise ValueError(f"{FIELD}: {shown} must answer {wanted}, got {_form(answer)}; mend the server; {MEND}")
+        raise ValueError(f"{FIELD}: {shown} must answer {wanted}, got {_form(answer)}; correct the server; {GO_ON}")
     if any(isinstance(r, bool) for r in rewards):
-        raise ValueError(f"{FIELD}: {shown} answered true or false for a number; mend the server; {MEND}")
+        raise ValueError(f"{FIELD}: {shown} answered true or false for a number; correct the server; {GO_ON}")
     check_scores(rewards, count, f"{FIELD}: {shown}")
     return [float(r) for r in rewards]
 

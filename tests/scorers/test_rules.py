@@ -173,6 +173,7 @@ def test_a_function_of_ones_own(name, scores):
         ("second_is_nan", "every score must be a finite number, got nan for answer 2 of 2"),
         ("strings", "every score must be a finite number, got 'good' for answer 1 of 2"),
         ("nothing", "wanted a list of 2 scores, one per answer, got None"),
+        ("unspeakable", "every score must be a finite number, got something of type Unspeakable for answer 1 of 2"),
         ("a_matrix", r"every score must be a finite number, got \[0.0\] for answer 1 of 2"),
     ],
 )
@@ -181,9 +182,53 @@ def test_a_wrong_function_is_one_sentence(name, message):
         rule_scorer(f"{HERE}:{name}")(TWO)
 
 
-def test_a_functions_own_exception_comes_out():
-    with pytest.raises(KeyError, match="mine"):
-        rule_scorer(f"{HERE}:raises")(TWO)
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("key_error_at_six", "raised KeyError: 'sixsix' for answer 2 of 2"),
+        ("exits_at_six", "raised SystemExit: no more for answer 2 of 2"),
+        ("asserts", "raised AssertionError: one at a time for a list of 2 answers"),
+        ("recurses", "raised RecursionError: maximum recursion depth exceeded for answer 1 of 2"),
+        ("own_exception", "raised Own for answer 1 of 2"),
+        ("no_array", "raised OSError: it is gone for answer 1 of 2"),
+    ],
+)
+def test_what_a_function_raises_is_one_sentence_that_names_the_answer(name, message):
+    with pytest.raises(ValueError) as caught:
+        rule_scorer(f"{HERE}:{name}")(TWO)
+    assert str(caught.value) == f"rto.score.rule {HERE}:{name}: {message}; correct it, the same command then goes on"
+    assert caught.value.__cause__ is not None  # what --traceback shows
+
+
+def test_an_interrupt_within_a_function_is_an_interrupt():
+    with pytest.raises(KeyboardInterrupt):
+        rule_scorer(f"{HERE}:interrupted")(TWO)
+
+
+def test_a_slow_function_is_not_asked_again_for_long(monkeypatch):
+    monkeypatch.setattr(rules, "SEARCH_LIMIT_S", 0.0)
+    three = [Answer("p", "four"), Answer("p", "four"), Answer("p", "sixsix")]
+    with pytest.raises(ValueError, match="raised KeyError: 'sixsix' for a list of 3 answers"):
+        rule_scorer(f"{HERE}:key_error_at_six")(three)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("1 / 0", "raised ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(5)", "raised SystemExit: 5"),
+        ("def score(answers)", "raised SyntaxError: expected ':' (broken_rule.py, line 1)"),
+        ("class Own(BaseException): pass\nraise Own('mine')", "raised Own: mine"),
+        ("from math import no_such", "cannot import 'broken_rule' (cannot import name 'no_such'"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_one_sentence(source, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_rule.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError) as caught:
+        rule_scorer("broken_rule:score")
+    assert str(caught.value).startswith("rto.score.rule") and message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

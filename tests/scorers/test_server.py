@@ -204,8 +204,8 @@ def test_a_huge_answer_is_not_read(endless):
         (403, f"set {KEY}"),
         (404, "check the path .usually /get_reward."),
         (413, "lower rto.score.batch"),
-        (400, "mend the server or the url"),
-        (302, "mend the server or the url"),
+        (400, "correct the server or the url"),
+        (302, "correct the server or the url"),
     ],
 )
 def test_a_refusal_is_not_tried_again(code, hint, monkeypatch):
