@@ -49,11 +49,42 @@ def parse(
                 prog=prog,
                 description="\n\n".join(more),
                 config=() if onoff else (tyro.conf.FlagConversionOff,),
+                registry=_registry(),
             )
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
         raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Names for names are given as --data.columns prompt=question chosen=better."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def names(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type != dict[str, str]:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="NAME=YOURS ...",
+            instance_from_str=_pairs,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"{name}={yours}" for name, yours in value.items()],
+        )
+
+    return registry
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, yours = word.partition("=")
+        if not (name and equals and yours) or name in pairs:
+            fault = "given twice" if name in pairs else "not of the form NAME=YOURS"
+            raise ValueError(f"{word[:80]!r} is {fault}; write them as prompt=question chosen=better")
+        pairs[name] = yours
+    return pairs
 
 
 def _none_as_meant(settings: type, args: Sequence[str]) -> list[str]:

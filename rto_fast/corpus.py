@@ -106,29 +106,28 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list]:
     """The sources that are given, by name, and what is split off from the pairs, or without pairs from the prompts."""
     where = {"subset": config.subset, "split": config.split, "limit": config.max_rows}
-    columns = {name: actual for name, actual in config.columns.items() if name != "reference"}
     sources: dict[str, _Source] = {}
     kept_out: list = []
     if config.path:
         rows = read_rows(config.path, **where)
-        found = to_pairs(rows, columns=columns)
+        found = to_pairs(rows, columns=config.columns)
         train, kept_out = split(found.items, config.held_out, seed)
         sources["pairs"] = _Source(rows, found, train)
     if config.prompts:
         # of a hub dataset the same subset and split as of the pairs, or without pairs its own
         rows = read_rows(config.prompts, **where, field="data.prompts")
-        found = to_prompts(rows, columns=columns)
+        found = to_prompts(rows, columns=config.columns)
         train = found.items
         if not config.path:
             train, kept_out = split(found.items, config.held_out, seed)
         sources["prompts"] = _Source(rows, found, train)
     if config.demonstrations:
         rows = read_rows(config.demonstrations, field="data.demonstrations")
-        found = to_demonstrations(rows, columns=columns)
+        found = to_demonstrations(rows, columns=config.columns)
         sources["demonstrations"] = _Source(rows, found, found.items)
     if config.evaluation:
         rows = read_rows(config.evaluation, field="data.evaluation")
-        sources["evaluation"] = _Source(rows, to_prompts(rows, columns=columns), [])
+        sources["evaluation"] = _Source(rows, to_prompts(rows, columns=config.columns), [])
     return sources, kept_out
 
 
@@ -139,7 +138,7 @@ def _references(
     name, rows, asked = column or "reference", source.rows, source.found
     if not any(name in row for row in rows[:1]):
         if column is not None:
-            raise ValueError(f"data.columns: 'reference' is to be {column!r}, which row 1 of the prompts does not have")
+            raise ValueError(f"data.columns: reference={column}, but row 1 of the prompts has no column {column!r}")
         return {}
     encoded, report = encode_prompts(asked.items, template, **limits)
     answers: dict[tuple[int, ...], str] = {}

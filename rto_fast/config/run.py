@@ -39,7 +39,7 @@ class DataConfig:
     evaluation: str | None = None
     """Rows with a prompt for evaluation; without it held-out pairs serve."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Other column names, as wanted name and yours: {prompt: question}."""
+    """Other names of columns, as the name wanted and yours: --data.columns prompt=question chosen=better."""
     template: Literal["auto", "chat", "plain", "none"] = "auto"
     """How a conversation becomes text. auto: the tokenizer's chat template, else plain Human/Assistant turns."""
     max_prompt: int = 256

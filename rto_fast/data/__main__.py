@@ -9,7 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from rto_fast import cli
 from rto_fast.data.encode import encode_demonstrations, encode_pairs, encode_prompts
@@ -42,8 +44,8 @@ class Inspect:
     """Default: train."""
     kind: Literal["auto", "pairs", "demonstrations", "prompts"] = "auto"
     """How to read the rows: preference pairs (DPO), demonstrations (SFT), prompts (RTO). auto: by the columns."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Columns with another name, e.g. --columns prompt question completion answer."""
+    columns: Annotated[dict[str, str], tyro.conf.arg(aliases=("--data.columns",))] = field(default_factory=dict)
+    """Other names of columns, as the name wanted and yours: --columns prompt=question chosen=better."""
     template: Literal["auto", "chat", "plain", "none"] = "auto"
     """chat: the tokenizer's own; plain: Human/Assistant; none: the bare texts; auto: chat where there is one."""
     max_prompt: int | None = None

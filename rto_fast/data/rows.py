@@ -69,7 +69,7 @@ def to_pairs(rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = Non
     prompt, chosen, rejected  prompt: a message list, a dialogue string or a question (one user turn);
                               answers: strings, or message lists that end in the assistant's turn
 
-    columns  where a column has another name: {"prompt": "question"}
+    columns  where a column has another name: {"prompt": "question"} (--data.columns prompt=question)
     strict   a row that would be dropped is an error
 
     Raises ValueError, one line, with the row number (from 1) and the column: column missing, value of a wrong type;
@@ -106,7 +106,7 @@ def detect_kind(row: Mapping, columns: Mapping[str, str] | None = None) -> str:
         return "prompts"
     raise ValueError(
         f"data: none of the columns prompt, chosen, rejected, completion, messages, text; found {_names(row)}; "
-        'name yours with columns, e.g. {"prompt": "question", "completion": "answer"}'
+        "name yours with --data.columns, e.g. prompt=question completion=answer"
     )
 
 
@@ -124,10 +124,10 @@ class _Row:
     def get(self, name: str):
         actual = self.columns.get(name, name)
         if actual not in self.raw:
-            asked = f" (given as columns[{name!r}])" if name in self.columns else ""
+            asked = f" (given as {name}={actual})" if name in self.columns else ""
             raise ValueError(
                 f"data row {self.number}: no column {actual!r}{asked}; found {_names(self.raw)}; "
-                f'name yours with columns, e.g. {{"{name}": "<your column>"}}'
+                f"name yours with --data.columns {name}=YOURS"
             )
         return self.raw[actual]
 
@@ -280,13 +280,12 @@ def _normalise(rows: Sequence[Mapping], parse: Callable[[_Row], object], columns
 
 def _checked(columns: Mapping[str, str] | None, row: Mapping) -> dict[str, str]:
     columns = dict(columns or {})
+    columns.pop("reference", None)  # the right answers to prompts, which `corpus` looks up
     for name, actual in columns.items():
         if name not in COLUMNS:
-            raise ValueError(f"data.columns: unknown column {name!r}; the names are {', '.join(COLUMNS)}")
+            raise ValueError(f"data.columns: unknown column {name!r}; the names are {', '.join(COLUMNS)}, reference")
         if row and actual not in row:
-            raise ValueError(
-                f"data.columns: {name!r} is to be {actual!r}, which row 1 does not have; found {_names(row)}"
-            )
+            raise ValueError(f"data.columns: {name}={actual}, but row 1 has no column {actual!r}; found {_names(row)}")
     return columns
 
 

@@ -65,8 +65,8 @@ def test_options(files, capsys):
         (["--max-length", "0"], "rto_fast: error: data.max_length: must be at least 2"),
         (["--max-length", "9", "--max-prompt", "9"], "rto_fast: error: data.max_prompt: must be at least 1 and below"),
         (
-            ["--columns", "prompt", "question"],
-            "rto_fast: error: data.columns: 'prompt' is to be 'question', which row 1 does not",
+            ["--columns", "prompt=question"],
+            "rto_fast: error: data.columns: prompt=question, but row 1 has no column 'question'; found 'prompt', ",
         ),
         (["--template", "chat"], "rto_fast: error: data.template: 'chat' needs a tokenizer with a chat template"),
         (["--split", "test"], "rto_fast: error: data.split: "),

@@ -79,7 +79,7 @@ def test_columns_can_be_named():
     assert to_prompts(rows, columns={"prompt": "question"}).items == [Prompt(asked)]
     with pytest.raises(ValueError, match=r"data.columns: unknown column 'promt'; the names are prompt, chosen"):
         to_prompts(rows, columns={"promt": "question"})
-    with pytest.raises(ValueError, match=r"data.columns: 'prompt' is to be 'query'.*found 'question', 'answer'"):
+    with pytest.raises(ValueError, match="data.columns: prompt=query, but row 1 has no .*found 'question', 'answer'"):
         to_prompts(rows, columns={"prompt": "query"})
 
 

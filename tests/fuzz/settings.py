@@ -138,9 +138,12 @@ def flags() -> list[Case]:
     --data.held-out 1000000000 | data.held_out
     --data.max-rows 0 | data.max_rows
     --data.template latex | --data.template
-    --data.columns prompt | --data.columns
-    --data.columns promt question | data.columns | unknown column
-    --data.columns prompt question | data.columns | which row 1 does not have
+    --data.columns prompt | --data.columns | 'prompt' is not of the form NAME=YOURS
+    --data.columns prompt question | --data.columns | write them as prompt=question
+    --data.columns prompt= | --data.columns | not of the form NAME=YOURS
+    --data.columns prompt=a prompt=b | --data.columns | given twice
+    --data.columns promt=question | data.columns | unknown column 'promt'
+    --data.columns prompt=question | data.columns | row 1 has no column 'question'
     --rolouts 8 | --rolouts
     --rto.rolouts 8 | --rto.rollouts
     --data | --data
@@ -164,8 +167,8 @@ def flags() -> list[Case]:
         Case("flags: not UTF-8", lambda p: ["--rto.average", "\udcff"], ("--rto.average",)),
         Case(
             "flags: a column that is not UTF-8",
-            lambda p: ["--data.columns", "prompt", "\udcff"],
-            ("prompt: wanted UTF-8",),
+            lambda p: ["--data.columns", "prompt=\udcff"],
+            ("--data.columns: wanted UTF-8",),
         ),
     ]
 
