@@ -30,9 +30,10 @@ class Heatmap:
     title: str
     prompt: str
     tokens: list[str]
-    """Texts that read as the answer when they are put together: a token brings its own blanks."""
+    """Texts that read as the answer when they are put together: a token brings its own blanks. Tokens that make one
+    character together are one text."""
     rewards: list[float]
-    """One per token, e.g. beta log pi_dpo/pi_ref"""
+    """One per text, e.g. beta log pi_dpo/pi_ref"""
     signs: list[int] | None = None
     """+1 right, -1 wrong, 0 neither, where the truth is known"""
 

@@ -1,5 +1,6 @@
 """The implicit reward of every token of an answer, and answers as heat maps."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rto_fast.rollout import Completion
 
 _WINDOW = 8
 """Tokens before one that are decoded with it: blanks, and characters of several tokens, depend on the neighbours."""
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,16 @@ class Scorer:
         rewards: Sequence[float],
         signs: Sequence[int] | None = None,
     ) -> Heatmap:
+        """The answer as a map: tokens that make a character together are one, with the sum of their rewards."""
         prompt = self.tokenizer.decode(answer.prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        signs = None if signs is None else [int(s) for s in signs]
-        return Heatmap(title, prompt, pieces(self.tokenizer, answer.response), [float(r) for r in rewards], signs)
+        texts, ends = whole_characters(pieces(self.tokenizer, answer.response))
+        starts = [0, *ends[:-1]]
+        sums = [math.fsum(rewards[a:b]) for a, b in zip(starts, ends, strict=True)]
+        if signs is not None:
+            # one wrong part makes it wrong
+            signs = [min(signs[a:b], key=lambda s: (s >= 0, -s)) for a, b in zip(starts, ends, strict=True)]
+            signs = [int(s) for s in signs]
+        return Heatmap(title, prompt, texts, sums, signs)
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -64,8 +73,34 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
         before, after = decode(window).rstrip("\ufffd"), decode([*window, token])
         piece = after[len(before) :] if after.startswith(before) else decode([token])
         name = tokenizer.convert_ids_to_tokens(token) if piece.endswith("\ufffd") else ""
-        out.append(name if re.fullmatch("<0x[0-9A-F]{2}>", name or "") else piece)
+        out.append(name if _BYTE.fullmatch(name or "") else piece)
     return out
+
+
+def whole_characters(parts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """What `pieces` gives, with the tokens of each character joined: texts, and the token behind each text's last one.
+
+    Beginnings of characters that nothing completes stay as they are.
+    """
+    texts: list[str] = []
+    ends: list[int] = []
+    waiting: list[str] = []
+    for i, part in enumerate(parts, 1):
+        waiting.append(part)
+        if i < len(parts) and _is_beginning(part):
+            continue
+        if _is_beginning(part) or part.startswith("\ufffd"):  # the characters before this one were never ended
+            texts += waiting
+            ends += range(i - len(waiting) + 1, i + 1)
+        else:
+            texts.append("".join(w.rstrip("\ufffd") for w in waiting[:-1] if not _BYTE.fullmatch(w)) + part)
+            ends.append(i)
+        waiting = []
+    return texts, ends
+
+
+def _is_beginning(part: str) -> bool:
+    return part.endswith("\ufffd") or _BYTE.fullmatch(part) is not None
 
 
 def pair_heatmaps(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rto_fast.credit.scorer import pair_heatmaps, pieces
+from rto_fast.credit.scorer import Scorer, pair_heatmaps, pieces, whole_characters
 from rto_fast.credit.source import from_run
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.data.tokenizer import load_tokenizer
@@ -62,3 +62,36 @@ def test_pieces_of_real_tokenizers_read_as_the_text(name):
     # a character of several tokens is read at its last one; the others are marked
     whole = "".join(p for p in parts if p != "\ufffd" and not p.startswith("<0x"))
     assert whole == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize(
+    "parts, texts, ends",
+    [
+        (["a", " b"], ["a", " b"], [1, 2]),
+        (["caf", "\ufffd", "é", "!"], ["caf", "é", "!"], [1, 3, 4]),
+        (["<0xF0>", "<0x9F>", "<0x99>", "🙂", " ok"], ["🙂", " ok"], [4, 5]),
+        ([" \ufffd", "\ufffd", "€"], [" €"], [3]),
+        (["\ufffd", "€\ufffd", "é"], ["€é"], [3]),
+        # bytes that nothing completes
+        (["<0xE2>", "\ufffda"], ["<0xE2>", "\ufffda"], [1, 2]),
+        (["a", "<0xE2>", "<0x82>"], ["a", "<0xE2>", "<0x82>"], [1, 2, 3]),
+        ([], [], []),
+    ],
+)
+def test_tokens_of_one_character_are_joined(parts, texts, ends):
+    assert whole_characters(parts) == (texts, ends)
+
+
+@pytest.mark.parametrize("name", ["models/stories260K", "models/babyllama-tok105"])
+def test_a_map_cuts_no_character(name):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"no {name} in {SHARED}")
+    tokenizer = load_tokenizer(SHARED / name)
+    ids = tokenizer("café 🙂 a €", add_special_tokens=False)["input_ids"]
+    rewards = [2.0**-i for i in range(len(ids))]
+    scorer = Scorer(None, None, tokenizer)
+    shown = scorer.heatmap("t", EncodedDemonstration([1], ids), rewards, [1] * (len(ids) - 1) + [-1])
+    assert "".join(shown.tokens) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert len(shown.tokens) < len(ids) and not any("\ufffd" in t or "<0x" in t for t in shown.tokens)
+    assert sum(shown.rewards) == sum(rewards)
+    assert shown.signs == [1] * (len(shown.tokens) - 1) + [-1]
