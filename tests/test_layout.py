@@ -1,5 +1,6 @@
 """The folder kernels/ must not be taken for Hugging Face's package of that name."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,6 @@ def test_models_and_operators_import_side_by_side(folder: str, tmp_path: Path):
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
 
 
@@ -41,3 +40,18 @@ def _environment() -> dict[str, str]:
 def test_an_operator_has_one_name_everywhere(op: str):
     assert (ROOT / "kernels" / op / "reference.py").is_file()
     assert (ROOT / "tests" / "kernels" / f"test_{op}.py").is_file()
+
+
+def test_pytest_says_something_before_it_imports_the_tests():
+    """Collecting takes a minute on a busy machine, and the first file's compiler another."""
+    ours, theirs = os.openpty()
+    # without options, as the README has it
+    child = subprocess.Popen([sys.executable, "-m", "pytest"], cwd=ROOT, env=_environment(), stdout=theirs)
+    os.close(theirs)
+    try:
+        said = os.read(ours, 4096).decode()
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+    assert "test session starts" in said
