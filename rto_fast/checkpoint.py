@@ -28,6 +28,7 @@ from rto_fast.best import BestOf
 from rto_fast.config import CheckpointConfig
 from rto_fast.foreign import read_object
 from rto_fast.memory import available_memory
+from rto_fast.regular import open_regular
 from rto_fast.text import one_line
 
 Parts = dict[str, dict[str, Tensor]]
@@ -195,7 +196,7 @@ def _read(path: Path) -> Saved:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers.utils import logging
 
+from rto_fast.regular import irregular, read_regular
 from rto_fast.text import one_line
 
 MAX_JSON_BYTES = 256 * 2**20
@@ -28,6 +29,7 @@ _SIZES = (
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "vocab_size", "head_dim"),
     *("num_attention_heads", "n_head", "num_key_value_heads", "max_position_embeddings", "n_positions"),
 )
+_READ_WHOLE = ("*config*.json", "*token*", "vocab*", "merges*", "*.jinja", "chat_template*", "*.index.json", "*.model")
 _MAY_BE_NULL = ("n_inner", "intermediate_size", "num_key_value_heads", "head_dim", "ffn_dim")
 _REMOTE = (
     "brings Python code of its own; read it, then allow it with --model.trust-remote-code True (rto_fast.train) or "
@@ -38,12 +40,14 @@ _REMOTE = (
 def read_json(file: Path, where: str) -> Any:
     """A JSON file. Raises ValueError that begins with `where` for one that is too large, not UTF-8 or no JSON."""
     try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"{where}: {str(file)!r} is larger than {MAX_JSON_BYTES // 2**20} MiB")
-        return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=no_duplicates)
+        content = read_regular(file, MAX_JSON_BYTES)
+    except OSError as error:
+        raise ValueError(f"{where}: {str(file)!r} cannot be read ({error.strerror or error})") from None
+    try:
+        return json.loads(content.decode("utf-8"), object_pairs_hook=no_duplicates)
     except RecursionError:
         raise ValueError(f"{where}: {str(file)!r} is nested too deeply") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{where}: {str(file)!r} is no JSON file ({one_line(error, 200)})") from None
     except ValueError as error:
         problem = str(error)
@@ -52,10 +56,11 @@ def read_json(file: Path, where: str) -> Any:
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, as json's object_pairs_hook; ValueError for a key given twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        raise ValueError(f"key {next(k for k in names if names.count(k) > 1)!r} appears twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {one_line(name, 100)!r} appears twice in one object")
+        found[name] = value
     return found
 
 
@@ -89,12 +94,27 @@ def opening(field: str, path: object, what: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def check_files(folder: Path, field: str) -> None:
+    """All that a library might open in a folder is a regular file, and no larger than such files are.
+
+    Raises ValueError with `field` for a pipe, a device or a socket, whatever its name, and for settings and
+    vocabularies above 256 MiB. The folders inside, but for one of chat templates, are opened by no library.
+    """
+    for file in (*folder.glob("*"), *folder.glob("additional_chat_templates/*")):
+        if (found := irregular(file)) not in (None, "a folder"):
+            raise ValueError(f"{field}: {str(file)!r} is {found}, not a regular file; remove it")
+        if found is None and any(map(file.match, _READ_WHOLE)) and file.is_file():
+            if file.stat().st_size > MAX_JSON_BYTES:
+                raise ValueError(f"{field}: {str(file)!r} is larger than {MAX_JSON_BYTES // 2**20} MiB")
+
+
 def check_model_folder(folder: Path, field: str, trusted: bool = False) -> None:
     """Look at a local model folder: its configuration's sizes, where its index leads, what its weights are.
 
     Raises ValueError, one line with `field` and the file, for all that would crash, hang, exhaust the memory, lead out
     of the folder or train something else than what the folder says. `trusted`: its Python code may run.
     """
+    check_files(folder, field)
     check_config(folder, field, trusted)
     if (folder / "generation_config.json").exists():
         check_end_token(read_object(folder / "generation_config.json", field), f"{field}: generation_config.json")
@@ -133,6 +153,11 @@ def _check_kind(config: dict[str, Any], folder: Path, field: str, trusted: bool)
         if "auto_map" in config:
             raise ValueError(f"{field}: {str(folder)!r} {_REMOTE}")
         raise ValueError(f"{field}: {file!r} has model_type {kind!r}, which this release of transformers does not know")
+    if config.get("transformers_weights") is not None:
+        raise ValueError(
+            f"{field}: {file!r} names a file of weights, transformers_weights; remove that, only model.safetensors or "
+            "what its index names is read"
+        )
     if config.get("quantization_config"):
         raise ValueError(
             f"{field}: {str(folder)!r} holds quantised weights, which cannot be trained; give the original"

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from rto_fast import attention
 from rto_fast.families import check_family, check_no_adapter
-from rto_fast.foreign import check_loaded, check_model_folder, opening
+from rto_fast.foreign import check_loaded, check_model_folder, opening, read_object
 from rto_fast.types import PackedBatch
 
 Out = TypeVar("Out")
@@ -132,7 +132,7 @@ def _value_head(hidden_size: int, bias: bool = True) -> nn.Linear:
 def _check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
     folder = Path(path).expanduser()
     check_no_adapter(path, field)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").exists():
         check_model_folder(folder, field, trust_remote_code)
     elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists():
         raise ValueError(
@@ -237,9 +237,7 @@ def _read_head(path: str, field: str) -> dict[str, Tensor]:
     index = Path(path).expanduser() / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        import json
-
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(read_object(index, field)["weight_map"].values()))
     found: dict[str, Tensor] = {}
     for name in names:
         with safe_open(cached_file(path, name), framework="pt") as file:

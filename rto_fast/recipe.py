@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import math
+import os
+import re
 import tomllib
 import types
 import typing
@@ -12,9 +14,12 @@ from typing import Any, Literal
 
 from rto_fast.config import Config
 from rto_fast.config.checks import nothing
+from rto_fast.regular import irregular, read_regular
 
 RECIPES = Path(__file__).parent / "recipes"
 MAX_BYTES = 256 * 2**10
+MAX_DOTS, MAX_ALL_DOTS = 100, 20_000
+"""In a line of TOML and in a file: the parts of a key are what takes time, and we have no table deeper than four."""
 
 
 def load_recipe(name: str) -> Config:
@@ -29,7 +34,11 @@ def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = sorted(p.stem for p in RECIPES.glob("*.toml"))
-        raise ValueError(f"recipe: no {name!r}{_nearest(name, known)}; recipes: {', '.join(known)}, or a .toml file")
+        if os.path.lexists(name):
+            said = f"{name!r} is {irregular(name) or _unlike_a_recipe(name)}"
+        else:
+            said = f"no {name!r}{_nearest(name, known)}"
+        raise ValueError(f"recipe: {said}; recipes: {', '.join(known)}, or a .toml file")
     values = read_toml(path, f"recipe {name}")
     base = values.pop("extends", None)
     if base is None:
@@ -39,6 +48,10 @@ def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     return _merged(_values(base, (*seen, name)), values)
 
 
+def _unlike_a_recipe(name: str) -> str:
+    return "a file whose name does not end in .toml" if os.path.exists(name) else "a link that leads nowhere"
+
+
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
     return {**base, **over, **both}
@@ -46,14 +59,24 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def read_toml(path: Path, where: str) -> dict[str, Any]:
     """A TOML file. Raises ValueError that begins with `where` for one that is too large, not UTF-8 or no TOML."""
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{where}: larger than {MAX_BYTES // 2**10} KiB; give a file of settings alone")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{where}: not valid TOML: nested too deeply") from None
+        return parse_toml(read_regular(path, MAX_BYTES).decode("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{where}: {error.strerror or error}; give a file of settings alone") from None
     except ValueError as error:  # bad syntax, bad UTF-8, a number of too many digits
         raise ValueError(f"{where}: not valid TOML: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """What a TOML file's text says. ValueError where it is none, or nested too deeply."""
+    # the library takes minutes over a key of ten thousand parts
+    dots = [len(re.findall(r"\.+", line)) for line in text.split("\n")]
+    if max(dots) > MAX_DOTS or sum(dots) > MAX_ALL_DOTS:
+        raise ValueError(f"nested too deeply, more than {MAX_DOTS} dots in a line or {MAX_ALL_DOTS:,} in all")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
@@ -88,6 +111,8 @@ def _typed(value: Any, item: dataclasses.Field, default: Any, where: str) -> Any
     if "\0" in str(value):
         raise ValueError(f"{where} must be text without NUL, got {value!r}")
     if not _fits(value, item.type):
+        if _fits((value,), item.type):
+            raise ValueError(f"{where} must be a list, got {value!r}; write [{value!r}]")
         choices = [str(c) for part in (item.type, *typing.get_args(item.type)) for c in _choices(part)]
         wanted = f"one of {', '.join(choices)}" if choices else _words(item.type)
         raise ValueError(f"{where} must be {wanted}, got {value!r}{_nearest(str(value), choices)}")

@@ -131,3 +131,9 @@ def test_none_in_a_recipe(tmp_path):
 def test_none_for_a_number_that_must_be_is_an_error():
     with pytest.raises(ValueError, match="sft.optim.lr"):
         parse(["--sft.optim.lr", "none"])
+
+
+def test_a_byte_order_mark_is_no_statement(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbfseed = 7\n")
+    assert load_recipe(str(file)).seed == 7

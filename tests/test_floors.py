@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     1: ["kernels", "testing"],
-    2: ["types", "text", "seeds", "stats", "config", "trust", "cli", "recipe", "packing"],
+    2: ["types", "text", "regular", "seeds", "stats", "config", "trust", "cli", "recipe", "packing"],
     3: [
         "disk",
         "foreign",

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from rto_fast.foreign import no_duplicates, opening, read_object
+from rto_fast.foreign import check_files, no_duplicates, opening, read_object
+from rto_fast.regular import irregular, open_regular
 from rto_fast.text import one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -99,8 +100,8 @@ def _read_files(files: list[Path], field: str) -> Iterator[dict]:
 
 def _files_of_split(path: Path, split: str | None, field: str) -> list[Path]:
     folders = [d for d in (path, path / "data", path / (split or "train")) if d.is_dir()]
-    files = [f for d in folders for f in sorted(d.iterdir()) if f.name.endswith(SUFFIXES)]
-    # a pipe or a device has no end
+    # a hidden file is another program's, such as the ._ of macOS beside each file; a pipe or a device has no end
+    files = [f for d in folders for f in sorted(d.iterdir()) if f.name.endswith(SUFFIXES) and f.name[0] != "."]
     files = [f for f in files if f.name not in _DATASETS_OWN_FILES and os.path.isfile(f)]
     if not files:
         raise ValueError(f"{field}: directory {str(path)!r} holds no {', '.join(SUFFIXES)} file")
@@ -125,7 +126,8 @@ def _named_after(file: Path, split: str) -> bool:
 
 def _read_file(path: Path, field: str) -> Iterator[dict]:
     if not path.name.endswith(SUFFIXES) or not path.is_file():
-        raise ValueError(f"{field}: cannot read {str(path)!r}; wanted a file ending in {', '.join(SUFFIXES)}")
+        found = f" ({what})" if (what := irregular(path)) else ""
+        raise ValueError(f"{field}: cannot read {str(path)!r}{found}; wanted a file ending in {', '.join(SUFFIXES)}")
     if path.name.endswith(".parquet"):
         return _parquet(path)
     return _guarded(path, _json_lines(path) if ".jsonl" in path.suffixes else _json(path))
@@ -142,7 +144,8 @@ def _guarded(path: Path, rows: Iterator[dict]) -> Iterator[dict]:
 
 
 def _open(path: Path):
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    file = open_regular(path)
+    return gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
 
 
 def _json_lines(path: Path) -> Iterator[dict]:
@@ -213,7 +216,7 @@ def _parquet(path: Path) -> Iterator[dict]:
     except ImportError:
         raise ValueError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
     try:
-        with parquet.ParquetFile(path) as file:
+        with open_regular(path) as opened, parquet.ParquetFile(opened) as file:
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
     except (OSError, ValueError) as error:
@@ -240,6 +243,7 @@ def _saved_to_disk(path: Path, split: str | None, field: str) -> Iterator[dict]:
                 f"it has {one_line(', '.join(known) or 'none', 200)}"
             )
         folder = path / (split or "train")
+    check_files(folder, field)
     for part in read_object(folder / "state.json", field).get("_data_files") or [{}]:
         name = part.get("filename") if isinstance(part, dict) else None
         if not isinstance(name, str) or Path(name).name != name:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from rto_fast.foreign import check_config, opening, read_object
+from rto_fast.foreign import check_config, check_files, opening, read_object
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -26,6 +26,8 @@ def load_tokenizer(path: str | Path, field: str = "model.path", trust_remote_cod
         raise ValueError(f"{field}: there is no folder {text!r}")
     if folder.is_dir() and not any((folder / name).exists() for name in _FILES):
         raise ValueError(f"{field}: {text!r} holds no tokenizer; wanted one of {', '.join(_FILES)} in it")
+    if folder.is_dir():
+        check_files(folder, field)
     if (folder / "config.json").exists():  # which transformers reads to find the tokenizer's class
         check_config(folder, field, trust_remote_code)
     for name in _JSON_FILES:

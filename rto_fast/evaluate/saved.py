@@ -10,6 +10,7 @@ import numpy as np
 
 from rto_fast.disk import write_whole
 from rto_fast.evaluate.policies import Evaluation
+from rto_fast.foreign import read_object
 from rto_fast.rollout import Completion
 
 
@@ -26,10 +27,10 @@ class Saved:
     def load(self, key: str) -> Evaluation | None:
         file = self.folder / f"{key}.json"
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = read_object(file, "answers")
             answers = [Completion(**a) for a in values.pop("answers")]
             return Evaluation(answers, **{k: None if v is None else np.array(v, float) for k, v in values.items()})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             # absent, or damaged: it is made again
             return None
 

@@ -4,16 +4,20 @@ The files may come from anyone: lines may be broken, cut short, huge or of anoth
 """
 
 import json
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rto_fast.recipe import MAX_BYTES, parse_toml
+from rto_fast.regular import open_regular, read_regular
+
 MAX_LINE = 4 << 20
 """Bytes; a longer line of a .jsonl file is skipped."""
 MAX_FILE = 64 << 20
-"""Bytes; a longer .json or .toml file is not read."""
+"""Bytes; a longer .json file is not read."""
+MAX_LINES = 1 << 30
+"""Bytes; what follows them in a .jsonl file is not read."""
 MAX_ANSWERS = 2000
 """Lines of answers.jsonl that are kept."""
 PARTS = ("config.toml", "metrics.jsonl", "results.json")
@@ -70,7 +74,7 @@ def read_run(folder: Path) -> Run:
     if not any((folder / name).is_file() for name in PARTS):
         raise ValueError(f"report: {folder} is no run of rto_fast: it holds none of {', '.join(PARTS)}")
     faults: list[str] = []
-    config = mapping(_whole(folder / "config.toml", tomllib.loads, faults))
+    config = mapping(_whole(folder / "config.toml", parse_toml, faults))
     results = mapping(_whole(folder / "results.json", json.loads, faults))
     metrics: dict[str, list[dict[str, Any]]] = {}
     for line in _lines(folder / "metrics.jsonl", faults):
@@ -100,16 +104,14 @@ def expand(folders: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _whole(path: Path, parse: Any, faults: list[str]) -> Any:
+def _whole(path: Path, parse: Callable[[str], Any], faults: list[str]) -> Any:
     try:
-        if path.stat().st_size > MAX_FILE:
-            faults.append(f"{path.name} is larger than {MAX_FILE >> 20} MiB and was not read")
-            return None
-        return parse(path.read_text(encoding="utf-8", errors="replace"))
+        limit = MAX_BYTES if path.suffix == ".toml" else MAX_FILE
+        return parse(read_regular(path, limit).decode("utf-8-sig", errors="replace"))
     except FileNotFoundError:
         faults.append(f"{path.name} is missing")
     except OSError as error:
-        faults.append(f"{path.name} cannot be read: {error.strerror}")
+        faults.append(f"{path.name} was not read: {error.strerror}")
     except (ValueError, RecursionError):
         faults.append(f"{path.name} is broken and was not read")
     return None
@@ -119,8 +121,11 @@ def _lines(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a .jsonl file; lines that are none, and lines beyond MAX_LINE, are counted."""
     broken = long = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while line := file.readline(MAX_LINE + 1):
+                if file.tell() > MAX_LINES:
+                    faults.append(f"{path.name}: only its first {MAX_LINES >> 20} MiB were read")
+                    break
                 if len(line) > MAX_LINE:
                     long += 1
                     while line and not line.endswith(b"\n"):
@@ -140,7 +145,7 @@ def _lines(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         faults.append(f"{path.name} is missing")
     except OSError as error:
-        faults.append(f"{path.name} cannot be read: {error.strerror}")
+        faults.append(f"{path.name} was not read: {error.strerror}")
     if broken:
         faults.append(f"{path.name}: {broken} broken line{'s were' if broken > 1 else ' was'} passed over")
     if long:

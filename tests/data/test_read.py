@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+import time
 import types
 
 import pytest
@@ -154,3 +155,19 @@ def test_saved_to_disk(tmp_path):
     assert read_rows(tmp_path / "two", split="test") == ROWS[:1]
     with pytest.raises(ValueError, match="has no split 'dev'; it has train, test"):
         read_rows(tmp_path / "two", split="dev")
+
+
+def test_keys_are_compared_in_linear_time(tmp_path):
+    """A search among all for each of 200,000 keys would take minutes."""
+    row = "{" + ",".join(f'"k{i}": 1' for i in range(200_000)) + ', "k199999": 2}'
+    (tmp_path / "rows.jsonl").write_text(row)
+    started = time.process_time()
+    with pytest.raises(ValueError, match="line 1: key 'k199999' appears twice"):
+        read_rows(tmp_path / "rows.jsonl")
+    assert time.process_time() - started < 5
+
+
+def test_hidden_files_are_no_data(tmp_path):
+    write(tmp_path / "train.jsonl", lines())
+    write(tmp_path / "._train.jsonl", b"\x00\x05\x16\x07")
+    assert read_rows(tmp_path) == ROWS

@@ -1,12 +1,14 @@
 """How varied answers are, what decides a comparison, and answers.jsonl."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from rto_fast.evaluate.answers import answer_text, distinct, write_answers
 from rto_fast.evaluate.policies import Evaluation
+from rto_fast.evaluate.saved import Saved
 from rto_fast.rollout import Completion
 
 
@@ -85,3 +87,9 @@ def test_an_emoji_survives_and_half_of_one_does_not():
             return " \U0001f600\ud83d\n"
 
     assert answer_text(Emoji(), completion([5, 2])) == "\U0001f600\ufffd"
+
+
+def test_saved_answers_that_are_a_pipe_or_endless_are_made_again(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    (tmp_path / "b.json").symlink_to("/dev/zero")
+    assert [Saved(tmp_path).load(key) for key in "ab"] == [None, None]

@@ -148,6 +148,12 @@ def test_what_is_no_cache_is_named_and_left_alone(tmp_path):
     assert file.read_bytes() == before
 
 
+def test_a_cache_that_is_a_pipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / "judge.sqlite")
+    with pytest.raises(ValueError, match="llm.cache: .*judge.sqlite is a pipe"):
+        Cache(tmp_path / "judge.sqlite", "m", {})
+
+
 def test_a_damaged_cache_is_named(tmp_path):
     file = tmp_path / "judge.sqlite"
     with Cache(file, "m", {}) as cache:

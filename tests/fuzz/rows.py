@@ -201,6 +201,17 @@ def paths() -> list[Case]:
         (data / "train.jsonl").write_text(LINE)
         (data / "train.json").write_text("[]")
 
+    def piped(data: Path) -> None:
+        (data / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+        os.mkfifo(data / "a.arrow")
+
+    def special(name: str, file: str, make, *says: str) -> Case:
+        def words(place: Place) -> list[str]:
+            make(place.own / file)
+            return ["--data.path", str(place.own / file)]
+
+        return Case(f"data: {name}", words, ("data.path", file, *says))
+
     def flags(name: str, words: list[str], *says: str) -> Case:
         return Case(f"data: {name}", lambda place: [w.replace("OWN", str(place.own)) for w in words], says)
 
@@ -213,6 +224,8 @@ def paths() -> list[Case]:
         folder("a link to itself", lambda data: os.symlink(data, data / "train"), "holds no .jsonl"),
         folder("a pipe", lambda data: os.mkfifo(data / "a.jsonl"), "holds no .jsonl"),
         folder("a device", lambda data: os.symlink("/dev/zero", data / "a.json"), "holds no .jsonl"),
+        folder("hidden files", lambda data: (data / "._train.jsonl").write_bytes(b"\0\5\x16\7"), "holds no .jsonl"),
+        folder("a data set of pipes", piped, "a.arrow", "is a pipe"),
         folder("the same twice", twins, "look like copies", "give the path of one"),
         folder("only test", lambda data: (data / "test.jsonl").write_text(LINE), "no file for split 'train'"),
         folder("a broken state.json", lambda data: (data / "state.json").write_text("{"), "state.json"),
@@ -225,6 +238,10 @@ def paths() -> list[Case]:
         flags("absent", ["--data.path", "./nowhere.jsonl"], "no file or directory './nowhere.jsonl'"),
         flags("empty path", ["--data.path", ""], "data.path: no preference pairs given"),
         flags("pipe", ["--data.path", "/dev/stdin"], "/dev/stdin", "wanted a file ending in"),
+        special("a pipe by name", "a.jsonl", os.mkfifo, "(a pipe)"),
+        special("a pipe of parquet", "a.parquet", os.mkfifo, "(a pipe)"),
+        special("a packed pipe", "a.json.gz", os.mkfifo, "(a pipe)"),
+        special("a device by name", "a.json", lambda file: file.symlink_to("/dev/zero"), "(a device)"),
         flags("NUL in the path", ["--data.path", "OWN/a\0b.jsonl"], "data.path"),
         flags("path too long", ["--data.path", "/" + "a" * 5000 + ".jsonl"], "data.path"),
         flags("path that is not UTF-8", ["--data.path", "./\udcff.jsonl"], "data.path"),

@@ -1,5 +1,6 @@
 """Wrong settings, by flag and by TOML."""
 
+import os
 import shlex
 
 from tests.fuzz.place import Case, Place
@@ -179,9 +180,12 @@ def recipes() -> list[Case]:
     def text(name: str, content: str | bytes, *says: str) -> Case:
         return Case(f"recipe: {name}", lambda place: place.recipe(content), ("recipe", *says))
 
-    def folder(place: Place) -> list[str]:
-        (place.own / "recipe.toml").mkdir()
-        return ["--recipe", str(place.own / "recipe.toml")]
+    def path(name: str, make, *says: str, file: str = "recipe.toml") -> Case:
+        def words(place: Place) -> list[str]:
+            make(place.own / file)
+            return ["--recipe", str(place.own / file)]
+
+        return Case(f"recipe: {name}", words, ("recipe: ", file, *says))
 
     return [
         text("no TOML", "rto: {rollouts: 8}", "not valid TOML"),
@@ -191,11 +195,14 @@ def recipes() -> list[Case]:
         text("a table twice", "[rto]\n[rto]\n", "not valid TOML"),
         text("a NUL", b"seed = 1\0", "not valid TOML"),
         text("UTF-16", "seed = 1".encode("utf-16"), "not valid TOML"),
-        text("byte order mark", b"\xef\xbb\xbfseed = 1", "not valid TOML"),
+        text("two byte order marks", b"\xef\xbb\xbf\xef\xbb\xbfseed = 1", "not valid TOML"),
         text("binary", bytes(range(256)), "not valid TOML"),
         text("JSON", '{"seed": 1}', "not valid TOML"),
         text("lists 100,000 deep", "seed = " + "[" * 100_000, "not valid TOML"),
-        text("tables 10,000 deep", "a." * 1_000 + "b = 1", "unknown key 'a'"),
+        text("a key of 100 parts", "a." * 100 + "b = 1", "unknown key 'a'"),
+        text("a key of 64,000 parts", "a." * 64_000 + "b = 1", "not valid TOML", "nested too deeply"),
+        text("100 parts in each line", ("a." * 100 + "b = 1\n") * 1000, "not valid TOML", "nested too deeply"),
+        text("a table of 64,000 parts", "[" + "'='." * 64_000 + "b]", "not valid TOML", "nested too deeply"),
         text("10 MB", "seed = 1\n" + "#" * 10_000_000, "larger than"),
         text("number of 10,000 digits", "seed = " + "9" * 10_000, "not valid TOML"),
         text("unknown key", "[rto]\nrolouts = 8", "unknown key 'rto.rolouts'", "did you mean 'rollouts'?"),
@@ -219,13 +226,18 @@ def recipes() -> list[Case]:
         text("columns of a list", '[data]\ncolumns = ["prompt"]', "data.columns must be"),
         text("an unknown choice", '[model]\ndtype = "float99"', "model.dtype must be one of"),
         text("an unknown stage", 'stages = ["sft", "poo"]', "stages must be"),
-        text("stages as a string", 'stages = "sft"', "stages must be"),
+        text("stages as a string", 'stages = "sft"', "stages must be a list, got 'sft'; write ['sft']"),
         text("NaN", "[rto.optim]\nlr = nan", "optim.lr"),
         text("infinity", "[sft.optim]\nlr = inf", "optim.lr"),
         text("huge whole number", "[sft.optim]\nlr = " + "9" * 400, "optim.lr"),
         text("negative", "[rto]\nrollouts = -8", "rto.rollouts"),
         text("a value of 1 MB", 'seed = "' + "a" * 100_000 + '"', "seed must be a whole number"),
-        Case("recipe: a folder", folder, ("recipe", "recipe.toml")),
+        path("a folder", lambda file: file.mkdir(), "is a folder"),
+        path("a pipe", os.mkfifo, "is a pipe"),
+        path("a device", lambda file: file.symlink_to("/dev/zero"), "is a device"),
+        path("a link that leads nowhere", lambda file: file.symlink_to("absent"), "is a link that leads nowhere"),
+        path("a folder without an ending", lambda file: file.mkdir(), "is a folder", file="mine"),
+        path("a file without an ending", lambda file: file.touch(), "does not end in .toml", file="mine"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def state(**values):
     return changed("state.json", lambda content: content.update(values))
 
 
+def piped(name: str):
+    def act(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return act
+
+
 DAMAGES = {
     "manifest empty": write("manifest.json", ""),
     "manifest a list": write("manifest.json", "[]"),
@@ -51,6 +60,9 @@ DAMAGES = {
     "manifest of an absent file": changed("manifest.json", lambda m: m.update({"x.safetensors": "0"})),
     "manifest without the state": changed("manifest.json", lambda m: m.pop("state.json")),
     "manifest without the weights": changed("manifest.json", lambda m: m.pop("weights.safetensors")),
+    "weights a pipe": piped("weights.safetensors"),
+    "state a pipe": piped("state.json"),
+    "manifest a pipe": piped("manifest.json"),
     "a flipped digit of a digest": changed("manifest.json", lambda m: m.update({"state.json": "0" * 64})),
 }
 FITTING = {

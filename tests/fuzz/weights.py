@@ -44,6 +44,11 @@ def _header(good: bytes, change) -> bytes:
     return struct.pack("<Q", len(data)) + data + good[8 + size :]
 
 
+PIPES = [
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt", "adapter_config.json", WEIGHTS),
+    *("model.safetensors.index.json", "model-00001-of-00002.safetensors"),
+]
 NORM, DOWN = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
 
 
@@ -171,6 +176,15 @@ def folders() -> list[Case]:
         names = list(load_file(folder / WEIGHTS))
         index({"metadata": {}, "weight_map": dict.fromkeys(names, str(folder.parent / WEIGHTS))})(folder)
 
+    def special(name: str, to: str | None = None) -> Case:
+        """A file of the folder is a pipe, or a link to an endless device."""
+
+        def act(folder):
+            (folder / name).unlink(missing_ok=True)
+            os.symlink(to, folder / name) if to else os.mkfifo(folder / name)
+
+        return change(f"{name} {'that links to ' + to if to else 'a pipe'}", act, name, "a device" if to else "a pipe")
+
     absent = dict.fromkeys([NORM, DOWN], "model-00001-of-00002.safetensors")
     return [
         change("no weights", lambda folder: os.remove(folder / WEIGHTS), "safetensors"),
@@ -190,6 +204,10 @@ def folders() -> list[Case]:
         change("index that leads outside", outside, "model.safetensors.index.json", "outside"),
         change("index with absolute paths", absolute, "model.safetensors.index.json", "outside"),
         change("index of a pickle", index({"weight_map": {NORM: "x.bin"}}), "model.safetensors.index.json"),
+        *map(special, PIPES),
+        special("config.json", "/dev/zero"),
+        special("tokenizer.json", "/dev/zero"),
+        special(WEIGHTS, "/dev/zero"),
         Case("model folder: a file", lambda p: ["--model.path", str(p.file("m", "x"))], ("model.path", "no folder")),
         Case("model folder: absent", lambda p: ["--model.path", "./nowhere"], ("model.path", "./nowhere")),
         Case("model folder: not given", lambda p: ["--model.path", ""], ("model.path: no model given",)),
@@ -232,6 +250,7 @@ def configurations() -> list[Case]:
         text("duplicate keys", '{"model_type": "llama", "model_type": "gpt2"}', "config.json"),
         config("NaN", {"rms_norm_eps": float("nan")}, "nan"),
         config("no model type", {"model_type": "absent"}, "config.json"),
+        config("weights of another name", {"transformers_weights": "pytorch_model.bin"}, "transformers_weights"),
         config("unknown model type", {"model_type": "no_such_model"}, "no_such_model"),
         config("model type with a path", {"model_type": "../../../etc/passwd"}, "config.json"),
         config("model type of a number", {"model_type": 5}, "config.json"),

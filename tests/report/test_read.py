@@ -1,10 +1,12 @@
 """Run folders of any quality: what can be read is kept, the rest is counted and said."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from rto_fast.report import read
 from rto_fast.report.read import MAX_LINE, expand, number, read_run
 from tests.report.made_up import make_run
 
@@ -42,6 +44,28 @@ def test_a_broken_file_is_said(tmp_path: Path, name: str, text: str):
     folder = make_run(tmp_path / "run")
     (folder / name).write_text(text)
     assert read_run(folder).faults == [f"{name} is broken and was not read"]
+
+
+@pytest.mark.parametrize("make, what", [(os.mkfifo, "a pipe"), (lambda file: file.symlink_to("/dev/zero"), "a device")])
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "results.json", "answers.jsonl", "heatmaps.json"])
+def test_what_never_ends_is_not_read(tmp_path: Path, name: str, make, what: str):
+    folder = make_run(tmp_path / "run")
+    (folder / name).unlink()
+    make(folder / name)
+    assert read_run(folder).faults == [f"{name} was not read: it is {what}, not a regular file"]
+
+
+def test_lines_beyond_the_bound_are_not_read(tmp_path: Path, monkeypatch):
+    line = json.dumps({"stage": "rto", "step": 1}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(line * 100)
+    monkeypatch.setattr(read, "MAX_LINES", 10 * len(line))
+    run = read_run(tmp_path)
+    assert len(run.metrics["rto"]) == 10 and "metrics.jsonl: only its first 0 MiB were read" in run.faults
+
+
+def test_a_configuration_nested_too_deeply_is_broken(tmp_path: Path):
+    (tmp_path / "config.toml").write_text("a." * 64_000 + "b = 1")
+    assert "config.toml is broken and was not read" in read_run(tmp_path).faults
 
 
 @pytest.mark.parametrize("shape", ["[]", '"text"', "7", "null"])

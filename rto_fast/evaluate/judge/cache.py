@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
+from rto_fast.regular import irregular
+
 
 class Cache:
     """Replies by what was asked: sha256 of the judge's model, its settings and the prompt.
@@ -17,6 +19,10 @@ class Cache:
         self.path, self.model = path, model
         self.settings = json.dumps(dict(settings), sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if found := irregular(path):
+            raise ValueError(
+                f"llm.cache: {path} is {found}, no cache of judgements; name another file with --llm.cache"
+            )
         try:
             self.file = sqlite3.connect(path, timeout=30)
             with self.file:
