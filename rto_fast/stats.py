@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 
 Z95 = 1.959963984540054
 """Standard normal quantile at 0.975."""
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Student's t at 0.975 for 1, 2, ... degrees of freedom; beyond these the normal quantile is at most 8 % too small."""
 
 
 class Estimate(NamedTuple):
@@ -37,6 +39,15 @@ def wins(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """1 where a is above b, 1/2 where they are equal, else 0."""
     x, y = np.asarray(a), np.asarray(b)
     return (x > y) + 0.5 * (x == y)
+
+
+def over_seeds(means: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean over seeds, t s / sqrt(n): what training differs by, and what the prompts do.
+
+    means: one per seed, n >= 2, each of a policy trained (and asked) anew; s their deviation (n - 1), t Student's.
+    """
+    n = len(means)
+    return (T975[n - 2] if n - 2 < len(T975) else Z95) * float(np.std(means, ddof=1)) / n**0.5
 
 
 def win_rate(a: ArrayLike, b: ArrayLike) -> Estimate:

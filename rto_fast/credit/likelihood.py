@@ -38,7 +38,7 @@ class Follow:
     """Follow implicit rewards and likelihoods of chosen and rejected answers while DPO trains, with and without SFT
     first, against -beta KL (eq. 16 of "From r to Q*").
 
-    About a minute on one core for the quickstart. Nothing of the run is changed.
+    A minute on one idle core for the quickstart, several on a busy one. Nothing of the run is changed.
     """
 
     run: str

@@ -20,8 +20,10 @@ COLUMNS = {
 }
 
 
-def _figure(value: dict[str, float]) -> str:
-    return f"{value['mean']:.3f} +- {value['ci95']:.3f}"
+def _figure(value: dict[str, float], ends: bool = False) -> str:
+    """mean +- half-width; with `ends` the lowest and the highest seed too."""
+    seeds = f" ({value['low']:.3f} to {value['high']:.3f})" if ends else ""
+    return f"{value['mean']:.3f} +- {value['ci95']:.3f}{seeds}"
 
 
 def table(rows: list[list[str]], say: Callable[[str], None]) -> None:
@@ -32,18 +34,27 @@ def table(rows: list[list[str]], say: Callable[[str], None]) -> None:
 
 
 def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Every policy's figures with 95 % intervals, and who wins against whom."""
+    """Every policy's figures with 95 % intervals, and who wins against whom.
+
+    Figures pooled over seeds (`report.pool`) have the judge's lowest and highest seed beside them.
+    """
     policies = results["policies"]
     columns = [c for c in COLUMNS if all(c in p for p in policies.values())]
     count = next(iter(policies.values()))["answers"]
     judge = f"; wins judged by {results['judge'].replace('_', ' ')}" if results["judge"] else ""
+    seeds = next(iter(policies.values()))["length"].get("seeds", 1)
     say(f"\n{count} held-out prompts, mean +- 95 % interval{judge}")
+    if seeds > 1:
+        say(f"  +- covers training and prompts ({seeds} seeds); in brackets the lowest and the highest seed")
+    else:
+        say("  +- covers the prompts, given these trained models: another seed can differ by more (--compare.seeds)")
     rivals = policies if judge and len(policies) > 1 else ()
     rows = [["", *(COLUMNS[c] for c in columns), "stops", *(f"beats {name}" for name in rivals)]]
     for name, policy in policies.items():
         wins = results["win_rate"].get(name, {})
         beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in rivals]
-        rows.append([name, *(_figure(policy[c]) for c in columns), f"{100 * policy['eos_rate']:.0f} %", *beats])
+        figures = [_figure(policy[c], ends=seeds > 1 and c == results["judge"]) for c in columns]
+        rows.append([name, *figures, f"{100 * policy['eos_rate']:.0f} %", *beats])
     table(rows, say)
     if "preference_accuracy" in results:
         say(f"  DPO's reward agrees with {_figure(results['preference_accuracy'])} of the held-out labels")
@@ -55,7 +66,7 @@ def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
 def print_sweep(rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
     """Return and KL over b1/b2 and c: a return that falls while the KL grows is over-optimisation."""
     columns = [c for c in COLUMNS if all(c in row for row in rows)]
-    say("Over-optimisation: short RTO runs over b1/b2 and the clip c")
+    say("Over-optimisation: short RTO runs over b1/b2 and the clip c, one training each")
     lines = [["b1/b2", "c", *(COLUMNS[c] for c in columns), "stops"]]
     for row in rows:
         clip = "none" if row["clip"] is None else f"{row['clip']:g}"

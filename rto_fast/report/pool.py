@@ -6,6 +6,7 @@ from typing import Any
 from rto_fast.report.groups import Group
 from rto_fast.report.read import Run, mapping, number
 from rto_fast.report.series import points
+from rto_fast.stats import over_seeds
 
 MAX_POLICIES = 24
 SINGLE = ("credit_auc", "preference_accuracy", "score_accuracy")
@@ -13,13 +14,20 @@ SINGLE = ("credit_auc", "preference_accuracy", "score_accuracy")
 PHASES = ("rollout", "score", "update")
 
 Pooled = dict[str, float]
-"""mean, ci95 (half its 95 % interval over prompts and answers, given the trained models), low and high seed, seeds."""
+"""mean, ci95 (half its 95 % interval: over seeds, training's own spread with the prompts'; of one seed over prompts and
+answers alone, given the trained models), low and high seed, seeds."""
 
 
 def pool(estimates: list[tuple[float, float]]) -> Pooled:
-    """Mean of independent estimates (mean, ci95), one per seed: its half-width is sqrt(sum ci95^2) / n."""
+    """Mean of independent estimates (mean, ci95), one per seed.
+
+    Its half-width is Student's over the seeds' means (`over_seeds`), so that it holds what another training would
+    change; seeds that happen to agree do not make it smaller than the prompts' own, sqrt(sum ci95^2) / n.
+    """
     means = [m for m, _ in estimates]
     half = math.sqrt(sum(c * c for _, c in estimates)) / len(estimates)
+    if len(means) > 1:
+        half = max(half, over_seeds(means))
     return {
         "mean": sum(means) / len(means),
         "ci95": half,

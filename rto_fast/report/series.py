@@ -7,10 +7,8 @@ from itertools import pairwise
 
 from rto_fast.report.groups import Group
 from rto_fast.report.read import Run, number, setting
-from rto_fast.stats import Z95
+from rto_fast.stats import over_seeds
 
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Student's t at 0.975 for 1, 2, ... degrees of freedom; beyond these the normal quantile is at most 8 % too small."""
 RETURN = "judge/return"
 IMPLICIT = "implicit_reward"
 """beta log(pi_dpo/pi_ref) of an answer: reward/implicit_per_answer is logged without beta."""
@@ -92,8 +90,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     mean = sum(values) / n
     if n <= 3:
         return mean, min(values), max(values)
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    half = (T975[n - 2] if n - 2 < len(T975) else Z95) * deviation / math.sqrt(n)
+    half = over_seeds(values)
     return mean, mean - half, mean + half
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rto_fast.evaluate.policies import Evaluation, win_rates
+from rto_fast.evaluate.report import print_table
 from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
 from rto_fast.rollout import Completion
 from rto_fast.stats import mean_estimate
@@ -62,3 +63,23 @@ def test_missing_verdicts_are_left_out_and_never_ties(three):
     print_results({"policies": {n: e.summary() for n, e in three.items()}, **got}, said.append)
     row = next(line for line in said if line.startswith("  a ") and "to" in line)
     assert row.count("(") == 1  # only against b
+
+
+def test_the_terminals_table_says_what_its_intervals_cover(three):
+    results = {
+        "policies": {n: e.summary() for n, e in three.items()},
+        "win_rate": win_rates(three),
+        "judge": "oracle_return",
+    }
+    said = []
+    print_table(results, said.append)
+    assert any("covers the prompts, given these trained models" in line for line in said)
+    for policy in results["policies"].values():
+        for figure in policy.values():
+            if isinstance(figure, dict):
+                figure |= {"low": figure["mean"] - 0.5, "high": figure["mean"] + 0.25, "seeds": 3}
+    said.clear()
+    print_table(results, said.append)
+    assert any("covers training and prompts (3 seeds)" in line for line in said)
+    row = next(line for line in said if line.startswith("  a "))
+    assert row.count(" to ") == 1 and "1.750 +- " in row and "(1.250 to 2.000)" in row

@@ -50,13 +50,16 @@ def _cell(key: str, value: Pooled | None, best: bool) -> str:
 def _pooling(group: Group, tables: dict[str, dict[str, Pooled]]) -> str:
     seeds = max((value["seeds"] for figures in tables.values() for value in figures.values()), default=0)
     if len(group.runs) < 2:
-        return ""
+        return (
+            '<p class="note">One seed: ± covers prompts and answers, given these trained models; another training '
+            "can differ by more.</p>"
+        )
     if seeds < 2:
         return f'<p class="note">{seeds} of {len(group.runs)} seeds has been evaluated.</p>'
     of = "" if seeds == len(group.runs) else f" of {len(group.runs)}"
     return (
-        f'<p class="note">{seeds}{of} seeds pooled: ± covers prompts and answers, given the trained models; '
-        "the small numbers are the lowest and the highest seed.</p>"
+        f'<p class="note">{seeds}{of} seeds pooled: ± covers training and prompts (Student\'s t over the seeds, never '
+        "less than the prompts alone); the small numbers are the lowest and the highest seed.</p>"
     )
 
 
