@@ -14,7 +14,7 @@ from typing import TypeVar
 import tyro
 
 from rto_fast.config.checks import nothing
-from rto_fast.text import is_unicode, one_line
+from rto_fast.text import is_unicode, one_line, without_secrets
 
 Settings = TypeVar("Settings")
 
@@ -54,7 +54,12 @@ def parse(
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise ValueError(_one_line(said.getvalue())) from None
+        hidden = [without_secrets(word) for word in args]
+        if hidden == list(args):
+            raise ValueError(_one_line(said.getvalue())) from None
+    # tyro's box breaks long words over lines, where what is secret in them could not be told any more
+    parse(settings, hidden, prog, default=default, onoff=onoff, more=more)
+    raise ValueError("the command line cannot be read; see --help")
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:

@@ -1,5 +1,7 @@
 """Who says how good an answer is: the sentence score that a stage is paid by, and the judge of its learning curve."""
 
+from dataclasses import replace
+
 from rto_fast.config import RTOConfig, member
 from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.tokenizer import load_tokenizer
@@ -9,6 +11,7 @@ from rto_fast.rollout import Completion
 from rto_fast.scorers import Answer, Scorer
 from rto_fast.scoring import last_token_scores
 from rto_fast.stages.rto import Judge
+from rto_fast.text import one_line
 
 
 def scorer_of(context: Context, config: RTOConfig) -> Judge | None:
@@ -29,23 +32,36 @@ def scorer_of(context: Context, config: RTOConfig) -> Judge | None:
     return reward_model(context)
 
 
-def check_sources(context: Context) -> str:
-    """What pays sentence scores, if anything does; ValueError before anything is trained where it cannot be used."""
+def check_sources(context: Context) -> tuple[str, str] | None:
+    """What pays sentence scores, as it was measured, and what is wanted of it; None where nothing does.
+
+    A rule or a server is asked for the score of one answer of the run's own data, a server once, within its timeout.
+    ValueError or OSError before anything is trained where it gives none.
+    """
     config = context.config
-    sources = {}
-    for stage in config.members:
-        rl = member(config.rto, stage)
-        if not rl.reward.beta_3:
-            continue
-        if rl.score.rule or rl.score.server:
-            scorer_of(context, rl)  # says what is wrong with a rule or a URL
-            sources[rl.score.rule or rl.score.server.rpartition("@")[2]] = stage
-        else:
-            sources[config.rm.model or "the stage rm"] = stage
     if config.rm.model:
         load_tokenizer(config.rm.model, "rm.model", config.model.trust_remote_code)
         check_scalar_folder(config.rm.model, "rm.model", config.model.trust_remote_code)
-    return ", ".join(sources)
+    paid = [rl for rl in (member(config.rto, stage) for stage in config.members) if rl.reward.beta_3]
+    if not paid:
+        return None
+    asked = replace(paid[0], score=replace(paid[0].score, retries=0))  # the family shares one source
+    source = asked.score.rule or asked.score.server
+    if not source:
+        return config.rm.model or "the stage rm", "a reward model"
+    score = scorer_of(context, asked)([_example(context)])[0]
+    return f"{one_line(source, 200)} gave {score:.4g} for an example", "a finite number"
+
+
+def _example(context: Context) -> Completion:
+    """An answer that a policy could give: the first prompt, with the chosen answer where the data has any."""
+    corpus = context.corpus
+    prompt = corpus.prompts[0]
+    answers = [response for _, response in corpus.examples(1)]
+    known = corpus.references.get(tuple(prompt))
+    if not answers and known is not None:
+        answers = [context.tokenizer(known, add_special_tokens=False)["input_ids"]]
+    return Completion(prompt, (answers or [prompt])[0], [], "eos")
 
 
 def watch_of(context: Context, scorer: Judge | None) -> Judge | None:

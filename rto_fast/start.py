@@ -48,7 +48,7 @@ def _models(context: Context, model: LanguageModel) -> Iterator[Check]:
             same.append(name)
     yield Check("tokenizer", f"{len(context.tokenizer)} ids in {', '.join(same)}", "the same everywhere")
     if source := check_sources(context):
-        yield Check("sentence score", source, "can be asked")
+        yield Check("sentence score", *source)
     prompts = [(prompt[:1], prompt[1:]) for prompt in corpus.prompts[:2] if len(prompt) > 1]
     examples = corpus.examples(2) or prompts
     dtype = context.autocast or context.dtype

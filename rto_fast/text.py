@@ -2,8 +2,9 @@
 
 import re
 
-_CREDENTIALS = re.compile(r"\b(https?://)[^/\s'\"]*@", re.IGNORECASE)
-_QUERY = re.compile(r"\b(https?://[^\s?'\"]*\?)[^\s'\"]+", re.IGNORECASE)
+_SCHEME = r"\b[a-z][a-z0-9+.-]{0,20}://"
+_URL = re.compile(rf"""(?P<quote>['"])({_SCHEME})((?:(?!(?P=quote))\S)*)|({_SCHEME})(\S*)""", re.IGNORECASE)
+_PARTS = re.compile(r"([^/?#]*)([^?#]*)([?#]?)(.*)", re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -13,8 +14,18 @@ def is_unicode(text: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """The text with the name and password in front of a URL's host, and what follows its question mark, as ***."""
-    return _QUERY.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+    """The text with what may be secret in its URLs as ***: name and password, and all behind the first ? or #."""
+    return _URL.sub(_without_secrets, text)
+
+
+def _without_secrets(found: re.Match[str]) -> str:
+    quote, scheme, rest = (found[1], found[2], found[3]) if found[1] else ("", found[4], found[5])
+    authority, path, mark, behind = _PARTS.match(rest).groups()
+    _, at, host = authority.rpartition("@")
+    # a / in a password ends the authority too early: what is left of it looks like a port with a letter
+    if not at and re.match(r"[^:\[]*:.*[^\W\d]", authority):
+        return f"{quote}{scheme}***"
+    return f"{quote}{scheme}{'***@' if at else ''}{host}{path}{mark}{'***' if behind else ''}"
 
 
 def one_line(text: object, limit: int = 1000) -> str:

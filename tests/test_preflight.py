@@ -1,5 +1,6 @@
 """What is checked before the first step: each check passes on a sound run and names the mend on a broken one."""
 
+import sys
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from rto_fast.memory import available_memory, estimate, free_disk, in_words
 from rto_fast.preflight import check_eos, check_ratio, check_round_trip, check_trial_export
 from rto_fast.train import main
 from tests.kill_harness import arguments, setting
+from tests.scorers.faulty import serving, status, text
 from tests.tiny import language_model, sequences
 
 EXAMPLES = list(zip(*sequences([(3, 4), (2, 9), (5, 2)]), strict=True))
@@ -60,6 +62,66 @@ def test_a_score_that_cannot_be_had_stops_the_run_at_once(folder, capsys):
     assert "holds no score.weight or value_head.weight" in fails(folder, capsys, *stages, *plain)
     assert "rto.score.rule" in fails(folder, capsys, *stages, "--rto.score.rule", "nowhere:score")
     assert "rto.score.server" in fails(folder, capsys, *stages, "--rto.score.server", "gopher://x")
+
+
+def url_of(server) -> str:
+    return server.url.replace("http://", "http://me:hunter2@") + "?token=hunter3#hunter4"
+
+
+def test_a_reward_server_is_asked_before_the_first_step(folder, capsys):
+    flags = ("--stages", "sft", "ppo", "--preflight-only")
+    with serving() as server:
+        assert main(arguments(folder, "asked", *flags, "--rto.score.server", url_of(server))) == 0
+    said = capsys.readouterr()
+    # the chosen answer of a pair, of which the server gives the length
+    (_, headers, asked), *others = server.requests
+    assert not others and asked["query"][0].startswith("what is the colour of") and "grey ." in asked["query"][0]
+    shown = server.url.replace("http://", "http://***@") + "?***"
+    wanted = f"  {shown} gave {len(asked['query'][0])} for an example  (a finite number)\n"
+    assert wanted in said.out and "hunter" not in said.out + said.err and headers["Authorization"].startswith("Basic")
+
+
+@pytest.mark.parametrize(
+    "act, message",
+    [
+        (None, "gave no scores in 1 attempt (connection refused)"),
+        (lambda handler, asked: time.sleep(2), "gave no scores in 1 attempt (no whole answer within 0.5 s)"),
+        (status(503, b"GET /x?token=hunter3 of me:hunter2"), "gave no scores in 1 attempt (status 503: GET /x?***"),
+        (text("<html>It works! hunter2</html>"), "answered no JSON"),
+        (text('{"rewards": ["hunter2"]}'), "every score must be a finite number, got '***' for answer 1 of 1"),
+        (text('{"hunter2": [1]}'), "got an object with the keys '***'"),
+        (text('{"rewards": [1], "hunter2": 1, "hunter2": 2}'), "key '***' appears twice in one object"),
+        (lambda handler, asked: handler.wfile.write(b"hunter2\r\n"), "gave no scores in 1 attempt (***)"),
+    ],
+)
+def test_a_reward_server_that_cannot_be_asked_stops_the_run_at_once(folder, capsys, act, message):
+    with serving(*[act] * (act is not None)) as server:
+        url = url_of(server)
+        if act is None:
+            server.shutdown()
+            server.server_close()
+        started = time.perf_counter()
+        error = fails(folder, capsys, "--stages", "sft", "ppo", "--rto.score.server", url, "--rto.score.timeout", "0.5")
+        assert time.perf_counter() - started < 10
+    assert error.startswith("rto_fast: error: rto.score.server: http://") and message in error
+    assert "hunter" not in error and len(server.requests) <= 1
+
+
+def test_a_rule_is_tried_before_the_first_step(folder, capsys, monkeypatch, tmp_path):
+    (tmp_path / "tried_rules.py").write_text(
+        "seen = []\n"
+        "def length(answers):\n    seen.extend(answers)\n    return [len(a.response) for a in answers]\n"
+        "def wrong(answers):\n    return [{}[a.response] for a in answers]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = ("--stages", "sft", "ppo", "--rto.score.rule")
+    assert main(arguments(folder, "tried", *flags, "tried_rules:length", "--preflight-only")) == 0
+    (answer,) = sys.modules["tried_rules"].seen
+    assert answer.prompt.startswith("what is the colour") and answer.response.startswith("it is") and answer.finished
+    gave = f"tried_rules:length gave {len(answer.response)} for an example  (a finite number)"
+    assert gave in capsys.readouterr().out
+    error = fails(folder, capsys, *flags, "tried_rules:wrong")
+    assert "rto.score.rule tried_rules:wrong: raised KeyError: 'it is" in error and "for answer 1 of 1" in error
 
 
 def test_too_little_disk_or_memory_stops_the_run_at_once(folder, capsys, monkeypatch):

@@ -246,7 +246,7 @@ def test_a_reward_server_that_goes_down_costs_nothing(tmp_path, capsys):
         flags = ["--stages", "sft", "ppo", "--rto.score.server", url, "--rto.score.retries", "0", "--eval.prompts", "0"]
         return start(folder, *flags, "--checkpoint.minutes", "0")
 
-    server = serve(0, 1)
+    server = serve(0, 2)  # before the run, and in its first iteration
     port = server.server_address[1]
     assert run(tmp_path, f"http://127.0.0.1:{port}/get_reward") == 2
     error = capsys.readouterr().err.splitlines()[-1]

@@ -8,7 +8,6 @@ that other servers ignore, says which answers the policy ended itself. A bearer 
 holds RTO_FAST_REWARD_KEY.
 """
 
-import base64
 import json
 import math
 import os
@@ -19,10 +18,12 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from socket import gaierror
-from urllib.parse import SplitResult, unquote, urlsplit
 
+from rto_fast.foreign import no_duplicates
 from rto_fast.scorers import GO_ON, Answer, Scorer, check_scores
+from rto_fast.scorers.address import Address, read_address
 from rto_fast.scorers.http_post import Cancel, Reply, TooLarge, post
+from rto_fast.text import one_line
 
 FIELD = "rto.score.server"
 KEY = "RTO_FAST_REWARD_KEY"
@@ -53,7 +54,14 @@ def server_scorer(
     Raises ValueError, one sentence naming rto.score.server, for a url that is none, and from the scorer for an answer
     that is none; OSError from the scorer when it gives up.
     """
-    target, shown, headers = _read_url(url)
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"{KEY}: the key in the environment holds characters that no header can")
+    address = read_address(url, FIELD, "http://127.0.0.1:5000/get_reward", key)
+    shown = f"{FIELD}: {address.shown}"
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rto_fast"}
+    if address.authorization is not None:
+        headers["Authorization"] = address.authorization
     for name, value, ok, wanted in (
         ("timeout", timeout, timeout > 0 and math.isfinite(timeout), "a positive number of seconds"),
         ("retries", retries, retries >= 0, "0 or more"),
@@ -69,25 +77,25 @@ def server_scorer(
         for attempt in range(retries + 1):
             try:
                 limit = (1 << 20) + 1024 * len(answers)
-                reply = post(target, body, headers, timeout=timeout, max_bytes=limit, cancel=cancel)
+                reply = post(address.url, body, headers, timeout=timeout, max_bytes=limit, cancel=cancel)
             except TooLarge:
                 raise ValueError(
-                    f"{FIELD}: {shown} answered with more than {limit} bytes; is it a reward server? {GO_ON}"
+                    f"{shown} answered with more than {limit} bytes; is it a reward server? {GO_ON}"
                 ) from None
             except (OSError, HTTPException) as error:
-                problem, asked = _problem(error, timeout), 0.0
+                problem, asked = _problem(error, timeout, address), 0.0
             else:
                 if reply.status == 200:
-                    return _rewards(reply.body, len(answers), shown)
-                problem, asked = f"status {reply.status}{_said(reply, headers)}", _retry_after(reply.retry_after)
+                    return _rewards(reply.body, len(answers), address)
+                problem, asked = f"status {reply.status}{_said(reply, address)}", _retry_after(reply.retry_after)
                 if reply.status not in (408, 429) and reply.status < 500:
                     hint = HINTS.get(reply.status, "correct the server or the url")
-                    raise ValueError(f"{FIELD}: {shown} refuses with {problem}; {hint}; {GO_ON}")
+                    raise ValueError(f"{shown} refuses with {problem}; {hint}; {GO_ON}")
             own = backoff * 2**attempt * jitter.uniform(0.5, 1.0)
             if attempt < retries and cancel.requested.wait(min(max(own, asked), LONGEST_WAIT_S)):
                 break
         tried = f"{attempt + 1} attempt" + "s" * (attempt > 0)
-        raise OSError(f"{FIELD}: {shown} gave no scores in {tried} ({problem}); start it again; {GO_ON}")
+        raise OSError(f"{shown} gave no scores in {tried} ({problem}); start it again; {GO_ON}")
 
     def score(answers: list[Answer]) -> list[float]:
         if not answers:
@@ -110,35 +118,6 @@ def server_scorer(
     return score
 
 
-def _read_url(url: str) -> tuple[SplitResult, str, dict[str, str]]:
-    """The url without credentials; the same as it may be shown; the headers of every request."""
-    wanted = f"{FIELD}: wanted a url like http://127.0.0.1:5000/get_reward"
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"{wanted}, got one with blanks or other than plain letters")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        (parts.hostname or "").encode("idna")
-    except ValueError:
-        raise ValueError(f"{wanted}, got one with a host or port that cannot be read") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        # what comes before an @ may be a password
-        raise ValueError(f"{wanted}, got {url.rpartition('@')[2][:100]!r}")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    clean = parts._replace(netloc=host if port is None else f"{host}:{port}", fragment="")
-    shown = clean._replace(query="..." if clean.query else "").geturl()
-    headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rto_fast"}
-    key = os.environ.get(KEY, "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"{KEY}: the key in the environment holds characters that no header can")
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    elif parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-    return clean, shown, headers
-
-
 def _request(answers: list[Answer]) -> bytes:
     return json.dumps(
         {
@@ -150,22 +129,26 @@ def _request(answers: list[Answer]) -> bytes:
     ).encode()
 
 
-def _rewards(body: bytes, count: int, shown: str) -> list[float]:
+def _rewards(body: bytes, count: int, address: Address) -> list[float]:
     def refuse(constant: str) -> float:
         raise ValueError(f"it holds {constant}, which is no number in JSON")
 
+    shown, correct = f"{FIELD}: {address.shown}", f"correct the server; {GO_ON}"
     try:
-        answer = json.loads(body.decode(), parse_constant=refuse)
+        answer = json.loads(body.decode(), parse_constant=refuse, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-        raise ValueError(f"{FIELD}: {shown} answered no JSON ({reason}); correct the server; {GO_ON}") from None
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else address.hide(one_line(error, 120))
+        raise ValueError(f"{shown} answered no JSON ({reason}); {correct}") from None
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(rewards, list):
-        wanted = f'{{"rewards": [{count} numbers]}}'
-        raise ValueError(f"{FIELD}: {shown} must answer {wanted}, got {_form(answer)}; correct the server; {GO_ON}")
+        got = address.hide(_form(answer))
+        raise ValueError(f'{shown} must answer {{"rewards": [{count} numbers]}}, got {got}; {correct}')
     if any(isinstance(r, bool) for r in rewards):
-        raise ValueError(f"{FIELD}: {shown} answered true or false for a number; correct the server; {GO_ON}")
-    check_scores(rewards, count, f"{FIELD}: {shown}")
+        raise ValueError(f"{shown} answered true or false for a number; {correct}")
+    try:
+        check_scores(rewards, count, "")
+    except ValueError as error:
+        raise ValueError(f"{shown}{address.hide(str(error))}") from None
     return [float(r) for r in rewards]
 
 
@@ -177,21 +160,19 @@ def _form(answer: object) -> str:
     return f"an object with the keys {', '.join(repr(k[:20]) for k in list(answer)[:5]) or '(none)'}"
 
 
-def _problem(error: Exception, timeout: float) -> str:
+def _problem(error: Exception, timeout: float, address: Address) -> str:
     if isinstance(error, TimeoutError):
         return f"no whole answer within {timeout:g} s"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, gaierror):
         return "unknown host"
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return address.hide(one_line(error, 200)) or type(error).__name__
 
 
-def _said(reply: Reply, headers: dict[str, str]) -> str:
-    """What an error's body says, in one short line without the key."""
-    text = reply.body[:2000].decode(errors="replace")
-    for secret in headers.get("Authorization", "").split()[1:]:
-        text = text.replace(secret, "***")
+def _said(reply: Reply, address: Address) -> str:
+    """What an error's body says, in one short line."""
+    text = address.hide(reply.body[:2000].decode(errors="replace"))
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:160]
     return f": {text}" if text else ""
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import time
 import tomllib
 from pathlib import Path
 
@@ -83,6 +84,33 @@ def test_secrets_are_hidden():
     assert "word" not in one_line(f"no {SECRET}") and "hunter2" not in one_line(f"no {SECRET}")
 
 
+@pytest.mark.parametrize(
+    "url, shown",
+    [
+        ("http://me:hunter2@h:80/a@b#hunter3", "http://***@h:80/a@b#***"),
+        ("gopher://me:hunter2@h", "gopher://***@h"),
+        ("https://h/x?hunter2", "https://h/x?***"),
+        ("http://me:hunter2/3@h/x", "http://***"),
+        ("http://me:hunter2#3@h/x", "http://***"),
+        ("http://me:hunter2?3@h/x", "http://***"),
+        ("http://me:hunter'2@h/x?k='hunter2", "http://***@h/x?***"),
+        ("http://[::1]:5000/get_reward", "http://[::1]:5000/get_reward"),
+        ("http://127.0.0.1:5000/get_reward", "http://127.0.0.1:5000/get_reward"),
+    ],
+)
+def test_secrets_are_hidden_wherever_a_url_holds_them(url, shown):
+    assert without_secrets(f"{url} failed") == f"{shown} failed"
+    quote = repr(url)[0]
+    assert without_secrets(f"got {url!r}, no") == f"got {quote}{shown}{quote}, no"
+
+
+def test_looking_for_secrets_takes_no_longer_than_the_text():
+    started = time.perf_counter()
+    for part in ("a.", "http://", "'http://a'", "http://a:", "'", "http://@:"):
+        without_secrets(part * 200_000)
+    assert time.perf_counter() - started < 10
+
+
 def test_a_secret_in_a_setting_is_not_written_down(tmp_path):
     config = build(Config, {"output": str(tmp_path / "run"), "data": {"path": SECRET}}, "recipe x")
     claim(config)
@@ -101,6 +129,15 @@ def test_a_secret_in_a_flag_is_not_printed(tmp_path, capfd):
     assert main(["--data.path", SECRET, "--model.path", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
     error = capfd.readouterr().err
     assert "hunter2" not in error and "word@" not in error
+
+
+@pytest.mark.parametrize("flag", ["--rto.score.servr", "--rto.score.timeout", "--rto.score.servr="])
+def test_a_long_secret_is_not_printed_by_the_parser_of_flags(flag, capfd):
+    """Which breaks long words over lines."""
+    url = f"http://me:{'p' * 90}hunter2@h:5000/x?key={'q' * 70}hunter2"
+    assert main([flag + url] if flag.endswith("=") else [flag, url]) == 2
+    error = capfd.readouterr().err
+    assert "hunter2" not in error and "ppp" not in error and "rto.score" in error
 
 
 def test_the_page_says_what_the_code_bounds():

@@ -174,6 +174,7 @@ def test_a_lasting_fault_is_named(fault, problem):
         ("[1, 2, 3, 4, 5, 6, 7]", "got a list"),
         ("3", "got a number"),
         ("null", "got null"),
+        ('{"rewards": [1], "rewards": [1, 2, 3, 4, 5, 6, 7]}', "answered no JSON .key 'rewards' appears twice in one"),
         ("", "answered no JSON"),
         ("<html>It works!</html>", "answered no JSON"),
         (b"\xff\xfe\x00", "answered no JSON"),
@@ -246,6 +247,26 @@ def test_key_and_credentials_are_headers(monkeypatch):
         assert "lines" not in str(caught.value)
 
 
+def test_no_part_of_the_url_comes_back(monkeypatch):
+    """Whatever the server repeats of it."""
+    monkeypatch.setenv(KEY, "key-hunter1")
+
+    def echo(handler, asked):
+        said = f"{handler.path} {handler.headers['Authorization']} user-hunter pass@hunter frag-hunter val hunter"
+        reply(handler, 400, said.encode())
+
+    with serving(echo, echo) as server:
+        url = server.url.replace("http://", "http://user-hunter:pass%40hunter@")
+        with pytest.raises(ValueError, match="refuses with status 400: /get_reward") as caught:
+            server_scorer(f"{url}?val+hunter&token=tok-hunter#frag-hunter", **FAST)(ANSWERS)
+        monkeypatch.delenv(KEY)
+        with pytest.raises(ValueError, match="status 400") as basic:
+            server_scorer(f"{url}?val+hunter&token=tok-hunter#frag-hunter", **FAST)(ANSWERS)
+    for error in (caught, basic):
+        assert "hunter" not in str(error.value) and "Bearer" not in str(error.value).replace("Bearer ***", "")
+        assert "dXNlci1odW50ZXI" not in str(error.value)  # base64
+
+
 def test_failures_do_not_change_what_a_run_draws():
     random.seed(3)
     expected = random.random()
@@ -271,6 +292,9 @@ def test_failures_do_not_change_what_a_run_draws():
         "http://a/\n",
         "http://" + "a" * 70 + "/",
         "me:hunter2@host/x",
+        "host:80/x?token=hunter2",
+        "me:pass?hunter2@host/x",
+        "http://me:hunter2#@host/x",
     ],
 )
 def test_a_url_that_is_none(url):
