@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rto_fast import attention
@@ -180,6 +180,12 @@ def load_language_model(
         # the losses stay ours: liger's would compute logits
         _apply_liger_kernel_to_instance(model=hf, cross_entropy=False, fused_linear_cross_entropy=False)
     return LanguageModel(hf).to(device)
+
+
+def stored_dtype(path: str, trust_remote_code: bool = False) -> torch.dtype | None:
+    """The type of a folder's or hub id's weights, as its configuration says it; None where that says nothing usable."""
+    dtype = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).dtype
+    return dtype if dtype in DTYPES.values() else None
 
 
 def critic_from(model: LanguageModel, bias: bool = True) -> ScalarModel:

@@ -108,17 +108,17 @@ def _restore(built: Built, saved: Saved) -> None:
 
 def _export(context: Context, stage: str, built: Built, name: str, facts: dict[str, Any]) -> None:
     """The model as it is now, as a folder that others load; read back and compared."""
-    folder = context.folder / name
+    folder, dtype = context.folder / name, context.export_dtype(stage)
     if stage == "rm":
         built.stage.calibrate()
         facts |= {"mean": built.model.mean, "std": built.model.std}
-        save_stage(folder, as_classifier(built.model, context.tokenizer), context.tokenizer, facts)
+        save_stage(folder, as_classifier(built.model, context.tokenizer), context.tokenizer, facts, dtype)
         check_scalar_export(
-            folder, built.model, lambda path: load_scalar_model(path, dtype=context.dtype, device=context.device)
+            folder, built.model, lambda path: load_scalar_model(path, dtype=context.dtype, device=context.device), dtype
         )
     else:
-        save_stage(folder, built.model.hf, context.tokenizer, facts)
-        check_export(folder, built.model, context.load)
+        save_stage(folder, built.model.hf, context.tokenizer, facts, dtype)
+        check_export(folder, built.model, context.load, dtype)
 
 
 def _trial(context: Context, settings: RTOConfig, name: str) -> LanguageModel:

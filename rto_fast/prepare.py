@@ -15,7 +15,7 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.disk import writing
 from rto_fast.export import is_finished
 from rto_fast.folder import check, claim
-from rto_fast.model import DTYPES, LanguageModel, load_language_model
+from rto_fast.model import DTYPES, LanguageModel, load_language_model, stored_dtype
 from rto_fast.quickstart.judge import Oracle
 from rto_fast.quickstart.task import write_task
 from rto_fast.stall import StallGuard
@@ -69,6 +69,14 @@ class Context:
         """The model that the user gives in a stage's place."""
         config = self.config
         return {"sft": config.sft.model, "dpo": config.dpo.model, "rm": config.rm.model}.get(stage)
+
+    def export_dtype(self, stage: str) -> torch.dtype:
+        """Of the weights in a finished stage's folder (export.dtype)."""
+        if self.config.export.dtype != "auto":
+            return DTYPES[self.config.export.dtype]
+        if stage in ("sft", "dpo", "rm"):
+            return self.dtype
+        return stored_dtype(self.config.model.path, self.config.model.trust_remote_code) or self.dtype
 
     def precision(self) -> torch.autocast:
         """The arithmetic of every forward pass, as a context."""

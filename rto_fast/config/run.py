@@ -134,6 +134,15 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """The folder that a finished stage leaves."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of its weights. auto: rto and its family as the base model is stored; sft, dpo and rm, which later stages
+    compute with, as they were trained (rounding them would be noise in every token's reward)."""
+
+
+@dataclass(frozen=True)
 class GuardConfig:
     """What may go wrong while a run is alone. A value that is not finite always stops it, before the step."""
 
@@ -183,6 +192,7 @@ class Config:
     resume: bool = True
     """Go on from the checkpoint of a stage that was interrupted; False starts that stage over."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
