@@ -96,7 +96,7 @@ def short(answers):
 def few(answers):
     return [1.0]
 def nan(answers):
-    return [math.nan] * len(answers)
+    return [math.nan] * len(answers) if len(answers) > 1 else [0.0]
 """
 
 
@@ -158,7 +158,9 @@ def score(answers):
     if len(answers) > 1:
         rollouts = 1 + int((here / "rollouts").read_text())
         (here / "rollouts").write_text(str(rollouts))
-    if trouble and int((here / "rollouts").read_text()) > 1:
+        if rollouts > 1:
+            (here / "now").touch()
+    if trouble and (here / "now").exists():  # not when it is tried before the first step
         exec(trouble)
     return [float(len(a.response)) for a in answers]
 """
@@ -179,6 +181,7 @@ def test_a_rule_that_fails_midway_costs_no_step(tmp_path, monkeypatch, capsys):
         ("raise ConnectionError('gone')", "ConnectionError: gone"),
     ]:
         (tmp_path / "trouble").write_text(trouble)
+        (tmp_path / "now").unlink(missing_ok=True)
         assert start(tmp_path, *flags) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert f"rto_fast: error: rto.score.rule flaky_rules:score: raised {said} for answer 1 of 8; " in error
