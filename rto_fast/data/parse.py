@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from os.path import commonprefix
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+_TOOLS = ("tool", "tool_call", "tool_response", "function", "function_call", "observation", "ipython")
+_WRITTEN_LIST = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -28,8 +30,11 @@ def as_messages(value) -> tuple[Message, ...]:
     """A prompt column as messages: a message list, a Human/Assistant dialogue, or a string (one user turn).
 
     Messages are {role, content} or {from, value}; content may be a list of text parts. TypeError says what is wrong.
+    BadContent where tools are used, and for a message list that is written as text (in a .csv).
     """
     if isinstance(value, str):
+        if is_written_list(value):
+            raise BadContent("message list written as text", "write the rows as .jsonl with message lists in them")
         return _turns(value) if is_dialogue(value) else (Message("user", value),)
     if not isinstance(value, list | tuple):
         raise TypeError(f"wanted a string or a list of messages, got {type(value).__name__}")
@@ -44,6 +49,8 @@ def _message(value) -> Message:
     role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
     if not isinstance(role, str):
         raise TypeError(f"a message has no role; its keys are {', '.join(map(str, value))}")
+    if role.lower() in _TOOLS or value.get("tool_calls") or value.get("function_call"):
+        raise BadContent("tool use", "calls of tools and their replies are not read")
     if isinstance(content, list):
         parts = [p.get("text") if isinstance(p, dict) else p for p in content]
         if not all(isinstance(p, str) for p in parts):
@@ -54,6 +61,11 @@ def _message(value) -> Message:
     if not isinstance(content, str):
         raise TypeError(f"a message's content must be a string, got {type(content).__name__}")
     return Message(_ROLES.get(role.lower(), role.lower()), content)
+
+
+def is_written_list(text: str) -> bool:
+    """Whether a string is a message list in JSON or in Python's notation."""
+    return _WRITTEN_LIST.match(text) is not None
 
 
 def is_dialogue(text: str) -> bool:

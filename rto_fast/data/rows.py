@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from rto_fast.data.parse import (
     BadContent,
     Message,
-    as_messages,
     is_dialogue,
+    is_written_list,
     only_assistant,
     split_common_prefix,
     split_conversation,
     split_dialogue,
 )
+from rto_fast.data.question import ANSWERS, asked
+from rto_fast.data.row import COLUMNS, Row, names_of
 from rto_fast.text import is_unicode
-
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ def to_pairs(rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = Non
                               two strings are split at the last word boundary of their common beginning
     prompt, chosen, rejected  prompt: a message list, a dialogue string or a question (one user turn);
                               answers: strings, or message lists that end in the assistant's turn
+    instruction (+ input), question, query, ... in place of prompt, and system beside it: `data.question`
 
     columns  where a column has another name: {"prompt": "question"} (--data.columns prompt=question)
     strict   a row that would be dropped is an error
@@ -81,16 +82,18 @@ def to_pairs(rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = Non
 def to_prompts(
     rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False
 ) -> Normalised:
-    """Rows -> `Prompt`s: a prompt column (message list, dialogue string, question), the prompt of a preference row, or
-    of a `messages` row without its last turn. Arguments and errors as in `to_pairs`."""
+    """Rows -> `Prompt`s: a prompt column (message list, dialogue string, question) or what stands for it, the prompt of
+    a preference row, or of a `messages` (`conversations`) row without its last turn. Arguments and errors as in
+    `to_pairs`."""
     return _normalise(rows, _prompt, columns, strict)
 
 
 def to_demonstrations(
     rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False
 ) -> Normalised:
-    """Rows -> `Demonstration`s: prompt + completion, messages (the last assistant turn is the completion), the chosen
-    answer of a preference row, or text (no prompt). Arguments and errors as in `to_pairs`."""
+    """Rows -> `Demonstration`s: prompt (or what stands for it) + completion (output, response), messages or
+    conversations (the last assistant turn is the completion), the chosen answer of a preference row, or text (no
+    prompt). Arguments and errors as in `to_pairs`."""
     return _normalise(rows, _demonstration, columns, strict)
 
 
@@ -100,70 +103,21 @@ def detect_kind(row: Mapping, columns: Mapping[str, str] | None = None) -> str:
     found = {name for name in COLUMNS if columns.get(name, name) in row}
     if {"chosen", "rejected"} <= found:
         return "pairs"
-    if found & {"completion", "messages", "text", "chosen"}:
+    if found & {"completion", "messages", "text", "chosen"} or "conversations" in row:
         return "demonstrations"
-    if "prompt" in found:
-        return "prompts"
+    if "prompt" in found or asked(row):
+        return "demonstrations" if any(name in row for name in ANSWERS) else "prompts"
     raise ValueError(
-        f"data: none of the columns prompt, chosen, rejected, completion, messages, text; found {_names(row)}; "
+        f"data: none of the columns prompt, chosen, rejected, completion, messages, text; found {names_of(row)}; "
         "name yours with --data.columns, e.g. prompt=question completion=answer"
     )
 
 
-class _Row:
-    """One raw row behind canonical column names."""
-
-    __slots__ = ("columns", "form", "number", "raw")
-
-    def __init__(self, raw: Mapping, number: int, columns: Mapping[str, str]):
-        self.raw, self.number, self.columns, self.form = raw, number, columns, ""
-
-    def __contains__(self, name: str) -> bool:
-        return self.columns.get(name, name) in self.raw
-
-    def get(self, name: str):
-        actual = self.columns.get(name, name)
-        if actual not in self.raw:
-            asked = f" (given as {name}={actual})" if name in self.columns else ""
-            raise ValueError(
-                f"data row {self.number}: no column {actual!r}{asked}; found {_names(self.raw)}; "
-                f"name yours with --data.columns {name}=YOURS"
-            )
-        return self.raw[actual]
-
-    def text(self, name: str, value=None) -> str:
-        """A response: a string that is not blank."""
-        value = self.get(name) if value is None else value
-        if value is None:
-            raise BadContent("empty response", f"column {name!r} is null")
-        if not isinstance(value, str):
-            raise self.wrong(name, "a string", value)
-        if not value.strip():
-            raise BadContent("empty response", f"column {name!r} is blank")
-        return value
-
-    def messages(self, name: str) -> tuple[Message, ...]:
-        value = self.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value):
-            raise BadContent("empty prompt", f"column {name!r} is empty")
-        messages = self.as_messages(name, value)
-        if not messages or not messages[-1].content.strip():
-            raise BadContent("empty prompt", f"the last turn of column {name!r} is blank")
-        return messages
-
-    def as_messages(self, name: str, value) -> tuple[Message, ...]:
-        try:
-            return as_messages(value)
-        except TypeError as error:
-            raise ValueError(f"data row {self.number}: column {self.columns.get(name, name)!r}: {error}") from None
-
-    def wrong(self, name: str, wanted: str, value) -> ValueError:
-        actual = self.columns.get(name, name)
-        return ValueError(f"data row {self.number}: column {actual!r} must be {wanted}, got {type(value).__name__}")
-
-
-def _pair(row: _Row) -> Pair:
-    chosen, rejected = row.get("chosen"), row.get("rejected")
+def _pair(row: Row) -> Pair:
+    # ShareGPT's answers are a message each
+    chosen, rejected = (
+        [x] if isinstance(x, dict) and "value" in x else x for x in (row.get("chosen"), row.get("rejected"))
+    )
     if chosen is None or rejected is None:
         raise BadContent("empty response", f"column {'chosen' if chosen is None else 'rejected'!r} is null")
     if isinstance(chosen, list) != isinstance(rejected, list):
@@ -179,29 +133,29 @@ def _pair(row: _Row) -> Pair:
     return pair
 
 
-def _pair_of_messages(row: _Row, chosen: list, rejected: list) -> Pair:
+def _pair_of_messages(row: Row, chosen: list, rejected: list) -> Pair:
     chosen, rejected = row.as_messages("chosen", chosen), row.as_messages("rejected", rejected)
-    if "prompt" in row and chosen and chosen[0].role == "assistant":
-        row.form = "prompt + message lists chosen, rejected"
-        return Pair(row.messages("prompt"), only_assistant(chosen), only_assistant(rejected))
+    if chosen and chosen[0].role == "assistant" and row.asks:
+        row.form = f"{row.asks_in_words} + message lists chosen, rejected"
+        return Pair(row.prompt(), only_assistant(chosen), only_assistant(rejected))
     row.form = "whole conversations as message lists chosen, rejected"
     (history, good), (other, bad) = split_conversation(chosen), split_conversation(rejected)
-    return Pair(_shared(history, other), good, bad)
+    return Pair(row.behind_system(_shared(history, other)), good, bad)
 
 
-def _pair_of_strings(row: _Row, chosen, rejected) -> Pair:
+def _pair_of_strings(row: Row, chosen, rejected) -> Pair:
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not isinstance(text, str):
             raise row.wrong(name, "a string or a list of messages", text)
+    if is_written_list(chosen) and is_written_list(rejected):
+        raise BadContent("message list written as text", "write the rows as .jsonl with message lists in them")
     if is_dialogue(chosen) and is_dialogue(rejected):
         row.form = "whole Human/Assistant dialogues as strings chosen, rejected (HH-RLHF)"
         (history, good), (other, bad) = split_dialogue(chosen), split_dialogue(rejected)
-        return Pair(_shared(history, other), good, bad)
-    if "prompt" in row:
-        row.form = (
-            f"prompt ({'messages' if isinstance(row.get('prompt'), list) else 'string'}) + strings chosen, rejected"
-        )
-        return Pair(row.messages("prompt"), chosen, rejected)
+        return Pair(row.behind_system(_shared(history, other)), good, bad)
+    if row.asks:
+        row.form = f"{row.asks_in_words} + strings chosen, rejected"
+        return Pair(row.prompt(), chosen, rejected)
     row.form = "strings chosen, rejected that begin with the prompt"
     if not chosen.strip() or not rejected.strip():
         raise BadContent("empty response", f"column {'rejected' if chosen.strip() else 'chosen'!r} is blank")
@@ -219,49 +173,61 @@ def _shared(history: tuple[Message, ...], other: tuple[Message, ...]) -> tuple[M
     return history
 
 
-def _prompt(row: _Row) -> Prompt:
-    if "messages" in row and "prompt" not in row:
-        row.form = "messages"
-        messages = row.messages("messages")
-        return Prompt(split_conversation(messages)[0] if messages[-1].role == "assistant" else messages)
-    if "prompt" not in row and "chosen" in row and "rejected" in row:
-        return Prompt(_pair(row).prompt)
-    row.form = "prompt"
-    return Prompt(row.messages("prompt"))
+def _prompt(row: Row) -> Prompt:
+    if "prompt" not in row:
+        if "chosen" in row and "rejected" in row:
+            return Prompt(_pair(row).prompt)
+        if turns := _turns(row):
+            row.form = turns
+            messages = row.messages(turns)
+            asks = split_conversation(messages)[0] if messages[-1].role == "assistant" else messages
+            return Prompt(row.behind_system(asks))
+    row.form = " + ".join(row.asks) or "prompt"
+    return Prompt(row.prompt())
 
 
-def _demonstration(row: _Row) -> Demonstration:
-    if "completion" not in row:
+def _demonstration(row: Row) -> Demonstration:
+    answer = "completion"
+    if answer not in row:
         if "chosen" in row:
             return _chosen(row)
-        if "messages" in row:
-            row.form = "messages, the last assistant turn is the response"
-            prompt, completion = split_conversation(row.messages("messages"))
-            return Demonstration(prompt, row.text("messages", completion))
-        if "text" in row:
+        if turns := _turns(row):
+            row.form = f"{turns}, the last assistant turn is the response"
+            prompt, completion = split_conversation(row.messages(turns))
+            return Demonstration(row.behind_system(prompt), row.text(turns, completion))
+        answers = [name for name in ANSWERS if name in row]
+        if "text" in row and not answers:
             row.form = "text without a prompt"
             return Demonstration((), row.text("text"))
-    row.form = "prompt + completion"
-    prompt, completion = row.messages("prompt"), row.get("completion")
+        answer = answers[0] if answers and row.asks else answer
+    row.form = f"{' + '.join(row.asks) or 'prompt'} + {answer}"
+    prompt, completion = row.prompt(), row.get(answer)
     if isinstance(completion, list):
-        completion = only_assistant(row.as_messages("completion", completion))
-    return Demonstration(prompt, row.text("completion", completion))
+        completion = only_assistant(row.as_messages(answer, completion))
+    return Demonstration(prompt, row.text(answer, completion))
 
 
-def _chosen(row: _Row) -> Demonstration:
+def _turns(row: Row) -> str:
+    """The column of a whole conversation, or ""."""
+    return next((name for name in ("messages", "conversations") if name in row), "")
+
+
+def _chosen(row: Row) -> Demonstration:
     if "rejected" in row:
         pair = _pair(row)
         return Demonstration(pair.prompt, pair.chosen)
-    row.form = "prompt + chosen"
-    return Demonstration(row.messages("prompt"), row.text("chosen"))
+    row.form = f"{' + '.join(row.asks) or 'prompt'} + chosen"
+    return Demonstration(row.prompt(), row.text("chosen"))
 
 
-def _normalise(rows: Sequence[Mapping], parse: Callable[[_Row], object], columns, strict: bool) -> Normalised:
+def _normalise(rows: Sequence[Mapping], parse: Callable[[Row], object], columns, strict: bool) -> Normalised:
     columns = _checked(columns, rows[0] if rows else {})
     items, kept, dropped, first, form = [], [], Counter(), "", ""
     for i, raw in enumerate(rows):
-        row = _Row(raw, i + 1, columns)
+        row = Row(raw, i + 1, columns)
         try:
+            if raw.get("tools") not in (None, "", "[]", []):
+                raise BadContent("tool use", "column 'tools' is not read")
             item = parse(row)
             _check_unicode(item)
             items.append(item)
@@ -285,7 +251,9 @@ def _checked(columns: Mapping[str, str] | None, row: Mapping) -> dict[str, str]:
         if name not in COLUMNS:
             raise ValueError(f"data.columns: unknown column {name!r}; the names are {', '.join(COLUMNS)}, reference")
         if row and actual not in row:
-            raise ValueError(f"data.columns: {name}={actual}, but row 1 has no column {actual!r}; found {_names(row)}")
+            raise ValueError(
+                f"data.columns: {name}={actual}, but row 1 has no column {actual!r}; found {names_of(row)}"
+            )
     return columns
 
 
@@ -293,8 +261,3 @@ def _check_unicode(item) -> None:
     answers = [getattr(item, name, "") for name in ("chosen", "rejected", "completion")]
     if not all(map(is_unicode, [*answers, *(m.content for m in item.prompt)])):
         raise BadContent("not Unicode text", "a string holds half a surrogate pair")
-
-
-def _names(row: Mapping) -> str:
-    names = [repr(str(name)) for name in row]
-    return ", ".join(names[:16]) + (", ..." if len(names) > 16 else "") if names else "no columns"

@@ -171,5 +171,5 @@ def test_an_error_names_the_field():
         to_pairs([{**GOOD, "rejected": ""}])
     with pytest.raises(ValueError, match="no rows"):
         to_pairs([])
-    with pytest.raises(ValueError, match="none of the columns prompt, chosen.*found 'question'"):
-        detect_kind({"question": "x"})
+    with pytest.raises(ValueError, match="none of the columns prompt, chosen.*found 'title'"):
+        detect_kind({"title": "x"})

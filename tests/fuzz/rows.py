@@ -257,7 +257,7 @@ def paths() -> list[Case]:
         ),
         Case(
             "data: evaluation without prompts",
-            lambda place: ["--data.evaluation", str(place.file("asked.jsonl", '{"question": "a"}\n'))],
+            lambda place: ["--data.evaluation", str(place.file("asked.jsonl", '{"title": "a"}\n'))],
             ("no column 'prompt'",),
         ),
     ]
