@@ -9,6 +9,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.config import DataConfig
+from rto_fast.data.digest import RowDigests
 from rto_fast.data.encode import (
     EncodedDemonstration,
     EncodedPair,
@@ -41,6 +42,8 @@ class Corpus:
     """A prompt's known right answer, where data.prompts has a column `reference`; rules compare with it."""
     notes: list[str]
     """What was read and dropped, for people."""
+    digests: dict[str, dict[str, str]]
+    """By field and file: the digest of the rows that were read."""
 
     def examples(self, count: int) -> list[tuple[list[int], list[int]]]:
         """A few (prompt, response) of what is trained on."""
@@ -60,6 +63,8 @@ class _Source(NamedTuple):
     found: Normalised
     train: list
     """What of it is not held out."""
+    digests: dict[str, str]
+    """Of its rows, by file."""
 
 
 def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Corpus:
@@ -82,8 +87,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     def encoded(what: str, encode: Callable) -> list:
         if what not in sources:
             return []
-        field = "data.path" if what == "pairs" else f"data.{what}"
-        items, report = encode(sources[what].train, template, **limits, without=without, field=field)
+        items, report = encode(sources[what].train, template, **limits, without=without, field=_field(what))
         notes.append(_note(what, sources[what].found, report))
         return items
 
@@ -100,34 +104,36 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(evaluation)} held out for evaluation")
     eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
     ends = _sentence_ends(tokenizer)
-    return Corpus(pairs, demonstrations, prompts, held_out, evaluation, eos, ends, references, notes)
+    digests = {_field(what): source.digests for what, source in sources.items()}
+    return Corpus(pairs, demonstrations, prompts, held_out, evaluation, eos, ends, references, notes, digests)
+
+
+def _field(what: str) -> str:
+    """The setting that names a source."""
+    return "data.path" if what == "pairs" else f"data.{what}"
 
 
 def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list]:
     """The sources that are given, by name, and what is split off from the pairs, or without pairs from the prompts."""
+    # of a hub dataset prompts have the same subset and split as the pairs, or without pairs their own
     where = {"subset": config.subset, "split": config.split, "limit": config.max_rows}
     sources: dict[str, _Source] = {}
     kept_out: list = []
-    if config.path:
-        rows = read_rows(config.path, **where)
-        found = to_pairs(rows, columns=config.columns)
-        train, kept_out = split(found.items, config.held_out, seed)
-        sources["pairs"] = _Source(rows, found, train)
-    if config.prompts:
-        # of a hub dataset the same subset and split as of the pairs, or without pairs its own
-        rows = read_rows(config.prompts, **where, field="data.prompts")
-        found = to_prompts(rows, columns=config.columns)
-        train = found.items
-        if not config.path:
+    for what, path, normalise, options in (
+        ("pairs", config.path, to_pairs, where),
+        ("prompts", config.prompts, to_prompts, where),
+        ("demonstrations", config.demonstrations, to_demonstrations, {}),
+        ("evaluation", config.evaluation, to_prompts, {}),
+    ):
+        if not path:
+            continue
+        digests = RowDigests()
+        rows = read_rows(path, **options, field=_field(what), digests=digests)
+        found = normalise(rows, columns=config.columns)
+        train = [] if what == "evaluation" else found.items
+        if what == "pairs" or what == "prompts" and not config.path:
             train, kept_out = split(found.items, config.held_out, seed)
-        sources["prompts"] = _Source(rows, found, train)
-    if config.demonstrations:
-        rows = read_rows(config.demonstrations, field="data.demonstrations")
-        found = to_demonstrations(rows, columns=config.columns)
-        sources["demonstrations"] = _Source(rows, found, found.items)
-    if config.evaluation:
-        rows = read_rows(config.evaluation, field="data.evaluation")
-        sources["evaluation"] = _Source(rows, to_prompts(rows, columns=config.columns), [])
+        sources[what] = _Source(rows, found, train, digests.stated())
     return sources, kept_out
 
 

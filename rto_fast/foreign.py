@@ -118,7 +118,7 @@ def check_model_folder(folder: Path, field: str, trusted: bool = False) -> None:
     check_config(folder, field, trusted)
     if (folder / "generation_config.json").exists():
         check_end_token(read_object(folder / "generation_config.json", field), f"{field}: generation_config.json")
-    stored = sum(_check_weights(file, field) for file in _weight_files(folder, field))
+    stored = sum(_check_weights(file, field) for file in weight_files(folder, field))
     if not trusted:
         _check_amount(folder, field, stored)
 
@@ -187,7 +187,8 @@ def _check_sizes(config: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name} must be a whole number from 1 to {bound}, got {got}")
 
 
-def _weight_files(folder: Path, field: str) -> list[Path]:
+def weight_files(folder: Path, field: str) -> list[Path]:
+    """The files that a model folder's weights are read from: one, or those that its index names."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if single.is_file() or not index.exists():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from rto_fast import loop
+from rto_fast import inputs, loop
 from rto_fast.build import Built, build, build_rl
 from rto_fast.checkpoint import Checkpoints, Saved
 from rto_fast.config import Config, RTOConfig
@@ -38,6 +38,7 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
     if preflight_only:
         return {}
     with alone(claim(config)):
+        _remember_inputs(context)
         results = _work(context)
         results["seconds"] = round(time.perf_counter() - started, 1)
         write_whole(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
@@ -46,6 +47,14 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
         + ", ".join(context.stage_path(s) for s in config.stages)
     )
     return results
+
+
+def _remember_inputs(context: Context) -> None:
+    """Once more compared, now that nobody else can begin a run in the folder, and kept for later starts."""
+    began = inputs.read(context.folder)
+    now = inputs.of_models(context.config, context.say) | context.corpus.digests
+    inputs.check(began, now)
+    inputs.remember(context.folder, began, now, context.config, context.say)
 
 
 def _work(context: Context) -> dict[str, Any]:

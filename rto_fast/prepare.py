@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast.config import Config
+from rto_fast import inputs
+from rto_fast.config import Config, member
 from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.disk import writing
@@ -103,21 +104,47 @@ def prepare(config: Config, say: Callable[[str], None]) -> tuple[Context, Langua
     dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
     folder = check(config)
+    check_stages(config, folder)
     config, embedded = _embedded_task(config)
+    began = inputs.read(folder)
     if not config.model.path:
         raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
+    if began:
+        inputs.check(began, inputs.of_models(config, say))
     trusted = config.model.trust_remote_code
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=trusted)
     model = load_language_model(config.model.path, dtype=dtype, device=device, trust_remote_code=trusted)
     _check_context(config, model)
     with StallGuard(config.guards.stall_minutes, "reading the data"):
         corpus = load_corpus(config.data, tokenizer, config.seed)
+    inputs.check(began, corpus.digests)
     _check_ids(corpus, tokenizer, model)
     eos = _eos_token_ids(corpus, model)
     oracle = Oracle(tokenizer) if embedded else None
     context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle, say)
     _check_data(context)
     return context, model
+
+
+def check_stages(config: Config, folder: Path) -> None:
+    """ValueError where a stage needs another one's model, which no listed stage makes, none has made and none is."""
+    given = {"dpo": config.dpo.model, "rm": config.rm.model}
+    needs: dict[str, str] = {}
+    for stage in config.members:
+        rl = member(config.rto, stage)
+        if rl.reward.beta_1:
+            needs.setdefault("dpo", stage)
+        if rl.critic.model == "rm" or rl.reward.beta_3 and not (rl.score.rule or rl.score.server):
+            needs.setdefault("rm", stage)
+    missing = [n for n in needs if n not in config.stages and not given[n] and not is_finished(folder / n)]
+    if missing:
+        first = [] if config.sft.model or "sft" in config.stages else ["sft"]
+        made = sorted([*first, *missing, *config.stages], key=lambda s: {"sft": 0, "dpo": 1, "rm": 1}.get(s, 2))
+        flags = " and ".join(f"--{name}.model PATH" for name in missing)
+        raise ValueError(
+            f"stages: {needs[missing[0]]} needs the model of the stage {missing[0]}, which is not among the stages and "
+            f"not finished in {folder}; add it with --stages {' '.join(made)}, or give {flags}"
+        )
 
 
 def _check_data(context: Context) -> None:

@@ -31,6 +31,7 @@ FLOORS = {
         "export",
         "folder",
         "memory",
+        "inputs",
         "best",
         "checkpoint",
         "interrupt",

@@ -8,11 +8,11 @@ import torch
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
-from rto_fast import start
+from rto_fast import prepare, start
 from rto_fast.config import Config, ModelConfig, SamplingConfig
 from rto_fast.memory import available_memory, estimate, free_disk, in_words
 from rto_fast.preflight import check_eos, check_ratio, check_round_trip, check_trial_export
-from rto_fast.train import main
+from rto_fast.train import main, parse
 from tests.kill_harness import arguments, setting
 from tests.scorers.faulty import serving, status, text
 from tests.tiny import language_model, sequences
@@ -122,6 +122,40 @@ def test_a_rule_is_tried_before_the_first_step(folder, capsys, monkeypatch, tmp_
     assert gave in capsys.readouterr().out
     error = fails(folder, capsys, *flags, "tried_rules:wrong")
     assert "rto.score.rule tried_rules:wrong: raised KeyError: 'it is" in error and "for answer 1 of 1" in error
+
+
+@pytest.mark.parametrize(
+    "flags, fix",
+    [
+        (("rto",), "add it with --stages sft dpo rto, or give --dpo.model PATH"),
+        (
+            ("sft", "rs_ppo", "--rto.score.rule", "math"),
+            "add it with --stages sft dpo rs_ppo, or give --dpo.model PATH",
+        ),
+        (("rto", "--sft.model", "MODEL"), "add it with --stages dpo rto, or give --dpo.model PATH"),
+        (
+            ("dpo", "grpo", "rto", "--rto.critic.model", "rm", "--rto.score.rule", "math"),
+            "rto needs the model of the stage rm, which is not among the stages and not finished in",
+        ),
+        (
+            ("rto", "--rto.critic.model", "rm"),
+            "add it with --stages sft dpo rm rto, or give --dpo.model PATH and --rm.model PATH",
+        ),
+    ],
+)
+def test_a_stage_without_what_it_starts_from_stops_before_models_are_loaded(flags, fix, folder, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "load_tokenizer", lambda *_, **__: pytest.fail("a model is opened"))
+    words = [str(folder / "model") if word == "MODEL" else word for word in flags]
+    assert fix in fails(folder, capsys, "--stages", *words)
+
+
+def test_a_finished_or_a_given_model_is_enough(folder):
+    config = parse(arguments(folder, "never", "--stages", "rto"))
+    (folder / "there" / "dpo").mkdir(parents=True)
+    (folder / "there" / "dpo" / "stage.json").write_text("{}")
+    prepare.check_stages(config, folder / "there")
+    prepare.check_stages(parse(arguments(folder, "never", "--stages", "rto", "--dpo.model", "x")), folder)
+    prepare.check_stages(parse(arguments(folder, "never", "--stages", "grpo", "--rto.score.rule", "math")), folder)
 
 
 def test_too_little_disk_or_memory_stops_the_run_at_once(folder, capsys, monkeypatch):

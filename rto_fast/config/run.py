@@ -183,7 +183,7 @@ class Config:
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
     microbatch_rows: int = 16384
-    """Tokens in one forward and backward. Lower it when memory runs out; results do not depend on it."""
+    """Tokens in one forward and backward. Lower it when memory runs out; results change in their last bits only."""
     workspace_mb: int | None = None
     """Memory of the vocabulary-sized operators, instead of a tokens x vocabulary tensor; none = 64 on CPU, 1024 on
     CUDA."""

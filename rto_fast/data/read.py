@@ -10,10 +10,11 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
+from rto_fast.data.digest import RowDigests
 from rto_fast.foreign import check_files, no_duplicates, opening, read_object
 from rto_fast.regular import irregular, open_regular
 from rto_fast.text import one_line
@@ -33,6 +34,7 @@ def read_rows(
     split: str | None = None,
     limit: int | None = None,
     field: str = "data.path",
+    digests: RowDigests | None = None,
 ) -> list[dict]:
     """All rows (or the first `limit`) of a data set, as dicts, in their order.
 
@@ -41,6 +43,7 @@ def read_rows(
     split   a directory: the files named after it ("train.jsonl.gz", "test-00000-of-00002.parquet"); default "train",
             or every file when none is named after a split. A file is one split already.
     field   what the path is called in errors
+    digests  is given the digest of every file's rows
 
     Raises ValueError, one line, naming the file (and the line in it) for what is missing or malformed: broken JSON,
     a row that is not an object, a key given twice, NaN, Infinity or a number beyond
@@ -52,14 +55,15 @@ def read_rows(
         raise ValueError(f"{field}: no path given; name a file, a directory or a hub id")
     local = Path(path).expanduser()
     if os.path.isdir(local):
-        rows = _directory(local, subset, split, field)
+        parts = _directory(local, subset, split, field)
     elif os.path.exists(local):
-        rows = _one_file(local, subset, split, field)
+        parts = [(local.name, _one_file(local, subset, split, field))]
     elif _looks_local(str(path)):
         raise ValueError(f"{field}: there is no file or directory {str(path)!r}")
     else:
-        rows = _hub(str(path), subset, split, limit, field)
-    rows = list(islice(rows, limit))
+        parts = [(str(path), _hub(str(path), subset, split, limit, field))]
+    watched = (rows if digests is None else digests.over(name, rows) for name, rows in parts)
+    rows = list(islice(chain.from_iterable(watched), limit))
     if not rows:
         raise ValueError(f"{field}: {str(path)!r} holds no rows; give a file with some")
     return rows
@@ -82,20 +86,16 @@ def _one_file(path: Path, subset: str | None, split: str | None, field: str) -> 
     return _read_file(path, field)
 
 
-def _directory(path: Path, subset: str | None, split: str | None, field: str) -> Iterator[dict]:
+def _directory(path: Path, subset: str | None, split: str | None, field: str) -> Iterable[tuple[str, Iterator[dict]]]:
+    """The rows of each file, by the file's name."""
     if subset is not None:
         if not (path / subset).is_dir():
             folders = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir())) or "none"
             raise ValueError(f"data.subset: {str(path)!r} has no folder {subset!r}; its folders: {folders}")
         path = path / subset
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _saved_to_disk(path, split, field)
-    return _read_files(_files_of_split(path, split, field), field)
-
-
-def _read_files(files: list[Path], field: str) -> Iterator[dict]:
-    for file in files:
-        yield from _read_file(file, field)
+        return [(path.name, _saved_to_disk(path, split, field))]
+    return ((str(file.relative_to(path)), _read_file(file, field)) for file in _files_of_split(path, split, field))
 
 
 def _files_of_split(path: Path, split: str | None, field: str) -> list[Path]:
