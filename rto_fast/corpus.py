@@ -73,8 +73,6 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     Whatever is held out, be it split off from the pairs or the prompts or given as data.evaluation, is removed from
     every source (`data.held_out.HeldOut` says which prompts are the same); the notes count it.
     """
-    if not (config.path or config.prompts):
-        raise ValueError("data.path: no preference pairs given; use --data.path with a file, a directory or a hub id")
     template = Template(tokenizer, config.template)
     limits = {"max_length": config.max_length, "max_prompt": config.max_prompt}
     sources, kept_out = _read(config, seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import PretrainedConfig
 
 from rto_fast.config import Config, RTOConfig, member
 from rto_fast.kernels.workspace import workspace_bytes
@@ -39,9 +40,7 @@ class Estimate(NamedTuple):
 def estimate(config: Config, model: LanguageModel, autocast: torch.dtype | None) -> Estimate:
     """What the run will take, from the model's shape; sharding and adapters aside.
 
-    Activations are 34 bytes per row, width and layer in 16 bits (Korthikanti et al. 2022, section 4.1,
-    arXiv:2205.05198, attention scores left out, which flash attention never stores), twice that in float32, and those
-    of one layer with gradient checkpointing.
+    With gradient checkpointing the activations are those of one layer.
     """
     parameters = list(model.parameters())
     count, size = sum(p.numel() for p in parameters), parameters[0].element_size()
@@ -51,25 +50,36 @@ def estimate(config: Config, model: LanguageModel, autocast: torch.dtype | None)
         stages[stage] = trained + _others(config, member(config.rto, stage), count * size, trained)
     peak = max(stages[stage] for stage in config.stages)
     shape = model.hf.config.get_text_config()
-    layers, width = shape.num_hidden_layers, shape.hidden_size
-    heads = shape.num_attention_heads
-    kv = (getattr(shape, "num_key_value_heads", None) or heads) * (getattr(shape, "head_dim", None) or width // heads)
     bytes_per_number = 2 if autocast else size
-    per_layer = 17 * bytes_per_number * width * config.microbatch_rows
-    kept = per_layer + layers * bytes_per_number * width * config.microbatch_rows
+    activations = activation_numbers(shape) * bytes_per_number * config.microbatch_rows
+    per_layer = activations // shape.num_hidden_layers
+    kept = per_layer + shape.num_hidden_layers * bytes_per_number * shape.hidden_size * config.microbatch_rows
     length = config.data.max_prompt + config.max_new_tokens
-    cache = 2 * layers * kv * length * config.rto.sampling.batch_size * bytes_per_number if config.members else 0
+    cached = length * config.rto.sampling.batch_size if config.members else 0
     workspace = workspace_bytes(parameters[0].device, config.workspace_mb)
     networks = 2 if any(member(config.rto, s).critic.kind == "separate" for s in config.members) else 1
     best = config.checkpoint.best is not None
     checkpoints = (config.checkpoint.keep + 1 + best) * networks * count * (size + ADAM_BYTES)
     return Estimate(
         models=peak,
-        activations=kept if config.model.gradient_checkpointing else layers * per_layer,
-        cache=cache,
+        activations=kept if config.model.gradient_checkpointing else activations,
+        cache=cache_numbers(shape) * bytes_per_number * cached,
         workspace=workspace,
         disk=len(config.stages) * (1 + best) * count * size + checkpoints,
     )
+
+
+def activation_numbers(shape: PretrainedConfig) -> int:
+    """Numbers that a backward needs of each row: 17 per width and layer (Korthikanti et al. 2022, section 4.1,
+    arXiv:2205.05198, attention scores left out, which flash attention never stores)."""
+    return 17 * shape.hidden_size * shape.num_hidden_layers
+
+
+def cache_numbers(shape: PretrainedConfig) -> int:
+    """Numbers that a rollout's cache holds of each token: a key and a value in every layer."""
+    heads, width = shape.num_attention_heads, shape.hidden_size
+    kv = (getattr(shape, "num_key_value_heads", None) or heads) * (getattr(shape, "head_dim", None) or width // heads)
+    return 2 * shape.num_hidden_layers * kv
 
 
 def _others(config: Config, rl: RTOConfig, weights: int, trained: int) -> int:

@@ -129,7 +129,8 @@ def _value_head(hidden_size: int, bias: bool = True) -> nn.Linear:
     return head
 
 
-def _check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
+def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
+    """Raises ValueError, naming `field`, for what is no model that can be trained here; a hub id's weights apart."""
     folder = Path(path).expanduser()
     check_no_adapter(path, field)
     if (folder / "config.json").exists():
@@ -168,7 +169,7 @@ def load_language_model(
     `liger` replaces norms, rotary embeddings and MLPs by liger-kernel's. Raises ValueError naming `field` when the
     folder holds no model, and for liger away from CUDA.
     """
-    _check_folder(path, field, trust_remote_code)
+    check_folder(path, field, trust_remote_code)
     with opening(field, path, "causal language model"):
         hf, info = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
     check_loaded(info, field, path)
@@ -212,7 +213,7 @@ def load_scalar_model(
 
     `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
     """
-    _check_folder(path, field, trust_remote_code, scalar=True)
+    check_folder(path, field, trust_remote_code, scalar=True)
     said = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it reports the head, which is read apart, as left over
     with opening(field, path, "reward model"):
@@ -231,7 +232,7 @@ def load_scalar_model(
 
 def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) -> None:
     """Raises ValueError, naming `field`, where `load_scalar_model` would find no reward model; reads only its head."""
-    _check_folder(path, field, trust_remote_code, scalar=True)
+    check_folder(path, field, trust_remote_code, scalar=True)
     with opening(field, path, "reward model"):
         _read_head(path, field)
 

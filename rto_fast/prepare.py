@@ -15,6 +15,7 @@ from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.disk import writing
 from rto_fast.export import is_finished
+from rto_fast.facts import check_given
 from rto_fast.folder import check, claim
 from rto_fast.model import DTYPES, LanguageModel, load_language_model, stored_dtype
 from rto_fast.quickstart.judge import Oracle
@@ -107,8 +108,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> tuple[Context, Langua
     check_stages(config, folder)
     config, embedded = _embedded_task(config)
     began = inputs.read(folder)
-    if not config.model.path:
-        raise ValueError("model.path: no model given; use --model.path with a Hugging Face folder or a hub id")
+    check_given(config)
     if began:
         inputs.check(began, inputs.of_models(config, say))
     trusted = config.model.trust_remote_code

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from rto_fast import cli, trust
-from rto_fast.config import Config
+from rto_fast import cli, neutral, trust
+from rto_fast.config import NEUTRAL, Config
 from rto_fast.recipe import load_recipe
 
 PREFLIGHT_ONLY = "--preflight-only"
@@ -12,20 +12,30 @@ PREFLIGHT_ONLY = "--preflight-only"
 
 
 def parse(args: Sequence[str]) -> Config:
-    """Flags over the recipe that --recipe names. Raises ValueError, one line, naming the flag.
+    """Flags over the recipe that --recipe names, or over what suits the model and data that they name.
 
+    Says what was chosen for these. Raises ValueError, one line, naming the flag.
     Code is run for flags alone: a recipe that asks for it is refused unless the flags ask for the same.
     """
     cli.check_words(args)
-    name = Config.recipe
+    name = NEUTRAL if neutral.is_own(args) or not {"-h", "--help"}.isdisjoint(args) else Config.recipe
     for flag, value in zip(args, [*args[1:], ""], strict=False):
         if flag == "--recipe" or flag.startswith("--recipe="):
             name = flag.partition("=")[2] or value
-    recipe = load_recipe(name)
+    recipe = neutral.base() if name == NEUTRAL else load_recipe(name)
     config = _parse(args, recipe)
     if trust.asked(config):
         # what is left when the recipe asks for no code is what the flags ask for
         trust.check_granted(config, _parse(args, trust.without_code(recipe)), f"recipe {name}")
+    return _chosen(config) if name == NEUTRAL else config
+
+
+def _chosen(config: Config) -> Config:
+    from rto_fast.facts import look
+
+    config, lines = neutral.choose(config, *look(config))
+    for line in lines:
+        print(line)
     return config
 
 
@@ -36,7 +46,11 @@ def _parse(args: Sequence[str], default: Config) -> Config:
         "python -m rto_fast.train",
         default=default,
         onoff=False,
-        more=(f"{PREFLIGHT_ONLY}: check everything, print what was measured, and stop.",),
+        more=(
+            "With --model.path and --data.path, settings that suit them are chosen; with neither, and no --recipe, the "
+            "embedded quickstart runs.",
+            f"{PREFLIGHT_ONLY}: check everything, print what was measured, and stop.",
+        ),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     1: ["kernels", "testing"],
-    2: ["types", "text", "regular", "seeds", "stats", "config", "trust", "cli", "recipe", "packing"],
+    2: ["types", "text", "regular", "seeds", "stats", "config", "trust", "cli", "recipe", "neutral", "packing"],
     3: [
         "disk",
         "foreign",
@@ -32,6 +32,7 @@ FLOORS = {
         "folder",
         "memory",
         "inputs",
+        "facts",
         "best",
         "checkpoint",
         "interrupt",

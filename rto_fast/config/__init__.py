@@ -6,6 +6,7 @@ first version, "official" the authors' code.
 
 from rto_fast.config.rl import CriticConfig, RewardConfig, RTOConfig, SamplingConfig, ScoreConfig, member
 from rto_fast.config.run import (
+    NEUTRAL,
     CheckpointConfig,
     CompareConfig,
     Config,
@@ -19,6 +20,7 @@ from rto_fast.config.run import (
 from rto_fast.config.stages import DPOConfig, OptimConfig, RMConfig, SFTConfig
 
 __all__ = [
+    "NEUTRAL",
     "CheckpointConfig",
     "CompareConfig",
     "Config",

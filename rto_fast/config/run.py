@@ -1,6 +1,7 @@
 """Settings of a whole run: model, data, evaluation, checkpoints, and every stage's."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,9 @@ from typing import Literal
 from rto_fast.config.checks import check, check_bounds
 from rto_fast.config.rl import RTOConfig, member
 from rto_fast.config.stages import DPOConfig, RMConfig, SFTConfig
+
+NEUTRAL = "neutral"
+"""The recipe of a run on a user's own model and data that names none; `rto_fast.neutral` chooses its settings."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +173,11 @@ class Config:
     """Turn preference pairs into an aligned language model: SFT, DPO, then PPO on DPO's token rewards (RTO)."""
 
     recipe: str = "quickstart"
-    """Settings to start from: a name in the README's table, or a .toml file. Flags override it."""
+    """Settings to start from: a name in the README's table, or a .toml file. Flags override it. Without it: neutral,
+    defaults by the size of your model and data, where a flag names one of them; else the quickstart."""
     output: str | None = None
-    """Folder of the run; none = runs/<recipe>. Finished stages found there are not run again."""
+    """Folder of the run; none = runs/<recipe>, of neutral runs/<model>. Finished stages found there are not run
+    again."""
     stages: tuple[
         Literal["sft", "dpo", "rm", "rto", "ppo", "sparse_dpo", "dppo", "semi_rto", "rs_ppo", "grpo"], ...
     ] = ("sft", "dpo", "rto")
@@ -236,7 +242,10 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        return Path(self.output) if self.output else Path("runs") / Path(self.recipe).stem
+        if self.output:
+            return Path(self.output)
+        own = Path(os.path.abspath(os.path.expanduser(self.model.path))).name or NEUTRAL
+        return Path("runs") / (own if self.recipe == NEUTRAL else Path(self.recipe).stem)
 
     @property
     def max_new_tokens(self) -> int:
