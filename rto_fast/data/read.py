@@ -11,9 +11,12 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from typing import BinaryIO
 
+from rto_fast.data.allowance import BATCH_BYTES, VALUE_BYTES, Allowance, Overgrown
 from rto_fast.data.digest import RowDigests
 from rto_fast.foreign import check_files, no_duplicates, opening, read_object
 from rto_fast.regular import irregular, open_regular
@@ -22,6 +25,8 @@ from rto_fast.text import one_line
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 MAX_LINE_BYTES = 64 * 2**20
 MAX_JSON_BYTES = 4 * 2**30
+MAX_BLANK_LINES = 1_000_000
+"""One after the other."""
 
 _SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout", "held_out")
 _DATASETS_OWN_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -143,32 +148,44 @@ def _guarded(path: Path, rows: Iterator[dict]) -> Iterator[dict]:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _open(path: Path):
-    file = open_regular(path)
-    return gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    with open_regular(path) as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        else:
+            yield file
 
 
 def _json_lines(path: Path) -> Iterator[dict]:
-    number = 0
+    number = blank = 0
+    allowance = Allowance(path)
     with _open(path) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(f"{path}, line {number}: longer than {MAX_LINE_BYTES // 2**20} MiB; one row per line")
-            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+            blank = 0 if line.strip(b"\xef\xbb\xbf \t\r\n") else blank + 1
+            if blank > MAX_BLANK_LINES:
+                raise ValueError(f"{path}, line {number}: more than {MAX_BLANK_LINES:,} blank lines; remove them")
+            allowance.take_json(line)
+            if not blank:
                 yield _object(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
 
 
 def _json(path: Path) -> Iterator[dict]:
+    allowance = Allowance(path)
     with _open(path) as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: larger than {MAX_JSON_BYTES // 2**30} GiB; write it as .jsonl, one row per line")
-    start = text[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if start == b"{":
-        # many files named .json hold one object per line
+        text = file.read(1024)
+        lines = text.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+        text += b"" if lines else file.read(min(MAX_JSON_BYTES, allowance.left) + 1)
+    if lines:  # many files named .json hold one object per line
         yield from _json_lines(path)
         return
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_JSON_BYTES // 2**30} GiB; write it as .jsonl, one row per line")
+    allowance.take_json(text)
     rows = _parse(text, str(path))
     if not isinstance(rows, list):
         raise ValueError(f"{path}: wanted a list of objects or one object per line, got {type(rows).__name__}")
@@ -217,10 +234,29 @@ def _parquet(path: Path) -> Iterator[dict]:
         raise ValueError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
     try:
         with open_regular(path) as opened, parquet.ParquetFile(opened) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+            allowance = Allowance(path)
+            for batch in file.iter_batches(batch_size=_rows_at_once(path, file.metadata)):
+                for row in batch.to_pylist():
+                    allowance.take_value(row)
+                    yield row
+    except Overgrown:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
+
+
+def _rows_at_once(path: Path, metadata) -> int:
+    """How many rows are decoded together, each of which may hold its column's longest value; Overgrown for a file that
+    says itself that it unpacks to too much."""
+    allowance, largest = Allowance(path), 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = [group.column(i) for i in range(group.num_columns)]
+        sizes = [column.total_uncompressed_size for column in columns]
+        # a list of a million nulls is stored in a few bytes
+        values = max([column.num_values for column in columns], default=0)
+        allowance.take(max(sum(sizes), VALUE_BYTES * values), group.num_rows)
+        largest = max(largest, *sizes)
+    return max(1, min(1024, BATCH_BYTES // largest))
 
 
 def _datasets(path: str, field: str):
