@@ -156,6 +156,11 @@ def run(work: Callable[[list[str]], object], args: Sequence[str] | None, interru
         sys.stdout.flush()
         print(f"rto_fast: error: {one_line(error) or type(error).__name__}", file=sys.stderr)
         return 2
+    except MemoryError:
+        if TRACEBACK in args:
+            traceback.print_exc()
+        print("rto_fast: error: memory ran out; give fewer rows, such as with --data.max-rows", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\nrto_fast: interrupted. {interrupted}", file=sys.stderr)
         return 130

@@ -1,13 +1,17 @@
 """Rows to token ids: what is cut, what is dropped, and how long the rest is."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rto_fast.data.held_out import HeldOut
 from rto_fast.data.template import Template
 
-_CHUNK = 1024
+MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN = 2**20, 64
+"""A text of more characters, and of more for each token of max_length, is not tokenised."""
+TOO_LONG = "text far beyond max_length"
+_CHUNK, _CHUNK_CHARACTERS = 1024, 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ def encode_pairs(
     Dropped, by reason: "response does not fit", "empty response" (nothing but EOS), "responses equal as tokens",
     "special token in the text" (of a response, by a tokenizer that cannot be kept from it), "refused by the chat
     template", "prompt has no token" (an empty prompt, and a tokenizer without BOS), "prompt is held out for
-    evaluation".
+    evaluation", "text far beyond max_length" (a prompt or response of more than 2^20 characters, and of more than 64
+    for each token of max_length).
     Raises ValueError when nothing is left, with the counts; when max_prompt is not below max_length, for a prompt that
     fills the context leaves no room for a response.
     """
@@ -134,12 +139,15 @@ def _encode(
     # a demonstration's response may come from a column `completion` or `chosen`
     names = ("prompt", *answers) if len(answers) != 1 else ("prompt", "response")
     lengths: dict[str, list[int]] = {name: [] for name in names}
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
+    longest = max(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * max_length)
+    for numbered, far in _chunks(rows, answers, longest):
+        if far:
+            dropped[TOO_LONG] += far
+        chunk = [row for _, row in numbered]
         prompts, refused = _prompts(template, [row.prompt for row in chunk])
         refusal = refusal or refused
         encoded = [template.responses([getattr(r, name) for r in chunk], [r.prompt for r in chunk]) for name in answers]
-        for i, (row, prompt, *responses) in enumerate(zip(chunk, prompts, *encoded, strict=True)):
+        for (i, row), prompt, *responses in zip(numbered, prompts, *encoded, strict=True):
             short = None if prompt is None else _cut_left(prompt, max_prompt, template.bos_id)
             reason = _reason(template, short, responses, max_length)
             if reason is None and without is not None and without.holds(row, short):
@@ -148,7 +156,7 @@ def _encode(
                 dropped[reason] += 1
                 continue
             items.append(make(short, *responses))
-            kept.append(start + i)
+            kept.append(i)
             cut += len(short) < len(prompt)
             texts = [m.content for m in row.prompt] + [getattr(row, name) for name in answers]
             literal += any(map(template.has_literal_special, texts))
@@ -156,7 +164,11 @@ def _encode(
                 lengths[name].append(len(ids))
     if not items:
         counts = ", ".join(f"{n} x {reason}" for reason, n in dropped.most_common()) or "there are no rows"
-        fixes = {"response does not fit": "; raise data.max_length", HeldOut.REASON: HeldOut.FIX}
+        fixes = {
+            "response does not fit": "; raise data.max_length",
+            TOO_LONG: "; shorten its texts",
+            HeldOut.REASON: HeldOut.FIX,
+        }
         mend = f" ({refusal})" if refusal else "".join(fix for reason, fix in fixes.items() if dropped[reason])
         raise ValueError(
             f"{field}: none of the {len(rows)} rows is left with max_length {max_length} and max_prompt {max_prompt}: "
@@ -164,6 +176,23 @@ def _encode(
         )
     quantiles = {name: _quantiles(x) for name, x in lengths.items()}
     return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, quantiles)
+
+
+def _chunks(rows: Sequence, answers: tuple[str, ...], longest: int) -> Iterator[tuple[list[tuple[int, Any]], int]]:
+    """Rows to encode together, with their numbers, and how many between them have a text above `longest` characters:
+    to tokenise those may take minutes and gigabytes."""
+    chunk, characters, far = [], 0, 0
+    for i, row in enumerate(rows):
+        lengths = [sum(len(m.content) for m in row.prompt), *(len(getattr(row, name)) for name in answers)]
+        if max(lengths) > longest:
+            far += 1
+            continue
+        if len(chunk) == _CHUNK or characters + sum(lengths) > _CHUNK_CHARACTERS:
+            yield chunk, far
+            chunk, characters, far = [], 0, 0
+        chunk.append((i, row))
+        characters += sum(lengths)
+    yield chunk, far
 
 
 def _prompts(template: Template, conversations: list) -> tuple[list[list[int] | None], str]:

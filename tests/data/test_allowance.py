@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from rto_fast import cli
 from rto_fast.data import allowance, read
 from rto_fast.data.read import read_rows
 
@@ -65,6 +66,14 @@ def test_rows_that_share_a_long_beginning_are_sound(tmp_path):
     assert len(data) * 40 < len(words) * len(rows)
     (tmp_path / "a.jsonl.gz").write_bytes(data)
     assert read_rows(tmp_path / "a.jsonl.gz") == rows
+
+
+def test_memory_that_runs_out_is_one_line(capsys):
+    def work(args):
+        raise MemoryError
+
+    assert cli.run(work, [], "") == 2
+    assert capsys.readouterr().err.startswith("rto_fast: error: memory ran out; ")
 
 
 class TestParquet:

@@ -10,6 +10,7 @@ from rto_fast.data import (
     Pair,
     Prompt,
     Template,
+    encode,
     encode_demonstrations,
     encode_pairs,
     encode_prompts,
@@ -160,3 +161,26 @@ def test_split_by_seed_and_of_token_ids():
         split(rows, 100)
     with pytest.raises(ValueError, match="with 1 distinct prompts"):
         split([rows[0]] * 4, 1)
+
+
+def test_a_text_far_beyond_the_limit_is_not_tokenised(monkeypatch):
+    monkeypatch.setattr(encode, "MAX_CHARACTERS", 2000)
+    monkeypatch.setattr(encode, "MAX_CHARACTERS_PER_TOKEN", 10)
+    seen: list[str] = []
+    original = Template._encode
+    monkeypatch.setattr(Template, "_encode", lambda self, texts, **k: seen.extend(texts) or original(self, texts, **k))
+    pairs = [Pair(ask("hi"), "the", "no"), Pair(ask("hi"), "the", "n" * 2001), Pair(ask("x" * 2001), "the", "no")]
+    items, report = encode_pairs([*pairs, pairs[0]], PLAIN, max_length=60)
+    assert report.kept == [0, 3] and report.dropped == {"text far beyond max_length": 2} and len(items) == 2
+    assert max(map(len, seen)) < 2000
+    # a context that may hold it
+    assert encode_pairs(pairs, PLAIN, max_length=2100)[1].kept == [0, 1, 2]
+    with pytest.raises(ValueError, match="1 x text far beyond max_length; shorten its texts"):
+        encode_pairs(pairs[1:2], PLAIN, max_length=60)
+
+
+def test_chunks_of_few_characters_change_nothing(monkeypatch):
+    pairs = [Pair(ask("hi " * i), "the " * (i % 3 + 1), "no") for i in range(9)]
+    whole = encode_pairs(pairs, PLAIN, max_length=60)
+    monkeypatch.setattr(encode, "_CHUNK_CHARACTERS", 30)
+    assert encode_pairs(pairs, PLAIN, max_length=60) == whole

@@ -87,6 +87,13 @@ def syntax() -> list[Case]:
         _jsonl("gzip named .jsonl", packed, "line 1: not UTF-8"),
         _jsonl("empty .gz", b"", "holds no rows", file="rows.jsonl.gz"),
         _jsonl("gzip of nothing", gzip.compress(b""), "holds no rows", file="rows.jsonl.gz"),
+        _jsonl("a million blank lines", LINE.encode() + b"\n" * 1_000_002, "line 1000002: more than 1,000,000 blank"),
+        _jsonl(
+            "gzip of half a million objects",
+            gzip.compress(b"[" + b"{}," * 500_000 + b"{}]"),
+            "rows.json.gz: unpacked it is more than 200 times its size",
+            file="rows.json.gz",
+        ),
         _jsonl("JSON string", '"text"', "rows.json: wanted a list of objects", file="rows.json"),
         _jsonl("JSON null", "null", "rows.json: wanted a list of objects", file="rows.json"),
         _jsonl("JSON list of numbers", [1, 2], "rows.json, item 1: wanted an object", file="rows.json"),
