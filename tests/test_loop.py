@@ -125,6 +125,15 @@ def test_it_logs_every_so_many_steps_and_at_the_end_and_whatever_a_stage_reports
     assert [step for step, _ in logs] == [1, 2, 3, 4, 5] and all(numbers["kl"] == 3.0 for _, numbers in logs)
 
 
+def test_tokens_per_second_are_the_rows_since_the_last_line_over_its_time(monkeypatch):
+    clock = iter([10.0, 12.0, 12.0, 16.0, 16.0])  # begin; a line and what comes after it, twice
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
+    two, three = ([[1.0, 0.0]] * 2, [[0.0, 1.0]] * 3)
+    logs = train([([two, three], 1.0), ([two], 1.0), ([three], 1.0), ([three], 1.0)], log_every=2)[2]
+    assert [numbers["tokens_per_second"] for _, numbers in logs] == [7 / 2.0, 6 / 4.0]
+    assert all(numbers["memory/peak_mb"] > 1 for _, numbers in logs)
+
+
 def test_it_goes_on_from_the_step_where_the_state_is():
     _, weight, _, state = train([([[[1.0, 0.0]]], 1.0)] * 3)
     assert state.step == 3 and state.between_steps

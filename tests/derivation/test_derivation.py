@@ -9,6 +9,7 @@ import copy
 
 import pytest
 
+from rto_fast.metrics import SHOWN
 from rto_fast.model import LanguageModel
 from rto_fast.prepare import Context
 from rto_fast.seeds import derive
@@ -78,6 +79,12 @@ def test_every_setting_is_covered():
     """A new setting comes with a case: a value that changes the numbers, in the product and in the derivation."""
     wanted = [name for part, config in BASE.items() for name in every_field(config, part)]
     assert sorted(wanted) == sorted(CASES)
+
+
+def test_what_the_progress_bar_shows_is_derived(place):
+    """Its other numbers are the machine's."""
+    derived = {name for stage in ("sft", "dpo", "rm", "rto") for x in place.derived(stage, {}).steps for name in x}
+    assert set(SHOWN) - derived == {"tokens_per_second"}
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rm", "rto", "grpo"])
