@@ -1,6 +1,5 @@
 """Everything a run learns from and is measured on, as token ids: pairs, demonstrations, prompts, held-out prompts."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -10,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rto_fast.config import DataConfig
 from rto_fast.data.digest import RowDigests
+from rto_fast.data.dropped import dropped, loss
 from rto_fast.data.encode import (
     EncodedDemonstration,
     EncodedPair,
@@ -42,6 +42,8 @@ class Corpus:
     """A prompt's known right answer, where data.prompts has a column `reference`; rules compare with it."""
     notes: list[str]
     """What was read and dropped, for people."""
+    warnings: list[str]
+    """What of that should be looked at."""
     digests: dict[str, dict[str, str]]
     """By field and file: the digest of the rows that were read."""
 
@@ -81,12 +83,15 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     kept = encode_prompts(kept_out, template, **limits)[0] if kept_out and config.evaluation else []
     without = HeldOut([*evaluation, *kept_out], [*asked, *kept])
     notes: list[str] = []
+    warnings: list[str] = []
 
     def encoded(what: str, encode: Callable) -> list:
         if what not in sources:
             return []
         items, report = encode(sources[what].train, template, **limits, without=without, field=_field(what))
         notes.append(_note(what, sources[what].found, report))
+        if said := loss(_field(what), sources[what].found, report, limits, config.allow_dropped):
+            warnings.append(said)
         return items
 
     pairs = encoded("pairs", encode_pairs)
@@ -103,7 +108,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
     ends = _sentence_ends(tokenizer)
     digests = {_field(what): source.digests for what, source in sources.items()}
-    return Corpus(pairs, demonstrations, prompts, held_out, evaluation, eos, ends, references, notes, digests)
+    return Corpus(pairs, demonstrations, prompts, held_out, evaluation, eos, ends, references, notes, warnings, digests)
 
 
 def _field(what: str) -> str:
@@ -157,9 +162,8 @@ def _distinct(prompts: list[list[int]]) -> list[list[int]]:
 
 
 def _note(what: str, source: Normalised, report: EncodingReport) -> str:
-    dropped = Counter(source.dropped) + Counter(report.dropped)
-    removed = dropped.pop(HeldOut.REASON, 0)
-    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+    lost = ", ".join(f"{count} {reason}" for reason, count in dropped(source, report).items()) or "none"
+    removed = report.dropped.get(HeldOut.REASON, 0)
     cut = f"; {report.truncated_prompts} prompts cut at the left" if report.truncated_prompts else ""
     kept_out = f"; removed: {removed} whose {HeldOut.REASON}" if removed else ""
     return f"{what}: {len(report.kept)} used ({source.form}); dropped: {lost}{kept_out}{cut}"

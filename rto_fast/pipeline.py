@@ -24,7 +24,7 @@ from rto_fast.metrics import StageLog
 from rto_fast.model import LanguageModel, load_scalar_model
 from rto_fast.prepare import Context, prepare
 from rto_fast.stall import StallGuard
-from rto_fast.start import announce, preflight
+from rto_fast.start import announce, preflight, warn
 
 
 def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool = False) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
         results = _work(context)
         results["seconds"] = round(time.perf_counter() - started, 1)
         write_whole(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    warn(context)  # what was said at the start has scrolled away
     say(
         f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
         + ", ".join(context.stage_path(s) for s in config.stages)

@@ -95,6 +95,12 @@ def _room(context: Context, model: LanguageModel) -> Iterator[Check]:
     yield Check("disk", f"about {in_words(needs.disk)}", f"{in_words(disk)} free")
 
 
+def warn(context: Context) -> None:
+    """Say what of the data should be looked at, in lines that stand out."""
+    for line in context.corpus.warnings:
+        context.say(f"WARNING: {line}")
+
+
 def announce(context: Context, model: LanguageModel, checks: list[Check]) -> None:
     """Say what runs on what, what was checked, and what became of the data."""
     say, device, dtype = context.say, context.device, context.autocast or context.dtype
@@ -108,6 +114,7 @@ def announce(context: Context, model: LanguageModel, checks: list[Check]) -> Non
         say(f"kernels: {reason}")
     for line in context.corpus.notes:
         say(line)
+    warn(context)
     width = max(len(check.name) for check in checks)
     for name, measured, wanted in checks:
         say(f"  {name:{width}}  {measured}  ({wanted})")

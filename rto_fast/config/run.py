@@ -54,6 +54,8 @@ class DataConfig:
     """Pairs kept from training for evaluation, split by prompt."""
     max_rows: int | None = None
     """Read at most so many rows."""
+    allow_dropped: bool = False
+    """Go on where more than half of the rows are dropped. Without it that is an error, which says why they are."""
 
     def __post_init__(self) -> None:
         check(self.max_prompt >= 1, "data.max_prompt", "at least 1", self.max_prompt)

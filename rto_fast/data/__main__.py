@@ -6,7 +6,6 @@ was cut and dropped. Nothing is written. A mistake is one line on stderr and exi
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rto_fast import cli
+from rto_fast.data.dropped import dropped, loss
 from rto_fast.data.encode import encode_demonstrations, encode_pairs, encode_prompts
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pairs, to_prompts
@@ -23,6 +23,11 @@ from rto_fast.data.tokenizer import load_tokenizer
 
 _NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
 _ENCODE = {"pairs": encode_pairs, "demonstrations": encode_demonstrations, "prompts": encode_prompts}
+
+
+def as_in_train(name: str):
+    """A flag that may be written as in python -m rto_fast.train, which errors and warnings name."""
+    return tyro.conf.arg(aliases=(f"--data.{name}",))
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,13 @@ class Inspect:
     """Default: train."""
     kind: Literal["auto", "pairs", "demonstrations", "prompts"] = "auto"
     """How to read the rows: preference pairs (DPO), demonstrations (SFT), prompts (RTO). auto: by the columns."""
-    columns: Annotated[dict[str, str], tyro.conf.arg(aliases=("--data.columns",))] = field(default_factory=dict)
+    columns: Annotated[dict[str, str], as_in_train("columns")] = field(default_factory=dict)
     """Other names of columns, as the name wanted and yours: --columns prompt=question chosen=better."""
-    template: Literal["auto", "chat", "plain", "none"] = "auto"
+    template: Annotated[Literal["auto", "chat", "plain", "none"], as_in_train("template")] = "auto"
     """chat: the tokenizer's own; plain: Human/Assistant; none: the bare texts; auto: chat where there is one."""
-    max_prompt: int | None = None
+    max_prompt: Annotated[int | None, as_in_train("max-prompt")] = None
     """A longer prompt loses tokens at its left end. Default: half of max_length."""
-    max_length: int | None = None
+    max_length: Annotated[int | None, as_in_train("max-length")] = None
     """A row is dropped when prompt + response are longer. Default: the model's context, else 2048."""
     rows: int = 3
     """How many rows to print."""
@@ -101,6 +106,8 @@ def inspect(options: Inspect):
     yield from table(report.lengths)
     yield ""
     yield from _summary(raw, rows, report, tokenizer, items)
+    if said := loss("data.path", rows, report, {"max_length": max_length, "max_prompt": max_prompt}, allowed=True):
+        yield f"WARNING   {said}"
 
 
 def _examples(options: Inspect, template: Template, kind: str, items: list, rows: Normalised, kept: list[int]):
@@ -128,7 +135,7 @@ def _examples(options: Inspect, template: Template, kind: str, items: list, rows
 
 def _summary(raw: list, rows: Normalised, report, tokenizer, items: list):
     yield f"kept {len(report.kept)} of {len(raw)} rows"
-    for reason, n in (Counter(rows.dropped) + Counter(report.dropped)).most_common():
+    for reason, n in dropped(rows, report).most_common():
         hint = ": raise --max-length, or lower --max-prompt" if reason == "response does not fit" else ""
         yield f"  dropped {n}: {reason}{hint}"
     if report.truncated_prompts:
