@@ -5,7 +5,8 @@
     GET /health         -> {"model": PATH}
 
 "prompts" says where in each query the response begins; without it a query is scored as one text. "finished" says which
-end in EOS; without it all do. A mistake in a request is a 4xx with {"error": "one sentence"}.
+end in EOS; without it all do. A mistake in a request is a 4xx with {"error": "one sentence"}. A request has to be there
+whole within 30 s.
 """
 
 import hmac
@@ -15,25 +16,23 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 import torch
 
 from rto_fast import cli
 from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.foreign import no_duplicates
 from rto_fast.model import DTYPES, load_scalar_model
 from rto_fast.scorers import Answer, Scorer
+from rto_fast.scorers.bounded import BadRequest, BoundedHandler, BoundedServer
 from rto_fast.scorers.retokenised import text_scorer
 from rto_fast.scorers.server import KEY
 from rto_fast.text import is_unicode
 
 WAITING = 64
-"""Requests held at once; more are told to come again."""
-READ_LIMIT_S = 30
-"""Longest that a client may take between two bytes of its request."""
+"""Whole requests held at once; more are told to come again."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,11 @@ class Serve:
     max_answers: int = 4096
     """Most answers in one request."""
     max_request_mb: int = 16
-    """Largest request."""
+    """Largest request; it has to arrive within 30 s."""
 
 
-class BadRequest(Exception):
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-
-
-class RewardServer(ThreadingHTTPServer):
+class RewardServer(BoundedServer):
     """Answers POST /get_reward with `scorer`'s scores, one request at a time, others waiting."""
-
-    daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], scorer: Scorer, *, model: str, max_answers: int, max_bytes: int):
         super().__init__(address, Handler)
@@ -87,67 +77,50 @@ class RewardServer(ThreadingHTTPServer):
         return f"http://{host}:{port}/get_reward"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(BoundedHandler):
     server: RewardServer
-    timeout = READ_LIMIT_S
-    server_version = "rto_fast"
-    sys_version = ""
 
     def do_GET(self) -> None:
+        self.unread = False
         if self.path == "/health":
-            self._reply(200, {"model": self.server.model})
+            self.reply(200, {"model": self.server.model})
         else:
-            self._reply(404, {"error": "wanted POST /get_reward or GET /health"})
+            self.reply(404, {"error": "wanted POST /get_reward or GET /health"})
 
     def do_POST(self) -> None:
-        if not self.server.places.acquire(blocking=False):
-            self._reply(503, {"error": f"{WAITING} requests are waiting already"}, retry_after=1)
-            return
         try:
-            answers = self._answers()
-            with self.server.scoring:
-                rewards = self.server.scorer(answers)
+            asked = self._asked()
+            # only now, so that no place is held for those who send slowly
+            if not self.server.places.acquire(blocking=False):
+                self.reply(503, {"error": f"{WAITING} requests are waiting already"}, retry_after=1)
+                return
+            try:
+                answers = read_answers(asked, self.server.max_answers)
+                with self.server.scoring:
+                    rewards = self.server.scorer(answers)
+            finally:
+                self.server.places.release()
         except BadRequest as error:
-            self._reply(error.status, {"error": str(error)})
+            self.reply(error.status, {"error": str(error)})
         except ValueError as error:  # a text that cannot be scored
-            self._reply(400, {"error": str(error)})
+            self.reply(400, {"error": str(error)})
+        except Exception:  # a fault of ours: the client hears of it, and the log has the traceback
+            self.reply(500, {"error": "the reward model failed; the server's log says how"})
+            raise
         else:
-            self._reply(200, {"rewards": rewards})
-        finally:
-            self.server.places.release()
+            self.reply(200, {"rewards": rewards})
 
-    def _answers(self) -> list[Answer]:
+    def _asked(self) -> object:
+        """The request's JSON."""
         if self.path != "/get_reward":
             raise BadRequest(404, "wanted POST /get_reward")
         shown = self.headers.get("Authorization", "").encode()
         if self.server.key and not hmac.compare_digest(shown, f"Bearer {self.server.key}".encode()):
             raise BadRequest(401, f"wanted the bearer key of {KEY}")
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
-            raise BadRequest(411, "wanted a Content-Length")
-        if len(length) > 15 or int(length) > self.server.max_bytes:
-            raise BadRequest(413, f"a request may hold {self.server.max_bytes} bytes, got {length[:20]}")
         try:
-            asked = json.loads(self.rfile.read(int(length)).decode())
+            return json.loads(self.body(self.server.max_bytes).decode(), object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError):
-            raise BadRequest(400, "the request is not JSON") from None
-        return read_answers(asked, self.server.max_answers)
-
-    def _reply(self, status: int, content: dict, retry_after: int | None = None) -> None:
-        body = json.dumps(content).encode()
-        self.close_connection = True  # what is left of a refused request is not read as the next one
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if retry_after is not None:
-            self.send_header("Retry-After", str(retry_after))
-        with suppress(ConnectionError):  # the client did not wait
-            self.end_headers()
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        # the path and the status, never a text or a key
-        sys.stderr.write(f"{self.address_string()} {format % args}\n".encode("ascii", "backslashreplace").decode())
+            raise BadRequest(400, "the request is not JSON, or gives a key twice") from None
 
 
 def read_answers(asked: object, max_answers: int) -> list[Answer]:

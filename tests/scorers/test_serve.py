@@ -137,6 +137,7 @@ def test_concurrent_clients_get_their_own_scores(folder, expected):
         (b"", 400, "not JSON"),
         (b"nonsense", 400, "not JSON"),
         (b"[" * 100_000, 400, "not JSON"),
+        (b'{"query": ["a"], "query": ["b"]}', 400, "gives a key twice"),
         (b"\xff", 400, "not JSON"),
         (b"{}", 400, 'wanted {"query": [text, ...]}'),
         (b'{"query": "text"}', 400, 'wanted {"query": [text, ...]}'),
@@ -149,12 +150,8 @@ def test_concurrent_clients_get_their_own_scores(folder, expected):
 )
 def test_a_wrong_request_is_one_sentence(folder, body, status, error):
     with listening(folder, max_answers=2, max_request_mb=1) as server:
-        try:
-            got = ask(server, body)
-        except BrokenPipeError:
-            assert status == 413  # it hung up before the whole of it was sent
-        else:
-            assert got[0] == status and error in got[1]["error"]
+        got = ask(server, body)
+        assert got[0] == status and error in got[1]["error"]
         assert ask(server, b'{"query": []}') == (200, {"rewards": []})
 
 
