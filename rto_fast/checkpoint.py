@@ -9,10 +9,7 @@ A checkpoint is made under another name, forced to the disk and renamed; older o
 are safetensors and JSON: nothing in them is ever executed.
 """
 
-import hashlib
 import json
-import os
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +23,10 @@ from torch import Tensor
 
 from rto_fast.best import BestOf
 from rto_fast.config import CheckpointConfig
+from rto_fast.digests import MANIFEST, seal, sha256, stated
+from rto_fast.disk import new_folder, remove, remove_partials
 from rto_fast.foreign import read_object
 from rto_fast.memory import available_memory
-from rto_fast.regular import open_regular
 from rto_fast.text import one_line
 
 Parts = dict[str, dict[str, Tensor]]
@@ -48,6 +46,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         self.folder, self.config = folder, config
+        remove_partials(folder)
         self.last_step, self.last_time = 0, time.monotonic()
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future | None = None
@@ -101,23 +100,14 @@ class Checkpoints:
 
     def _write(self, step: int, parts: Parts, state: str) -> None:
         final = self._path(step)
-        partial = final.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            for name, tensors in parts.items():
-                save_file({key: x.cpu().contiguous() for key, x in tensors.items()}, partial / f"{name}.safetensors")
-            (partial / "state.json").write_text(state, encoding="utf-8")
-            files = sorted(partial.iterdir())
-            manifest = {path.name: _sha256(path) for path in files}
-            (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            for path in (*files, partial / "manifest.json", partial):
-                _force(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            _force(self.folder)
+            with new_folder(final) as partial:
+                for name, tensors in parts.items():
+                    file = partial / f"{name}.safetensors"
+                    save_file({key: x.cpu().contiguous() for key, x in tensors.items()}, file)
+                (partial / "state.json").write_text(state, encoding="utf-8")
+                seal(partial)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
                 f"checkpoint: {final} could not be written ({error}); free disk space or fix the folder's permissions, "
                 "then the same command goes on from the checkpoint before"
@@ -125,7 +115,7 @@ class Checkpoints:
         best = self.best.found if self.best is not None else None
         for old in self._all()[self.config.keep :]:
             if best is None or old != self._path(best.step):
-                shutil.rmtree(old, ignore_errors=True)
+                remove(old)
 
     def newest(self) -> Saved | None:
         """The newest checkpoint whose files are whole, None when there is none."""
@@ -154,7 +144,7 @@ class Checkpoints:
     def forget(self) -> None:
         """Remove them all: the stage is finished, or starts over."""
         self.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
         self._go_on_from(0)
 
     def _go_on_from(self, step: int) -> None:
@@ -177,11 +167,9 @@ def _on_host(x: Tensor) -> Tensor:
 
 
 def _read(path: Path) -> Saved:
-    manifest = read_object(path / "manifest.json", "it")
+    manifest = stated(path)
     for name, digest in manifest.items():
-        if Path(name).name != name:
-            raise ValueError(f"manifest.json names a file outside its folder, {name!r}")
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise ValueError(f"{name} is not what was written")
     facts = read_object(path / "state.json", "it") if "state.json" in manifest else {}
     step, progress = facts.pop("step", None), facts.get("progress")
@@ -191,19 +179,5 @@ def _read(path: Path) -> Saved:
         raise ValueError("state.json must hold the stage's progress, numbers by name")
     parts = {Path(n).stem: load_file(path / n) for n in manifest if n.endswith(".safetensors")}
     if "weights" not in parts:
-        raise ValueError("manifest.json does not name weights.safetensors")
+        raise ValueError(f"{MANIFEST} does not name weights.safetensors")
     return Saved(step, parts, facts)
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _force(path: Path) -> None:
-    """Make a file, or a folder's list of files, outlive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

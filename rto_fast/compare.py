@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rto_fast.config import CompareConfig, Config
-from rto_fast.disk import write_whole
+from rto_fast.digests import write_recorded
 from rto_fast.evaluate.report import print_table
 from rto_fast.folder import claim
 from rto_fast.pipeline import run
@@ -25,7 +25,7 @@ def compare(config: Config, say: Callable[[str], None] = print) -> dict[str, Any
         say(f"\nSeed {seed} ({number} of {len(seeds)})")
         run(replace(config, seed=seed, output=str(place), compare=CompareConfig()), say)
     results = _pooled(summarise(folders)) | {"recipe": config.recipe, "seeds": list(seeds)}
-    write_whole(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_recorded(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     say(f"\nAll {len(seeds)} seeds together")
     if results["policies"]:
         print_table(results, say)

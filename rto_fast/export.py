@@ -2,18 +2,16 @@
 
 import copy
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from rto_fast.disk import writing
+from rto_fast.digests import STAGE, seal
+from rto_fast.disk import new_folder, writing
 from rto_fast.model import LanguageModel, ScalarModel
 from rto_fast.packing import pack, pack_whole
 
@@ -28,27 +26,20 @@ def save_stage(
     facts: dict[str, Any],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write `folder` whole or not at all: weights (safetensors), config, tokenizer, and stage.json with `facts`.
+    """Write `folder` whole or not at all: weights (safetensors), config, tokenizer, stage.json with `facts`, and
+    manifest.json with the digest of each of them.
 
-    OSError when the disk refuses; nothing of this attempt stays.
+    It is on the disk when this returns. OSError when the disk refuses; nothing of this attempt stays.
 
     transformers' from_pretrained(folder) loads it. stage.json is what `is_finished` looks for.
 
     dtype  of the weights in the folder; None: as they are. The model itself is left alone.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with writing(f"export: {folder}"):
-        try:
-            partial.mkdir(parents=True)
-            _save_model(partial, hf, dtype)
-            tokenizer.save_pretrained(partial)
-            (partial / "stage.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-        except (OSError, SafetensorError):
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with writing(f"export: {folder}"), new_folder(folder) as partial:
+        _save_model(partial, hf, dtype)
+        tokenizer.save_pretrained(partial)
+        (partial / STAGE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        seal(partial)
 
 
 def _save_model(folder: Path, hf: PreTrainedModel, dtype: torch.dtype | None) -> None:
@@ -85,7 +76,7 @@ def rounded(network: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def is_finished(folder: Path) -> bool:
-    return (folder / "stage.json").is_file()
+    return (folder / STAGE).is_file()
 
 
 def as_classifier(model: ScalarModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

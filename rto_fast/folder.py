@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import tomli_w
 
 from rto_fast.config import Config
-from rto_fast.disk import write_whole, writing
+from rto_fast.disk import appending, is_partial, no_links, remove_partials, write_whole, writing
 from rto_fast.recipe import plain, read_toml
 from rto_fast.text import one_line, without_secrets
 from rto_fast.trust import forgotten
@@ -27,8 +27,6 @@ FREE = {
 }
 """Settings that may change between two calls on one folder: they do not change what is computed."""
 
-
-PARTIAL = "config.toml.partial"
 LOCK = ".lock"
 _OWN = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
 
@@ -54,14 +52,16 @@ def alone(folder: Path) -> Iterator[None]:
     the file system has none, nothing is kept out.
     """
     with writing(folder / LOCK):
-        file = (folder / LOCK).open("a+", encoding="utf-8")
+        file = appending(folder / LOCK, also_read=True)
     with file:
-        if fcntl is not None:
-            _lock(file, folder)
+        if fcntl is not None and _lock(file, folder):
+            for place in (folder, *folder.glob("evaluation/**/")):
+                remove_partials(place)
         yield
 
 
-def _lock(file: TextIO, folder: Path) -> None:
+def _lock(file: TextIO, folder: Path) -> bool:
+    """Whether the lock is ours; ValueError when another process has it. False where there are none."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -71,11 +71,12 @@ def _lock(file: TextIO, folder: Path) -> None:
             f"output: {folder} is being written by {holder}; wait until that run ends, or name another with --output"
         ) from None
     except OSError:  # no locks on this file system
-        return
+        return False
     with writing(folder / LOCK):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
+    return True
 
 
 def shown(config: Config) -> dict[str, Any]:
@@ -102,9 +103,13 @@ def check(config: Config) -> Path:
     except (OSError, ValueError) as error:
         raise ValueError(f"output: {str(folder)!r} cannot be a folder ({error}); name another with --output") from None
     if not written.is_file():
-        # a run that died while it wrote its first file has left the beginning of that
-        if folder.exists() and (not folder.is_dir() or any(p.name != PARTIAL for p in folder.iterdir())):
+        # a run that died while it wrote its first file has left its lock and the beginning of that
+        ours = lambda name: name == LOCK or is_partial(name)  # noqa: E731
+        if folder.exists() and (not folder.is_dir() or not all(ours(p.name) for p in folder.iterdir())):
             raise ValueError(f"output: {folder} exists and is no run of rto_fast; name another with --output")
+    if folder.exists():
+        no_links(*folder.iterdir())
+    if not written.is_file():
         return folder
     try:
         before = read_toml(written, f"output: {written}")

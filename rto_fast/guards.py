@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rto_fast.config import GuardConfig
+from rto_fast.disk import replacing
 
 
 class BadStep(FloatingPointError):
@@ -81,7 +82,8 @@ def dump(file: Path, batches: list[Any]) -> str:
         _collect(tensors, str(number), batch)
     target = file.with_name(file.name + ".safetensors")
     try:
-        save_file({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, target)
+        with replacing(target) as partial:
+            save_file({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, partial)
     except (OSError, SafetensorError) as error:
         return f"the batches since the last logged step could not be written ({error})"
     return f"the batches since the last logged step are in {target}"

@@ -7,8 +7,6 @@ Content counts, not dates. Of a given model (a folder, or what a hub id leads to
 tokenizer, with its Python code where that may run; of data it is the rows that were read, in their order.
 """
 
-import functools
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 
 from rto_fast.config import Config
+from rto_fast.digests import sha256
 from rto_fast.disk import write_whole
 from rto_fast.foreign import opening, read_object, weight_files
 from rto_fast.memory import in_words
@@ -68,18 +67,6 @@ def _files(path: str, field: str, trusted: bool) -> dict[str, Path]:
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     files |= {*weight_files(folder, field), *(folder / name for name in _WEIGHTS[1:2] if (folder / name).is_file())}
     return {file.relative_to(folder).as_posix(): file for file in sorted(files)}
-
-
-def sha256(file: Path) -> str:
-    """Of the content. A file that nobody has written to since this process read it is not read again."""
-    about = file.stat()
-    return _sha256(file, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-
-
-@functools.cache
-def _sha256(file: Path, *_: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read(folder: Path) -> dict[str, Any] | None:

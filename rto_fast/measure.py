@@ -9,7 +9,7 @@ import numpy as np
 
 from rto_fast.config import RTOConfig, member
 from rto_fast.credit.scorer import Scorer
-from rto_fast.disk import write_whole
+from rto_fast.digests import write_recorded
 from rto_fast.evaluate.answers import write_answers
 from rto_fast.evaluate.policies import Evaluation, evaluate, interval, preference_accuracy, win_rates
 from rto_fast.evaluate.progress import progress
@@ -127,7 +127,7 @@ def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: Scorer
     for (title, answer), values in zip(shown, rewards, strict=True):
         signs = oracle and oracle.answer_signs(answer.prompt, answer.response)
         maps.append(scorer.heatmap(title, answer, values, signs))
-    write_whole(context.folder / "heatmaps.json", to_json(maps))
+    write_recorded(context.folder / "heatmaps.json", to_json(maps))
     if oracle is None:
         return {}
     answers = evaluations[names[0]].answers

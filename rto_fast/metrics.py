@@ -1,7 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import json
-import shutil
 import sys
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rto_fast.disk import write_whole, writing
+from rto_fast.disk import appending, no_links, remove, write_whole, writing
 
 SHOWN = {
     "loss": "loss",
@@ -48,7 +47,8 @@ def peak_memory_mb(device: torch.device) -> float:
 def _forget(folder: Path, stage: str, after: int) -> None:
     """Drop what an interrupted attempt at the same stage has logged beyond the step that it goes on from."""
     if after == 0:
-        shutil.rmtree(folder / "tb" / stage, ignore_errors=True)
+        no_links(folder / "tb")
+        remove(folder / "tb" / stage)
     file = folder / "metrics.jsonl"
     if file.is_file():
         kept = (x.decode() + "\n" for x in file.read_bytes().split(b"\n") if _keep(x, stage, after))
@@ -88,7 +88,7 @@ class StageLog:
         self.hook = threading.excepthook
         threading.excepthook = partial(_quiet, self.hook)
         with writing(f"metrics: {folder / 'metrics.jsonl'}"):
-            self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self.file = appending(folder / "metrics.jsonl")
         with writing(f"metrics: {folder / 'tb' / stage}"):
             self.events = SummaryWriter(folder / "tb" / stage, purge_step=done + 1)
         # a log file gets a line now and then, a terminal a moving bar

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from rto_fast import attention
+from rto_fast.digests import check_stage
 from rto_fast.families import check_family, check_no_adapter
 from rto_fast.foreign import check_loaded, check_model_folder, opening, read_object
 from rto_fast.types import PackedBatch
@@ -132,6 +133,7 @@ def _value_head(hidden_size: int, bias: bool = True) -> nn.Linear:
 def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
     """Raises ValueError, naming `field`, for what is no model that can be trained here; a hub id's weights apart."""
     folder = Path(path).expanduser()
+    check_stage(folder, field)
     check_no_adapter(path, field)
     if (folder / "config.json").exists():
         check_model_folder(folder, field, trust_remote_code)

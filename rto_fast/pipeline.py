@@ -13,7 +13,7 @@ from rto_fast import inputs, loop
 from rto_fast.build import Built, build, build_rl
 from rto_fast.checkpoint import Checkpoints, Saved
 from rto_fast.config import Config, RTOConfig
-from rto_fast.disk import write_whole
+from rto_fast.digests import MANIFEST, check_stage, write_recorded
 from rto_fast.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
 from rto_fast.folder import alone, claim
 from rto_fast.guards import BadStep, dump
@@ -41,7 +41,7 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
         _remember_inputs(context)
         results = _work(context)
         results["seconds"] = round(time.perf_counter() - started, 1)
-        write_whole(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        write_recorded(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     warn(context)  # what was said at the start has scrolled away
     say(
         f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
@@ -83,7 +83,9 @@ def _run_stage(context: Context, stage: str) -> None:
         context.say(f"{stage}: using {given}")
         return
     if is_finished(folder):
-        context.say(f"{stage}: finished already, using {folder}")
+        check_stage(folder, stage)
+        unsure = "" if (folder / MANIFEST).exists() else ", without digests: an older version wrote it"
+        context.say(f"{stage}: finished already, using {folder}{unsure}")
         _checkpoints(context, stage).forget()  # a run may die between the two
         return
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from rto_fast import inputs
 from rto_fast.config import Config, member
 from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.digests import Damaged
 from rto_fast.disk import writing
 from rto_fast.export import is_finished
 from rto_fast.facts import check_given
@@ -53,7 +54,7 @@ class Context:
                 liger=self.config.model.liger,
             )
         except ValueError as error:
-            if Path(path).parent != self.folder:
+            if Path(path).parent != self.folder or isinstance(error, Damaged):
                 raise
             raise ValueError(f"{error}; to make this stage anew, delete {path!r} and give the same command") from error
         if self.config.model.gradient_checkpointing:

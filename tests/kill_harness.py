@@ -77,7 +77,7 @@ def end_state(run: Path) -> dict[str, str]:
     for entry in (*lines, results):
         for name in [name for name in entry if name.startswith(WALL_CLOCK)]:
             entry.pop(name)
-    leftovers = [path.name for path in run.glob("*.checkpoints")]
+    leftovers = [path.name for path in (*run.glob("*.checkpoints"), *run.rglob("*.partial"))]
     return state | {"metrics": json.dumps(lines), "results": json.dumps(results), "leftovers": str(leftovers)}
 
 

@@ -35,7 +35,7 @@ def test_what_stood_there_stays(tmp_path, monkeypatch):
         monkeypatch.context() as patch,
         pytest.raises(OSError, match="results.json could not be written .No space left"),
     ):
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "write_bytes", full)
         write_whole(file, "after")
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
     with pytest.raises(OSError, match="^it could not be written .*; free disk space or fix the folder's permissions"):

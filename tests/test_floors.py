@@ -12,6 +12,7 @@ FLOORS = {
     3: [
         "disk",
         "foreign",
+        "digests",
         "families",
         "attention",
         "model",

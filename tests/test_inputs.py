@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rto_fast import inputs
+from rto_fast import digests, inputs
 from rto_fast.config import Config, DPOConfig, ModelConfig, SFTConfig
 from rto_fast.train import main
 from tests.fuzz.place import contents
@@ -224,9 +224,9 @@ def test_a_hub_ids_files_are_known_by_their_content(tmp_path, monkeypatch):
 def test_a_file_is_read_once(tmp_path, monkeypatch):
     """A model of three fields, and a second look."""
     model, read = write_model(tmp_path / "model"), []
-    original = inputs.hashlib.file_digest
+    original = digests.hashlib.file_digest
     monkeypatch.setattr(
-        inputs.hashlib, "file_digest", lambda file, kind: (read.append(file.name), original(file, kind))[1]
+        digests.hashlib, "file_digest", lambda file, kind: (read.append(file.name), original(file, kind))[1]
     )
     config = Config(
         model=ModelConfig(path=str(model)), sft=SFTConfig(model=str(model)), dpo=DPOConfig(model=str(model))

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rto_fast import cli
+from rto_fast.digests import write_recorded
 from rto_fast.disk import write_whole
 from rto_fast.heatmap import Heatmap, page, scale_of, terminal, to_json
 
@@ -100,7 +101,7 @@ def watch(options: Watch) -> dict[str, Any]:
         print(f"{name}: {text}")
     folder = _folder(options)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "heatmaps.json", to_json(maps))
+    write_recorded(folder / "heatmaps.json", to_json(maps))
     write_whole(folder / "credit.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in lines)
     models = f"<p>{scorer.beta:g} log(&pi;<sub>dpo</sub>/&pi;<sub>ref</sub>) of every token, in nats.</p>"

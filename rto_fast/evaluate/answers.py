@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast.disk import write_whole
+from rto_fast.digests import write_recorded
 from rto_fast.rollout import Completion
 
 if TYPE_CHECKING:
@@ -79,4 +79,4 @@ def write_answers(
                 "finish": answer.finish,
             }
             lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    write_whole(path, "".join(lines))
+    write_recorded(path, "".join(lines))

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from rto_fast.disk import write_whole
+from rto_fast.digests import write_recorded
 from rto_fast.evaluate.answers import answer_text, write_answers
 from rto_fast.evaluate.judge.compare import Judgement
 from rto_fast.evaluate.judge.prompts import query_text
@@ -92,7 +92,7 @@ def _results(
 
 def _write(folder: Path, results: dict[str, Any], judgement: Judgement) -> None:
     text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_whole(folder / "results.json", text)
+    write_recorded(folder / "results.json", text)
     if judgement.records:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in judgement.records)
-        write_whole(folder / "judgements.jsonl", "".join(lines))
+        write_recorded(folder / "judgements.jsonl", "".join(lines))

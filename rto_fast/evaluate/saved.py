@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rto_fast.disk import write_whole
+from rto_fast.digests import is_whole, stated, write_recorded
 from rto_fast.evaluate.policies import Evaluation
 from rto_fast.foreign import read_object
 from rto_fast.rollout import Completion
@@ -27,6 +27,8 @@ class Saved:
     def load(self, key: str) -> Evaluation | None:
         file = self.folder / f"{key}.json"
         try:
+            if not is_whole(file, stated(self.folder).get(file.name, "")):
+                return None
             values = read_object(file, "answers")
             answers = [Completion(**a) for a in values.pop("answers")]
             return Evaluation(answers, **{k: None if v is None else np.array(v, float) for k, v in values.items()})
@@ -41,7 +43,7 @@ class Saved:
         for name in ("kl", "implicit", "oracle", "score"):
             array = getattr(evaluation, name)
             values[name] = None if array is None else array.tolist()
-        write_whole(self.folder / f"{key}.json", json.dumps(values))
+        write_recorded(self.folder / f"{key}.json", json.dumps(values))
 
 
 def _stamp(model: str | None) -> list[Any]:

@@ -9,6 +9,7 @@ from rto_fast.data.held_out import split
 from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import to_pairs, to_prompts
+from rto_fast.disk import no_links
 from rto_fast.evaluate.options import Options, named
 from rto_fast.export import is_finished
 from rto_fast.foreign import read_object
@@ -82,6 +83,9 @@ def subject(options: Options) -> Subject:
     output = Path(options.output).expanduser() if options.output else None
     if output and any((output / name).exists() for name in ("config.toml", "config.json")):
         raise ValueError(f"output: {output} is a run's or a model's folder; name another")
+    kept = output or run.folder / "evaluation"
+    # what the user names may be a link, what lies within may not
+    no_links(*(kept.iterdir() if kept is output and kept.is_dir() else [kept]))
     # the quickstart's questions are whole prompts
     template = "none" if judge == "oracle" and run.data is None else run.template
     return Subject(
@@ -95,8 +99,8 @@ def subject(options: Options) -> Subject:
         options.max_prompt or run.max_prompt,
         options.max_new_tokens or run.max_new_tokens,
         judge,
-        output or run.folder / "evaluation" / judge,
-        output or run.folder / "evaluation",
+        output or kept / judge,
+        kept,
     )
 
 

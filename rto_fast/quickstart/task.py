@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -11,6 +9,7 @@ from random import Random
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rto_fast.disk import new_folder
 from rto_fast.quickstart.grammar import MAX_ASKED, Question, all_questions, sample_answer
 from rto_fast.quickstart.knowledge import BOS, EOS, PAD, vocabulary
 from rto_fast.quickstart.oracle import oracle_return
@@ -41,18 +40,13 @@ def write_task(folder: Path, seed: int) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"write_task: folder must be new or empty, got {str(folder)!r}; name another or remove it")
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(folder) as partial:
         train, held_out = split_questions(seed)
         _write_lines(partial / "demonstrations.jsonl", demonstrations(train, NUM_DEMONSTRATIONS, seed))
         _write_lines(partial / "pairs.jsonl", preference_pairs(train, NUM_PAIRS, seed))
         _write_lines(partial / "eval.jsonl", ({"prompt": q.prompt} for q in held_out))
         build_tokenizer().save_pretrained(partial / "model")
         fresh_model(seed).save_pretrained(partial / "model")
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def split_questions(seed: int) -> tuple[list[list[Question]], list[Question]]:

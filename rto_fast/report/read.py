@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rto_fast.digests import MANIFEST, is_whole, stated
 from rto_fast.recipe import MAX_BYTES, parse_toml
 from rto_fast.regular import open_regular, read_regular
 
@@ -74,17 +75,18 @@ def read_run(folder: Path) -> Run:
     if not any((folder / name).is_file() for name in PARTS):
         raise ValueError(f"report: {folder} is no run of rto_fast: it holds none of {', '.join(PARTS)}")
     faults: list[str] = []
+    damaged = _damaged(folder, faults)
     config = mapping(_whole(folder / "config.toml", parse_toml, faults))
-    results = mapping(_whole(folder / "results.json", json.loads, faults))
+    results = {} if "results.json" in damaged else mapping(_whole(folder / "results.json", json.loads, faults))
     metrics: dict[str, list[dict[str, Any]]] = {}
     for line in _lines(folder / "metrics.jsonl", faults):
         if isinstance(line.get("stage"), str) and number(line.get("step")) is not None:
             metrics.setdefault(line["stage"], []).append(line)
     answers = []
-    for line in _lines(folder / "answers.jsonl", faults):
+    for line in () if "answers.jsonl" in damaged else _lines(folder / "answers.jsonl", faults):
         if len(answers) < MAX_ANSWERS:
             answers.append(line)
-    maps = _whole(folder / "heatmaps.json", json.loads, faults)
+    maps = None if "heatmaps.json" in damaged else _whole(folder / "heatmaps.json", json.loads, faults)
     heatmaps = [m for m in maps if isinstance(m, dict)] if isinstance(maps, list) else []
     return Run(folder, config, metrics, results, answers, heatmaps, faults)
 
@@ -102,6 +104,23 @@ def expand(folders: Sequence[Path]) -> list[Path]:
     if not found:
         raise ValueError("report: wanted at least one run folder, got none")
     return list(found.values())
+
+
+def _damaged(folder: Path, faults: list[str]) -> list[str]:
+    """Names of files that are there and are not what the run wrote."""
+    try:
+        digests = stated(folder)
+    except ValueError:
+        faults.append(f"{MANIFEST} is broken: damage to other files would not be seen")
+        return []
+    damaged = [
+        name for name, digest in digests.items() if (folder / name).exists() and not is_whole(folder / name, digest)
+    ]
+    faults += [
+        f"{name} is not what the run wrote and was not read; the command that wrote it makes it again"
+        for name in damaged
+    ]
+    return damaged
 
 
 def _whole(path: Path, parse: Callable[[str], Any], faults: list[str]) -> Any:

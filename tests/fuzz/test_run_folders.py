@@ -31,7 +31,10 @@ RAW = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    return make_shared(tmp_path_factory.mktemp("folders")) / "run"
+    run = make_shared(tmp_path_factory.mktemp("folders")) / "run"
+    for manifest in run.rglob("manifest.json"):  # what a stranger writes has digests that fit, or none
+        manifest.unlink()
+    return run
 
 
 def judged(folder: Path, capfd) -> None:
