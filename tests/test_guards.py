@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rto_fast import loop, pipeline
 from rto_fast.config import Config, GuardConfig, SFTConfig
-from rto_fast.guards import BadStep, dump
+from rto_fast.guards import BadStep, StepGuard, dump
 from rto_fast.memory import explained
 from rto_fast.stages.sft import SFT
 from rto_fast.train import main
@@ -196,3 +196,19 @@ def test_guards_are_in_the_runs_metrics(tmp_path):
     assert main(arguments(tmp_path, "run", "--guards.grad-norm", "1e-6", "--guards.grad-norm-action", "warn")) == 0
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert all(line["guard/grad_norm"] > 1e-6 and line["memory/peak_mb"] > 0 for line in lines)
+
+
+def test_a_loss_that_is_not_finite_is_refused_whatever_its_gradient():
+    guard = StepGuard(GuardConfig(), torch.device("cpu"))
+    assert float(guard.refuse(1, [], torch.tensor(1.0), [torch.tensor(2.0)])) == 0
+    assert float(guard.refuse(2, [], torch.tensor(math.nan), [torch.tensor(2.0)])) != 0
+    with pytest.raises(BadStep, match="step 2"):
+        guard.report(math.nan)
+
+
+def test_the_largest_norm_since_the_last_report_is_told():
+    guard = StepGuard(GuardConfig(grad_norm=1.0, grad_norm_action="warn"), torch.device("cpu"))
+    for step, norm in enumerate((0.5, 7.0, 0.5), 1):
+        guard.refuse(step, [], torch.tensor(1.0), [torch.tensor(norm)])
+    assert guard.report(1.0) == {"guard/grad_norm": 7.0}
+    assert guard.report(1.0) == {}

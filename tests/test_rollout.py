@@ -122,6 +122,13 @@ def test_any_eos_ends_an_answer_and_is_an_action():
     assert finishes == {"eos", "length"}
 
 
+def test_an_answer_that_ends_at_the_limit_has_ended():
+    model = build("llama")
+    every = tuple(range(V))
+    for answer in rollout(model, [[3], [4, 5]], Sampling(max_new_tokens=1), every, seed=0):
+        assert answer.finish == "eos" and len(answer.response) == 1
+
+
 def test_cache_grows_past_its_first_capacity():
     model, prompts = build("llama"), ragged(3, 1, 4)
     for answer in rollout(model, prompts, Sampling(max_new_tokens=120), (), seed=0):

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from rto_fast.rollout import Sampling, beam_search, realign, rollout
+from rto_fast.rollout.beam import _Search, _Slot
 
 SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 
@@ -195,3 +196,14 @@ def test_errors_name_the_field():
     with pytest.raises(ValueError, match="prompt 0 after 0 new tokens are not finite"):
         beam_search(model, [[3]], (), num_beams=2, max_new_tokens=8)
     assert model.training
+
+
+def test_a_beam_goes_on_while_a_longer_answer_could_win():
+    search = _Search.__new__(_Search)
+    search.bounded, search.num_return, search.length_penalty, search.max_new_tokens = True, 1, 1.0, 10
+    slot = _Slot(0, 1, 3, 0)
+    slot.length, slot.found = 2, [(-0.5, None, "eos")]
+    # a live sum of -2 may end as a mean of -2 / 10, which beats -1 / 2; one of -6 may not
+    assert not search._decided(slot, -2.0) and search._decided(slot, -6.0)
+    search.length_penalty = 0.0
+    assert search._decided(slot, -0.6) and not search._decided(slot, -0.4)

@@ -111,6 +111,14 @@ def test_a_long_text_loses_its_oldest_tokens():
     assert scorer.truncated == 3
 
 
+def test_a_long_text_without_bos_loses_its_oldest_tokens():
+    tokenizer = byte_level()
+    tokenizer.bos_token = None
+    scorer = scorer_of(tokenizer, max_position_embeddings=16)
+    kept = [*tokenizer("x" * 11 + "yyyy")["input_ids"], tokenizer.eos_token_id]
+    assert len(kept) == 16 and scorer._cut(scorer.encode(Answer("x" * 30, "yyyy"))) == kept
+
+
 def test_calibration_and_mode_of_the_model():
     scorer = scorer_of(byte_level())
     model = scorer.model

@@ -91,6 +91,13 @@ def test_regret_is_never_negative_and_zero_at_the_best(seed, beta_1):
     close(regret(soft_value_iteration(ref, dpo, beta_1, 0.03)[0], ref, dpo, beta_1, 0.03), 0.0, atol=1e-10)
 
 
+def test_regret_is_the_missing_share_of_the_best():
+    ref, dpo, policy = (tree(seed) for seed in range(3))
+    for betas in (BETAS, (0.02, 0.03)):  # the best is positive, then negative
+        best = optimal_objective(ref, dpo, *betas)
+        close(regret(policy, ref, dpo, *betas), (best - objective(policy, ref, dpo, *betas)) / abs(best))
+
+
 def test_the_objective_is_the_sum_over_all_sequences():
     ref, dpo, policy = tree(0), tree(1), tree(2)
     p, r, d = sequence_logprobs(policy), sequence_logprobs(ref), sequence_logprobs(dpo)
