@@ -31,7 +31,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     path: str = ""
-    """Preference pairs: .jsonl(.gz), .json, .parquet, a directory, or a hub id; HH-RLHF strings or TRL rows."""
+    """Preference pairs: .jsonl, .json, .csv, .tsv (also .gz), .parquet, a directory of those, or a hub id."""
     subset: str | None = None
     """Subset (or data directory) of a hub dataset, e.g. helpful-base."""
     split: str = "train"

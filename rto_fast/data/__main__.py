@@ -41,7 +41,7 @@ class Inspect:
     """Show what a model would be trained on, token by token, and what would be cut and dropped."""
 
     path: str
-    """.jsonl, .json (also .gz), .parquet, a directory of those, or a hub id such as Anthropic/hh-rlhf."""
+    """.jsonl, .json, .csv, .tsv (also .gz), .parquet, a directory of those, or a hub id such as Anthropic/hh-rlhf."""
     model: ModelPath
     subset: str | None = None
     """Folder inside the directory, or configuration (else data_dir) of the hub's data set."""

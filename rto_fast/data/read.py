@@ -1,4 +1,4 @@
-"""Rows out of files: .jsonl, .json (plain or .gz), .parquet, a directory of those, or a data set of the hub.
+"""Rows out of files: .jsonl, .json, .csv, .tsv (plain or .gz), .parquet, a directory, or a data set of the hub.
 
 Local files need neither the network nor the `datasets` package; that is imported only for a hub id and for a directory
 written by its `save_to_disk`.
@@ -18,15 +18,14 @@ from typing import BinaryIO
 
 from rto_fast.data.allowance import BATCH_BYTES, VALUE_BYTES, Allowance, Overgrown
 from rto_fast.data.digest import RowDigests
+from rto_fast.data.separated import DELIMITERS, MAX_BLANK_LINES, read_separated
 from rto_fast.foreign import check_files, no_duplicates, opening, read_object
 from rto_fast.regular import irregular, open_regular
 from rto_fast.text import one_line
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MAX_LINE_BYTES = 64 * 2**20
 MAX_JSON_BYTES = 4 * 2**30
-MAX_BLANK_LINES = 1_000_000
-"""One after the other."""
 
 _SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout", "held_out")
 _DATASETS_OWN_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -77,7 +76,7 @@ def read_rows(
 def _looks_local(path: str) -> bool:
     # no hub id holds a character that does not print
     local = path.startswith(("/", "./", "../", "~")) or not path.isprintable()
-    return local or path.count("/") > 1 or path.endswith((*SUFFIXES, ".gz", ".csv"))
+    return local or path.count("/") > 1 or path.endswith((*SUFFIXES, ".gz"))
 
 
 def _one_file(path: Path, subset: str | None, split: str | None, field: str) -> Iterator[dict]:
@@ -135,6 +134,8 @@ def _read_file(path: Path, field: str) -> Iterator[dict]:
         raise ValueError(f"{field}: cannot read {str(path)!r}{found}; wanted a file ending in {', '.join(SUFFIXES)}")
     if path.name.endswith(".parquet"):
         return _parquet(path)
+    if (kind := Path(path.name.removesuffix(".gz")).suffix) in DELIMITERS:
+        return _guarded(path, _separated(path, kind))
     return _guarded(path, _json_lines(path) if ".jsonl" in path.suffixes else _json(path))
 
 
@@ -156,6 +157,11 @@ def _open(path: Path) -> Iterator[BinaryIO]:
                 yield unpacked
         else:
             yield file
+
+
+def _separated(path: Path, kind: str) -> Iterator[dict]:
+    with _open(path) as file:
+        yield from read_separated(file, path, kind, MAX_LINE_BYTES)
 
 
 def _json_lines(path: Path) -> Iterator[dict]:

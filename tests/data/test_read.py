@@ -103,8 +103,8 @@ def test_other_bad_files(tmp_path, monkeypatch):
         read_rows(write(tmp_path / "s.json", b'"text"'))
     with pytest.raises(ValueError, match="holds no rows"):
         read_rows(write(tmp_path / "empty.jsonl", b"\n"))
-    with pytest.raises(ValueError, match="cannot read .*a.csv"):
-        read_rows(write(tmp_path / "a.csv", b"a,b"))
+    with pytest.raises(ValueError, match="cannot read .*a.txt"):
+        read_rows(write(tmp_path / "a.txt", b"a,b"))
     with pytest.raises(ValueError, match="no file or directory"):
         read_rows(tmp_path / "absent")
     with pytest.raises(ValueError, match="single file and has no subset"):
