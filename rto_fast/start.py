@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rto_fast import attention
+from rto_fast import attention, threads
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.judges import check_sources
@@ -110,8 +110,11 @@ def announce(context: Context, model: LanguageModel, checks: list[Check]) -> Non
         f"{str(dtype).removeprefix('torch.')}, attention: {attention.describe(device, dtype)}"
     )
     say("kernels: " + ", ".join(f"{op} = {backend}" for op, backend in dispatch.table(device).items()))
-    if device.type == "cpu" and (reason := native.missing()):
-        say(f"kernels: {reason}")
+    if device.type == "cpu":
+        if reason := native.missing():
+            say(f"kernels: {reason}")
+        if line := threads.advice(native.threads()):
+            say(line)
     for line in context.corpus.notes:
         say(line)
     warn(context)

@@ -34,6 +34,7 @@ FLOORS = {
         "memory",
         "inputs",
         "facts",
+        "threads",
         "best",
         "checkpoint",
         "interrupt",
