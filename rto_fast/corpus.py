@@ -19,6 +19,7 @@ from rto_fast.data.encode import (
     encode_prompts,
 )
 from rto_fast.data.held_out import HeldOut, split
+from rto_fast.data.markers import marked
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
@@ -75,7 +76,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     Whatever is held out, be it split off from the pairs or the prompts or given as data.evaluation, is removed from
     every source (`data.held_out.HeldOut` says which prompts are the same); the notes count it.
     """
-    template = Template(tokenizer, config.template)
+    template = Template(tokenizer, config.template, config.parse_special)
     limits = {"max_length": config.max_length, "max_prompt": config.max_prompt}
     sources, kept_out = _read(config, seed)
     evaluation = sources["evaluation"].found.items if config.evaluation else kept_out
@@ -90,8 +91,8 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
             return []
         items, report = encode(sources[what].train, template, **limits, without=without, field=_field(what))
         notes.append(_note(what, sources[what].found, report))
-        if said := loss(_field(what), sources[what].found, report, limits, config.allow_dropped):
-            warnings.append(said)
+        lost = loss(_field(what), sources[what].found, report, limits, config.allow_dropped)
+        warnings.extend(filter(None, [lost, marked(_field(what), report, template)]))
         return items
 
     pairs = encoded("pairs", encode_pairs)

@@ -46,6 +46,8 @@ class DataConfig:
     """Other names of columns, as the name wanted and yours: --data.columns prompt=question chosen=better."""
     template: Literal["auto", "chat", "plain", "none"] = "auto"
     """How a conversation becomes text. auto: the tokenizer's chat template, else plain Human/Assistant turns."""
+    parse_special: bool = False
+    """Special tokens that texts spell out are special tokens, not their characters. Only for data that you trust."""
     max_prompt: int = 256
     """Longest prompt in tokens; longer ones lose their oldest tokens (counted)."""
     max_length: int = 512

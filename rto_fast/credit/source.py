@@ -92,7 +92,7 @@ def from_run(folder: str, *, device: str = "auto", beta: float | None = None, tr
     stages = {"sft": config.sft.model, "dpo": config.dpo.model}
     reference, dpo = (stages[s] or str(path / s) for s in ("sft", "dpo"))
     scorer = _scorer(dpo, reference, device, config.dpo.beta if beta is None else beta, config.workspace_mb, trusted)
-    template = Template(scorer.tokenizer, config.data.template)
+    template = Template(scorer.tokenizer, config.data.template, config.data.parse_special)
     oracle = Oracle(scorer.tokenizer) if config.data.path == "quickstart" else None
     return Source(scorer, template, config.data, dpo, reference, config, path, oracle, trusted)
 

@@ -15,6 +15,7 @@ import tyro
 from rto_fast import cli
 from rto_fast.data.dropped import dropped, loss
 from rto_fast.data.encode import encode_demonstrations, encode_pairs, encode_prompts
+from rto_fast.data.markers import marked
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.show import TokenPrinter, table
@@ -53,6 +54,8 @@ class Inspect:
     """Other names of columns, as the name wanted and yours: --columns prompt=question chosen=better."""
     template: Annotated[Literal["auto", "chat", "plain", "none"], as_in_train("template")] = "auto"
     """chat: the tokenizer's own; plain: Human/Assistant; none: the bare texts; auto: chat where there is one."""
+    parse_special: Annotated[bool, tyro.conf.FlagConversionOff, as_in_train("parse-special")] = False
+    """Special tokens that texts spell out are special tokens, not their characters. Only for data that you trust."""
     max_prompt: Annotated[int | None, as_in_train("max-prompt")] = None
     """A longer prompt loses tokens at its left end. Default: half of max_length."""
     max_length: Annotated[int | None, as_in_train("max-length")] = None
@@ -85,7 +88,7 @@ def inspect(options: Inspect):
     kind = detect_kind(raw[0], options.columns) if options.kind == "auto" else options.kind
     rows = _NORMALISE[kind](raw, columns=options.columns)
     tokenizer = load_tokenizer(options.model.path)
-    template = Template(tokenizer, options.template)
+    template = Template(tokenizer, options.template, options.parse_special)
     context = _context(options.model.path)
     max_length = (context or 2048) if options.max_length is None else options.max_length
     max_prompt = max(1, max_length // 2) if options.max_prompt is None else options.max_prompt
@@ -105,8 +108,10 @@ def inspect(options: Inspect):
     yield from _examples(options, template, kind, items, rows, report.kept)
     yield from table(report.lengths)
     yield ""
-    yield from _summary(raw, rows, report, tokenizer, items)
+    yield from _summary(raw, rows, report, template, items)
     if said := loss("data.path", rows, report, {"max_length": max_length, "max_prompt": max_prompt}, allowed=True):
+        yield f"WARNING   {said}"
+    if said := marked("data.path", report, template, refuse=False):
         yield f"WARNING   {said}"
 
 
@@ -133,7 +138,8 @@ def _examples(options: Inspect, template: Template, kind: str, items: list, rows
         yield ""
 
 
-def _summary(raw: list, rows: Normalised, report, tokenizer, items: list):
+def _summary(raw: list, rows: Normalised, report, template: Template, items: list):
+    tokenizer = template.tokenizer
     yield f"kept {len(report.kept)} of {len(raw)} rows"
     for reason, n in dropped(rows, report).most_common():
         hint = ": raise --max-length, or lower --max-prompt" if reason == "response does not fit" else ""
@@ -141,7 +147,8 @@ def _summary(raw: list, rows: Normalised, report, tokenizer, items: list):
     if report.truncated_prompts:
         yield f"  prompts cut at the left: {report.truncated_prompts}"
     if report.literal_specials:
-        yield f"  rows that spell out a special token, encoded as plain text: {report.literal_specials}"
+        how = "parsed" if template.parse_special else "encoded as plain text"
+        yield f"  rows that spell out a special token, {how}: {report.literal_specials}"
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         lists = [x for item in items for x in ([item] if isinstance(item, list) else astuple(item))]

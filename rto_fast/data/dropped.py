@@ -14,7 +14,6 @@ _FIXES = {
     "response does not fit": "raise --data.max-length (now {max_length}) or lower --data.max-prompt (now {max_prompt})",
     "no shared prompt": "name the column of the prompt with --data.columns prompt=YOURS",
     "refused by the chat template": "use --data.template plain",
-    "special token in the text": "take them as they are with --data.parse-special True, for data that you trust",
     "message list written as text": "write the rows as .jsonl with message lists in them",
 }
 

@@ -43,7 +43,10 @@ class EncodingReport:
     truncated_prompts: int
     """Kept rows whose prompt lost tokens at its left end."""
     literal_specials: int
-    """Kept rows that spell out a special token in their text; it was encoded as plain text."""
+    """Kept rows that spell out a special token in their text, beyond EOS at the end of a response; it was encoded as
+    plain text, or as the token where the template parses them."""
+    marks: dict[str, int] = field(default_factory=dict)
+    """Chat mark -> kept rows whose prompt holds it already, and is put into the template once more."""
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
     """For "prompt", then "chosen" and "rejected" or "response": {"min", "10%", "50%", "90%", "99%", "max", "sum"} of
     the kept rows' numbers of tokens."""
@@ -134,7 +137,7 @@ def _encode(
             f"data.max_prompt: must be at least 1 and below max_length = {max_length}, so that an answer fits behind "
             f"the prompt, got {max_prompt}"
         )
-    items, kept, dropped, cut, literal = [], [], Counter(), 0, 0
+    items, kept, dropped, marks, cut, literal = [], [], Counter(), Counter(), 0, 0
     refusal = ""
     # a demonstration's response may come from a column `completion` or `chosen`
     names = ("prompt", *answers) if len(answers) != 1 else ("prompt", "response")
@@ -158,7 +161,10 @@ def _encode(
             items.append(make(short, *responses))
             kept.append(i)
             cut += len(short) < len(prompt)
-            texts = [m.content for m in row.prompt] + [getattr(row, name) for name in answers]
+            texts = [m.content for m in row.prompt]
+            texts += [template.without_eos(getattr(row, name)) for name in answers]
+            if mark := template.marker_in(row.prompt):
+                marks[mark] += 1
             literal += any(map(template.has_literal_special, texts))
             for name, ids in zip(names, (short, *responses), strict=True):
                 lengths[name].append(len(ids))
@@ -175,7 +181,7 @@ def _encode(
             f"{counts}{mend}"
         )
     quantiles = {name: _quantiles(x) for name, x in lengths.items()}
-    return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, quantiles)
+    return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, dict(marks), quantiles)
 
 
 def _chunks(rows: Sequence, answers: tuple[str, ...], longest: int) -> Iterator[tuple[list[tuple[int, Any]], int]]:

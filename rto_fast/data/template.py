@@ -19,7 +19,9 @@ SECONDS, SECONDS_EACH, MEGABYTES = 3.0, 0.1, 1024
 """What a chat template may use for a number of conversations: so long, and so much longer for each."""
 
 _PLAIN_NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
-_PROBE = "qqprobeqq"
+_PROBE, _ANSWER = "qqprobeqq", "qqanswerqq"
+_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|start_of_role|>", "[/INST]", "<|assistant|>")
+"""What well-known chat templates write, so that a text of another model's is known too."""
 
 
 class TemplateRefusal(ValueError):
@@ -34,16 +36,19 @@ class Template:
                "plain"  "\\n\\nHuman: ...\\n\\nAssistant:" for every tokenizer; the response starts with a blank
                "none"   the contents as they stand, nothing between them (stories, completions)
                "auto"   chat where the tokenizer has a template, else plain
+    parse_special  special tokens spelled out in the data are special tokens: for data that is trusted. A prompt and a
+               response as the tokenizer's chat template writes them then have, with style "none", the ids of style
+               "chat", BOS and the token that closes an answer included
 
     Ids: the prompt begins with exactly one BOS where the tokenizer has one (in "chat": where the template or the
     tokenizer itself writes one); the response ends in exactly one EOS, `eos_id`: the token that closes the assistant's
     turn in the chat template (<end_of_turn>, <|im_end|>), else the tokenizer's EOS. What a tokenizer would add by
-    itself is never added. Special tokens spelled out in the data stay text.
+    itself is never added. Special tokens spelled out in the data stay text, without parse_special.
 
     Raises ValueError for an unknown style, "chat" without a chat template, and a tokenizer without EOS.
     """
 
-    def __init__(self, tokenizer, style: str = "auto"):
+    def __init__(self, tokenizer, style: str = "auto", parse_special: bool = False):
         if style not in STYLES:
             raise ValueError(f"data.template: wanted one of {', '.join(STYLES)}, got {style!r}")
         if style == "chat" and not tokenizer.chat_template:
@@ -54,18 +59,23 @@ class Template:
             )
         self.tokenizer = tokenizer
         self.style = style if style != "auto" else ("chat" if tokenizer.chat_template else "plain")
+        self.parse_special = parse_special
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = tokenizer.eos_token_id
         specials = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         specials |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._specials = specials
         self._literal = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
-        # an unknown word is an honest token of a text, every other special id in one would be an accident
-        self._banned = (set(specials.values()) - {tokenizer.unk_token_id}) | {self.eos_id}
         self._lead = " " if self.style == "plain" else ""
-        self._adds_bos = self.style != "chat" or self._tokenizer_adds_bos()
-        if self.style == "chat":
+        # texts that the chat template wrote before they came here
+        self._written = self.style == "none" and parse_special and bool(tokenizer.chat_template)
+        self._adds_bos = self.style != "chat" and not self._written or self._tokenizer_adds_bos()
+        self._marks_of_chat = _MARKS if self.style != "none" else ()
+        if self.style == "chat" or self._written:
             self._read_assistant_turn()
+        # an unknown word is an honest token of a text, every other special id in one would be an accident
+        meant = set(specials.values()) if parse_special else {tokenizer.unk_token_id}
+        self._banned = (set(specials.values()) - meant) | {self.eos_id, tokenizer.eos_token_id}
         self._eos_texts = tuple({tokenizer.eos_token, tokenizer.convert_ids_to_tokens(self.eos_id)})
         self._joint = self._find_joint()
         # whether a text behind a special token reads as one of its own (with a blank put before it) or goes on
@@ -87,7 +97,9 @@ class Template:
 
     def _chat(self, conversations: Sequence[Sequence[Message]], refused: dict[int, str] | None) -> list[list[int]]:
         literal = [
-            not _is_raw(messages) and any(self.has_literal_special(m.content) for m in messages)
+            not self.parse_special
+            and not _is_raw(messages)
+            and any(self.has_literal_special(m.content) for m in messages)
             for messages in conversations
         ]
         asked = [self._quoted(m) if quoted else m for m, quoted in zip(conversations, literal, strict=True)]
@@ -115,7 +127,7 @@ class Template:
 
     def responses(self, texts: Sequence[str], prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of each response to the prompt beside it, EOS last. A response that is nothing but EOS is empty."""
-        bodies = [self._without_eos(text) for text in texts]
+        bodies = [self.without_eos(text) for text in texts]
         ids: list[list[int]] = [[] for _ in texts]
         fresh = [i for i, messages in enumerate(prompts) if not messages]
         going_on = [i for i, messages in enumerate(prompts) if messages]
@@ -150,17 +162,23 @@ class Template:
         """Whether a special token is spelled out in a text; it is encoded as the letters it is made of."""
         return self._literal.search(text) is not None
 
+    def marker_in(self, messages: Sequence[Message]) -> str:
+        """Which mark of a chat template a prompt holds already, though it is put into a template here; "" for none."""
+        if _is_raw(messages):
+            return ""
+        return next((mark for mark in self._marks_of_chat for m in messages if mark in m.content), "")
+
     def holds_special(self, ids: Sequence[int]) -> bool:
         """Whether the tokenizer made a special token out of mere text, which a few (unigram, word-level) insist on."""
         return not self._banned.isdisjoint(ids)
 
-    def _encode(self, texts: Sequence[str], *, split_special_tokens: bool = True) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], *, split_special_tokens: bool | None = None) -> list[list[int]]:
         if not texts:
             return []
         return self.tokenizer(
             list(texts),
             add_special_tokens=False,
-            split_special_tokens=split_special_tokens,
+            split_special_tokens=not self.parse_special if split_special_tokens is None else split_special_tokens,
             padding=False,
             truncation=False,
             return_attention_mask=False,
@@ -194,14 +212,15 @@ class Template:
         start = 0
         while start < len(ids) and ids[start] == self.bos_id:
             start += 1
-        if start or self._adds_bos or not messages or _is_raw(messages):
+        if start or self._adds_bos or not messages or (_is_raw(messages) and not self._written):
             return [self.bos_id, *ids[start:]]
         return ids
 
     def _tokenizer_adds_bos(self) -> bool:
         return self.bos_id is not None and self.tokenizer("a")["input_ids"][:1] == [self.bos_id]
 
-    def _without_eos(self, text: str) -> str:
+    def without_eos(self, text: str) -> str:
+        """A response without the spellings of EOS at its end, which is written there anyway."""
         while (cut := text.rstrip()).endswith(self._eos_texts):
             text = cut[: -max(len(e) for e in self._eos_texts if cut.endswith(e))].rstrip()
         return text
@@ -240,9 +259,9 @@ class Template:
     def _read_assistant_turn(self) -> None:
         """What the chat template writes between its generation prompt and an answer (at most blanks count), and which
         special token it closes the answer with."""
-        user = Message("user", "a")
+        user = Message("user", _PROBE)
         asked, refusal = self._render([[user]])[0]
-        answered, second = self._render([[user, Message("assistant", _PROBE)]], answered=True)[0]
+        answered, second = self._render([[user, Message("assistant", _ANSWER)]], answered=True)[0]
         if refusal := refusal or second:
             raise TemplateRefusal(
                 f"data.template: {refusal} (a question and its answer); mend chat_template in tokenizer_config.json, "
@@ -252,7 +271,11 @@ class Template:
             raise ValueError(
                 "data.template: the tokenizer's chat template writes nothing for a question; use --data.template plain"
             )
-        before, found, after = answered.partition(_PROBE)
+        # what stands between a question and its answer
+        _, kept, turn = asked.rpartition(_PROBE)
+        if self.style == "chat" and kept and len(turn.strip()) > 2:
+            self._marks_of_chat = (turn.strip(), *_MARKS)
+        before, found, after = answered.partition(_ANSWER)
         if found and before.startswith(asked) and not before[len(asked) :].strip():
             self._lead = before[len(asked) :]
         closing = self._literal.match(after.lstrip()) if found else None

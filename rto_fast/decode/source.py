@@ -83,7 +83,7 @@ def open_source(options: Options) -> Source:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
     models, tokenizer = _load(options, config, folder, device)
-    template = Template(tokenizer, options.template or config.data.template)
+    template = Template(tokenizer, options.template or config.data.template, config.data.parse_special)
     prompts = _encode(options, config, folder, template)
     given = lambda flag, default: default if flag is None else flag  # noqa: E731
     new_tokens = given(options.max_new_tokens, config.max_new_tokens if folder else 128)

@@ -51,7 +51,7 @@ def shared_tokenizer(about: Subject, trusted: bool = False) -> PreTrainedTokeniz
 
 def read_prompts(options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """Distinct prompts in their order, as the run's own evaluation has them."""
-    template = Template(tokenizer, about.template)
+    template = Template(tokenizer, about.template, about.parse_special)
     rows = [Prompt(c) for c in about.conversations]
     limits = {"max_length": about.max_prompt + about.max_new_tokens, "max_prompt": about.max_prompt}
     encoded, report = encode_prompts(rows, template, **limits)

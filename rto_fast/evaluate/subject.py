@@ -28,6 +28,7 @@ class Subject:
     conversations: Sequence[tuple[Message, ...]]
     """The prompts, not tokenised; repeats possible."""
     template: str
+    parse_special: bool
     max_prompt: int
     max_new_tokens: int
     judge: str
@@ -96,6 +97,7 @@ def subject(options: Options) -> Subject:
         reward_model,
         _conversations(options, run),
         options.template or template,
+        run.data is not None and run.data.parse_special,
         options.max_prompt or run.max_prompt,
         options.max_new_tokens or run.max_new_tokens,
         judge,
