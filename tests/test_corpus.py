@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rto_fast.config import DataConfig
-from rto_fast.corpus import load_corpus
+from rto_fast.corpus import _sentence_ends, load_corpus
 from tests.tiny_run import write_model, write_pairs
 
 LIMITS = DataConfig(template="none", max_prompt=10, max_length=24, held_out=4)
@@ -55,3 +55,16 @@ def test_a_prompt_keeps_its_own_right_answer_where_rows_are_dropped(tokenizer, t
     assert len(found.references) == 3
     for prompt, answer in found.references.items():
         assert tokenizer.decode(prompt[-1:]) == answer
+
+
+def test_a_mark_ends_a_sentence_with_blanks_behind_it_too():
+    class Decoder:
+        texts = ["word", ".", "! ", "no?", "line\n", ".5", "\n ", "end. x"]
+
+        def __len__(self):
+            return len(self.texts)
+
+        def decode(self, ids):
+            return self.texts[ids[0]]
+
+    assert _sentence_ends(Decoder()) == frozenset({1, 2, 3, 4, 6})

@@ -87,6 +87,8 @@ def test_demonstrations_and_prompts():
     assert to_demonstrations([{"messages": [*TURNS, answer("Because.")]}]).items == [Demonstration(HISTORY, "Because.")]
     assert to_demonstrations([{"prompt": TURNS, "completion": [answer("x")]}]).items == [Demonstration(HISTORY, "x")]
     assert to_demonstrations([{"prompt": TURNS, "chosen": "x"}]).items == [Demonstration(HISTORY, "x")]
+    both = {"prompt": TURNS, "chosen": "x", "rejected": "y"}
+    assert to_demonstrations([both]).items == [Demonstration(HISTORY, "x")]
     assert to_demonstrations([{"text": "Once."}]).items == [Demonstration((), "Once.")]
     assert to_prompts([{"messages": [*TURNS, answer("Because.")]}]).items == [Prompt(HISTORY)]
     assert to_prompts([{"messages": TURNS}]).items == [Prompt(HISTORY)]

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from rto_fast.data.encode import EncodedPair
+from rto_fast.evaluate import policies
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, win_rates
 from rto_fast.rollout import Completion, Sampling
 from tests.test_stages import eager_logprob
@@ -63,3 +65,11 @@ def test_the_row_beats_the_column():
     table = win_rates({"high": high, "low": low})
     assert table["high"]["low"]["mean"] == pytest.approx(2.5 / 4)
     assert table["low"]["high"]["mean"] == pytest.approx(1.5 / 4)
+
+
+def test_a_pairs_reward_is_the_sum_over_its_answer_whatever_its_length(monkeypatch):
+    # chosen: three tokens of .2; rejected: one of .5
+    found = {"dpo": [np.full(3, 0.2), np.array([0.5])] * 2, "reference": [np.zeros(3), np.zeros(1)] * 2}
+    monkeypatch.setattr(policies, "answer_logprobs", lambda model, answers, **limits: found[model])
+    pairs = [EncodedPair([3], [4, 5, 2], [2])] * 2
+    assert policies.preference_accuracy("dpo", "reference", pairs).value == 1
