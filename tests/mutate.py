@@ -290,20 +290,20 @@ def run(mutations: list[Mutation], jobs: int, limit_s: float) -> Counter:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="name them and stop")
-    parser.add_argument("--only", metavar="PATTERN", help="a name, a part of one, or a pattern such as 'rewards/*'")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names, parts of them, or patterns such as 'data/*'")
     parser.add_argument("--sample", type=int, metavar="N", help="so many at random")
     parser.add_argument("--seed", type=int, help="of the sample; without it the clock's, and printed")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     options = parser.parse_args()
     mutations = load()
     if options.only:
-        mutations = [m for m in mutations if options.only in m.name or fnmatch.fnmatch(m.name, options.only)]
+        mutations = [m for m in mutations if any(x in m.name or fnmatch.fnmatch(m.name, x) for x in options.only)]
     if options.sample is not None and options.sample < len(mutations):
         seed = time.time_ns() % 10**6 if options.seed is None else options.seed
         print(f"{options.sample} of {len(mutations)} mutations, --seed {seed}")
         mutations = random.Random(seed).sample(mutations, options.sample)
     if not mutations:
-        parser.error(f"no mutation is named {options.only!r}; see --list")
+        parser.error(f"no mutation is named {' or '.join(options.only)}; see --list")
     if options.list:
         for m in mutations:
             print(f"{m.name:50} {m.file}: {m.wrong}" + (" (equivalent)" if m.equivalent else ""))
