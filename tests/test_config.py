@@ -84,6 +84,20 @@ def test_a_folder_belongs_to_one_configuration(tmp_path):
         claim(build(Config, {**plain(first), "seed": 2}, "test"))
 
 
+@pytest.mark.parametrize("field", ["sft.optim.lr", "dpo.beta", "rto.reward.beta_1", "rto.clip", "eval.top_p"])
+def test_what_is_computed_is_not_free_to_change(field, tmp_path):
+    first = build(Config, {"output": str(tmp_path / "run")}, "test")
+    claim(first)
+    changed = plain(first)
+    *tables, name = field.split(".")
+    table = changed
+    for key in tables:
+        table = table[key]
+    table[name] = table[name] / 2
+    with pytest.raises(ValueError, match=rf"holds another run \({field} was "):
+        claim(build(Config, changed, "test"))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and is no run of rto_fast"):

@@ -230,6 +230,15 @@ def test_only_the_newest_are_kept(tmp_path):
     assert saved.step == 10 and saved.facts == {"progress": {"x": 10 / 3}} and saved.parts["weights"]["0"][0] == 10
 
 
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_are_kept_as_are_asked_for(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=keep))
+    for step in range(1, 6):
+        checkpoints.save(step, {"weights": {"0": torch.zeros(2)}}, {"progress": {}})
+    checkpoints.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:08}" for step in range(6 - keep, 6)]
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     weight, started, go = torch.zeros(1000), threading.Event(), threading.Event()
     original = Checkpoints._write
