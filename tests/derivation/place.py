@@ -80,7 +80,7 @@ def made_up(
         length, cut = 1 + draw(1, sampling.max_new_tokens)[0], draw(1, 3)[0] == 0
         response = [3 + x for x in draw(sampling.max_new_tokens if cut else length, len(WORDS) - 3)]
         response = response if cut else [*response[:-1], eos[0]]
-        logprobs = (-torch.rand(len(response), generator=generator)).tolist()
+        logprobs = (-6 * torch.rand(len(response), generator=generator)).tolist()
         answers.append(Completion(list(prompt), response, logprobs, "length" if cut else "eos"))
     return answers
 
