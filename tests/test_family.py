@@ -228,6 +228,36 @@ def test_one_beta_2_weighs_an_iteration_in_its_loss_and_in_its_log():
     assert state.progress["beta_2"] == pytest.approx(0.5 * 0.8**2)
 
 
+def test_an_iteration_that_goes_on_elsewhere_adapts_beta_2_by_its_own_kl():
+    """What the rollout's KL was is in the state, for the controller answers it when the last step is done."""
+    reward = RewardConfig(0.0, 0.5, adaptive_kl_target=30.0, adaptive_kl_horizon=16)
+
+    def moved():
+        stage, state = make_rto(
+            member(replace(GRPO, reward=reward), "grpo"), dpo_seed=None, scorer=lambda answers: [1.0] * len(answers)
+        )
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for p in stage.policy.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+        return stage, state
+
+    stage, state = moved()
+    logs, saved = [], []
+
+    def save(state):
+        if state.step == 2:  # the iteration has four
+            saved.extend(copy.deepcopy(state.save()))
+
+    loop.train(stage, state, OPTIM, lambda step, metrics: logs.append(metrics), after_step=save)
+    assert 0.8 < logs[0]["kl/per_answer"] / 30.0 < 1.2  # not so far off that any KL would do
+    other, again = moved()
+    again.restore(2, *saved)
+    run(other, again)
+    assert again.progress["beta_2"] == state.progress["beta_2"] != 0.5
+    assert all(torch.equal(a, b) for a, b in zip(stage.policy.parameters(), other.policy.parameters(), strict=True))
+
+
 def test_a_group_of_one_is_refused():
     with pytest.raises(ValueError, match=r"rto.group must be at least 2 \(one answer has none to be compared with\)"):
         replace(GRPO, group=1)

@@ -148,7 +148,7 @@ class RTO:
                 progress["place"] = 0
                 if self.config.stop_kl is not None and self._mean_k3() > self.config.stop_kl:
                     break
-            self._adapt_beta_2(progress["kl"], len(experience.answers))
+            self._adapt_beta_2(len(experience.answers))
             tensors.clear()
             progress["iteration"] = iteration + 1
 
@@ -304,14 +304,14 @@ class RTO:
             "sampler_gap/max": gap.max(),
         }
 
-    def _adapt_beta_2(self, kl: float, count: int) -> None:
+    def _adapt_beta_2(self, count: int) -> None:
         """Proportional controller of Ziegler et al. 2019, section 2.2 (arXiv:1909.08593): the next iteration's beta_2.
 
         It follows an iteration's last step, so that one beta_2 weighs all of an iteration, its rewards as its loss.
         """
         target = self.config.reward.adaptive_kl_target
         if target is not None:
-            error = min(max(kl / target - 1, -0.2), 0.2)
+            error = min(max(self.state.progress["kl"] / target - 1, -0.2), 0.2)
             self.state.progress["beta_2"] *= 1 + error * count / self.config.reward.adaptive_kl_horizon
 
     def _sentence_ends(self, answers: list[Completion]) -> Tensor:
