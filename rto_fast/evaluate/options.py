@@ -26,7 +26,7 @@ class LLMOptions:
     retries: int = 5
     """Further attempts at a question, with growing pauses, when the server is busy, broken or silent."""
     timeout: float = 60.0
-    """Seconds of silence before an attempt is given up."""
+    """Seconds that one attempt may take, to the last byte of the reply."""
     cache: str | None = None
     """Where replies are kept (SQLite); none = judge.sqlite in the output folder. What it knows is not asked again."""
 

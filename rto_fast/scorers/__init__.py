@@ -30,16 +30,19 @@ GO_ON = "the same command then goes on"
 """How an error ends that stops a run and costs it nothing."""
 
 
-def check_scores(scores: object, count: int, field: str) -> None:
-    """Raises ValueError, one sentence naming `field`, unless `scores` is a sequence of `count` finite real numbers."""
+def check_scores(scores: object, count: int, field: str, hide: Callable[[str], str] = str) -> None:
+    """Raises ValueError, one sentence naming `field`, unless `scores` is a sequence of `count` finite real numbers.
+
+    `hide` takes secrets out of what is shown of them.
+    """
     if not isinstance(scores, Sequence) or isinstance(scores, str | bytes):
-        raise ValueError(f"{field}: wanted a list of {count} scores, one per answer, got {_brief(scores)}")
+        raise ValueError(f"{field}: wanted a list of {count} scores, one per answer, got {_brief(scores, hide)}")
     if len(scores) != count:
         raise ValueError(f"{field}: wanted {count} scores, one per answer, got {len(scores)}")
     for i, score in enumerate(scores):
         if not isinstance(score, Real) or not _is_finite(score):
             raise ValueError(
-                f"{field}: every score must be a finite number, got {_brief(score)} for answer {i + 1} of {count}"
+                f"{field}: every score must be a finite number, got {_brief(score, hide)} for answer {i + 1} of {count}"
             )
 
 
@@ -50,9 +53,9 @@ def _is_finite(score: Real) -> bool:
         return False
 
 
-def _brief(value: object) -> str:
+def _brief(value: object, hide: Callable[[str], str]) -> str:
     try:
-        text = repr(value)
+        text = hide(repr(value))
     except Exception:  # it comes from anybody's code
         text = f"something of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"

@@ -1,6 +1,7 @@
 """The URL of a server that is asked: what may be shown of it, and what is never shown."""
 
 import base64
+import json
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
@@ -43,13 +44,14 @@ def read_address(url: str, name: str, example: str, key: str = "") -> Address:
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     clean = parts._replace(netloc=host if port is None else f"{host}:{port}", fragment="")
     shown = clean._replace(query="***" if clean.query else "").geturl()
-    authorization = f"Bearer {key}" if key else None
-    if not key and parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        authorization = f"Basic {base64.b64encode(pair.encode()).decode()}"
+    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    basic = "" if parts.username is None else base64.b64encode(pair.encode()).decode()
+    authorization = f"Bearer {key}" if key else f"Basic {basic}" if basic else None
     pieces = [piece.partition("=") for piece in parts.query.split("&")]
     values = [value if equals else bare for bare, equals, value in pieces]
-    raw = [key, parts.username or "", parts.password or "", parts.fragment, parts.query, *values]
-    secrets = {*raw, *map(unquote, raw), *map(unquote_plus, raw), (authorization or " ").split(" ", 1)[1]}
+    raw = [key, basic, parts.username or "", parts.password or "", parts.fragment, parts.query, *values]
+    secrets = {*raw, *map(unquote, raw), *map(unquote_plus, raw)}
+    # also as they look quoted in JSON and in Python
+    secrets |= {quoted(s)[1:-1] for s in secrets for quoted in (json.dumps, repr)}
     long = sorted((s for s in secrets if len(s) >= SHORTEST_SECRET), key=len, reverse=True)
     return Address(clean, shown, authorization, tuple(long))

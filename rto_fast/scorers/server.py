@@ -137,27 +137,24 @@ def _rewards(body: bytes, count: int, address: Address) -> list[float]:
     try:
         answer = json.loads(body.decode(), parse_constant=refuse, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        reason = "it nests too deeply" if isinstance(error, RecursionError) else address.hide(one_line(error, 120))
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else one_line(address.hide(str(error)), 120)
         raise ValueError(f"{shown} answered no JSON ({reason}); {correct}") from None
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(rewards, list):
-        got = address.hide(_form(answer))
+        got = _form(answer, address)
         raise ValueError(f'{shown} must answer {{"rewards": [{count} numbers]}}, got {got}; {correct}')
     if any(isinstance(r, bool) for r in rewards):
         raise ValueError(f"{shown} answered true or false for a number; {correct}")
-    try:
-        check_scores(rewards, count, "")
-    except ValueError as error:
-        raise ValueError(f"{shown}{address.hide(str(error))}") from None
+    check_scores(rewards, count, shown, address.hide)
     return [float(r) for r in rewards]
 
 
-def _form(answer: object) -> str:
+def _form(answer: object, address: Address) -> str:
     if not isinstance(answer, dict):
         return {list: "a list", str: "a string", type(None): "null"}.get(type(answer), "a number")
     if "rewards" in answer:
         return "rewards that are not a list"
-    return f"an object with the keys {', '.join(repr(k[:20]) for k in list(answer)[:5]) or '(none)'}"
+    return f"an object with the keys {', '.join(repr(address.hide(k)[:20]) for k in list(answer)[:5]) or '(none)'}"
 
 
 def _problem(error: Exception, timeout: float, address: Address) -> str:
@@ -167,12 +164,12 @@ def _problem(error: Exception, timeout: float, address: Address) -> str:
         return "connection refused"
     if isinstance(error, gaierror):
         return "unknown host"
-    return address.hide(one_line(error, 200)) or type(error).__name__
+    return one_line(address.hide(str(error)), 200) or type(error).__name__
 
 
 def _said(reply: Reply, address: Address) -> str:
     """What an error's body says, in one short line."""
-    text = address.hide(reply.body[:2000].decode(errors="replace"))
+    text = address.hide(reply.body.decode(errors="replace"))[:2000]
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:160]
     return f": {text}" if text else ""
 

@@ -1,8 +1,10 @@
 """A real HTTP server on this machine that speaks chat completions and misbehaves on demand."""
 
+import functools
 import json
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -110,3 +112,40 @@ def breaks_off(handler: Handler, prompt: str, number: int) -> None:
     handler.wfile.write(b'{"choices": [')
     handler.wfile.flush()
     handler.close_connection = True
+
+
+def endless_error(handler: Handler, prompt: str, number: int) -> None:
+    """A status 500 whose body does not end."""
+    handler.send_response(500)
+    handler.send_header("Content-Type", "application/json")
+    handler.end_headers()
+    handler.wfile.write(b'{"error": {"message": "')
+    while True:
+        handler.wfile.write(b"no " * 2**18)
+
+
+def dripping_error(handler: Handler, prompt: str, number: int) -> None:
+    handler.send_response(400)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    for _ in range(400):
+        handler.wfile.write(b" ")
+        time.sleep(0.02)
+
+
+def dripping_head(handler: Handler, prompt: str, number: int) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for i in range(400):
+        handler.wfile.write(b"X-%d: x\r\n" % i)
+        time.sleep(0.02)
+
+
+@functools.cache
+def packed() -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return b"".join(packer.compress(b" " * 2**20) for _ in range(512)) + packer.flush()
+
+
+def bomb(handler: Handler, prompt: str, number: int) -> None:
+    """A reply of 2 MiB that unpacks to 512 MiB."""
+    handler.send(200 if number % 2 else 500, packed(), Content_Encoding="gzip")

@@ -1,11 +1,25 @@
 """The judge's client against a real server that does everything wrong."""
 
+import os
+import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from rto_fast.evaluate.judge.client import MAX_BODY, Client, Failure
-from tests.evaluate.faulty_server import breaks_off, drip, flood, serving
+from tests.evaluate.faulty_server import (
+    bomb,
+    breaks_off,
+    drip,
+    dripping_error,
+    dripping_head,
+    endless_error,
+    flood,
+    packed,
+    serving,
+)
 
 pytest.importorskip("openai", reason='needs the openai package: pip install "rto_fast[judge]"')
 KEY = "sk-most-secret"
@@ -74,17 +88,64 @@ def test_a_reply_that_never_comes_whole_is_asked_for_again_and_then_given_up(fau
     with serving(fault) as server, pytest.raises(Failure) as failure:
         client(server.url, timeout=1.0).ask("x")
     assert failure.value.whose == "server"
-    text = {drip: "does not end", flood: f"more than {MAX_BODY // 2**20} MiB", breaks_off: "broke off"}[fault]
+    text = {drip: "no whole reply within 1 s", flood: f"more than {MAX_BODY // 2**20} MiB"}.get(fault, "no connection")
     assert text in str(failure.value)
+
+
+@pytest.mark.parametrize("fault", [drip, dripping_error, dripping_head])
+def test_a_reply_that_drips_is_cut_off_at_the_deadline(fault):
+    with serving(fault) as server:
+        started = time.monotonic()
+        with pytest.raises(Failure, match="no whole reply within 0.5 s"):
+            client(server.url, timeout=0.5).ask("x")
+        assert time.monotonic() - started < 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads this process's memory from /proc")
+@pytest.mark.parametrize("fault", [endless_error, bomb, flood])
+def test_no_reply_takes_the_machine(fault):
+    def memory() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    packed()  # beforehand
+    with serving(fault) as server:
+        asked = client(server.url, timeout=20.0)
+        before, most, over = memory(), 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal most
+            while not over.wait(0.005):
+                most = max(most, memory())
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            for _ in range(2):
+                started = time.monotonic()
+                with pytest.raises(Failure, match="^(status 500|a reply)"):
+                    asked.ask("x")
+                assert time.monotonic() - started < 10
+        finally:
+            over.set()
+            watching.join()
+    assert most - before < 100 * 2**20, f"{(most - before) / 2**20:.0f} MiB more"
+
+
+def test_a_redirect_is_not_followed():
+    with serving(lambda handler, prompt, number: handler.send(307, b"{}", Location="/elsewhere")) as server:
+        with pytest.raises(Failure, match="status 307.*check --llm.url, redirects are not followed") as failure:
+            client(server.url).ask("x")
+    assert failure.value.whose == "settings" and len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (b"<html>gateway</html>", "not JSON: b'<html>gateway"),
+        (b"<html>gateway</html>", "not JSON: '<html>gateway"),
         (b"", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"choices": [], "choices": [{"message": {"content": "A"}}]}', "not JSON"),
         (b"{}", "without choices"),
         (b'{"choices": []}', "without choices"),
         (b'{"choices": [{"message": "A"}]}', "without choices"),
@@ -132,35 +193,66 @@ def test_the_key_stays_out_of_messages_and_replies():
 
     with serving(answer) as server:
         asked = client(server.url)
-        assert asked.ask("x") == "I saw Bearer [key]"
+        assert asked.ask("x") == "I saw Bearer ***"
         with pytest.raises(Failure) as failure:
             asked.ask("fail")
-        assert KEY not in str(failure.value) and "[key]" in str(failure.value)
+        assert KEY not in str(failure.value) and "***" in str(failure.value)
         with_user = server.url.replace("http://", "http://me:password@")
         assert client(with_user).host == server.url
 
 
+def test_no_part_of_the_url_is_shown(monkeypatch):
+    def echo(handler, prompt, number):
+        said = f"{handler.path} {handler.headers['Authorization']} user-hunter pass@hunter frag-hunter"
+        act = [lambda: handler.fail(400, said), lambda: handler.say(said), lambda: handler.send(200, said.encode())]
+        act[number]()
+
+    with serving(echo) as server:
+        url = server.url.replace("http://", "http://user-hunter:pass%40hunter@") + "?token=tok-hunter#frag-hunter"
+        asked = client(url)
+        assert asked.host == server.url + "?***"
+        with pytest.raises(Failure, match="status 400") as refused:
+            asked.ask("x")
+        said = asked.ask("x")
+        with pytest.raises(Failure, match="not JSON") as broken:
+            asked.ask("x")
+    assert [r["path"] for r in server.requests] == ["/v1/chat/completions?token=tok-hunter"] * 3
+    for text in (str(refused.value), said, str(broken.value)):
+        assert "/v1/chat/completions?***" in text and "hunter" not in text and KEY not in text
+
+
+def test_an_error_that_nests_deeply_is_one_line():
+    body = b'{"error": ' * 5000 + b'"deep"' + b"}" * 5000
+    with serving(lambda handler, prompt, number: handler.send(400, body)) as server:
+        with pytest.raises(Failure, match="^status 400") as failure:
+            client(server.url).ask("x")
+    assert len(str(failure.value)) < 300
+
+
 def test_a_silent_server_and_one_that_is_not_there():
     with serving(lambda handler, prompt, number: time.sleep(3)) as server:
-        with pytest.raises(Failure, match="no reply within 0.5 s") as failure:
+        with pytest.raises(Failure, match="no whole reply within 0.5 s") as failure:
             client(server.url, timeout=0.5).ask("x")
         url = server.url
     assert failure.value.whose == "server"
-    with pytest.raises(Failure, match="no connection .*refused"):
+    with pytest.raises(Failure, match="no connection .*Refused"):
         client(url).ask("x")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"url": "localhost:8000/v1"}, "llm.url: must be like http://localhost:8000/v1, got 'localhost:8000/v1'"),
+        ({"url": "localhost:8000/v1"}, "llm.url: wanted a url like http://localhost:8000/v1, got 'localhost:8000/v1'"),
         ({"url": "ftp://x/v1"}, "llm.url"),
+        ({"url": "http://me:hunter2#@x/v1"}, "llm.url: .* a host or port that cannot be read"),
+        ({"url": "x/v1?token=hunter2"}, "llm.url: .* got one without http:// and a host"),
         ({"url": "http://x/v1", "model": None}, "llm.model: no judge is named; use --llm.model"),
     ],
 )
 def test_settings_that_cannot_work(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         client(**options)
+    assert "hunter" not in str(caught.value)
 
 
 def test_openai_itself_wants_a_key(monkeypatch):
