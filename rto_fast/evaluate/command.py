@@ -12,7 +12,7 @@ from rto_fast.digests import write_recorded
 from rto_fast.evaluate.answers import answer_text, write_answers
 from rto_fast.evaluate.judge.compare import Judgement
 from rto_fast.evaluate.judge.prompts import query_text
-from rto_fast.evaluate.judge.session import ask_judge, client_of
+from rto_fast.evaluate.judge.session import ask_judge, client_of, try_judge
 from rto_fast.evaluate.measure import measure, read_prompts, shared_tokenizer
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.policies import Evaluation
@@ -43,6 +43,10 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
         f"Policies: {', '.join(about.policies)}; {len(prompts.ids)} held-out prompts, at most {about.max_new_tokens} "
         f"new tokens, temperature {options.temperature:g}, top-p {options.top_p:g}; judge: {about.judge}"
     )
+    queries = [query_text(c) for c in prompts.conversations]
+    cache = Path(options.llm.cache).expanduser() if options.llm.cache else about.kept / "judge.sqlite"
+    if client is not None:
+        try_judge(options.llm, client, queries[0], cache=cache, say=say)
     evaluations = measure(options, about, tokenizer, prompts, sampling)
     if client is None:
         judgement = Judgement(outcomes(evaluations))
@@ -51,9 +55,9 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
         judgement = ask_judge(
             options.llm,
             client,
-            [query_text(c) for c in prompts.conversations],
+            queries,
             {name: [answer_text(tokenizer, a) for a in e.answers] for name, e in evaluations.items()},
-            cache=Path(options.llm.cache).expanduser() if options.llm.cache else about.kept / "judge.sqlite",
+            cache=cache,
             seed=options.seed,
             say=say,
         )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from rto_fast.evaluate.__main__ import main
 from rto_fast.evaluate.answers import distinct
 from rto_fast.evaluate.saved import Saved
-from tests.evaluate.faulty_server import serving
+from tests.evaluate.faulty_server import drip, endless_error, serving
 from tests.evaluate.runs import write_reward_model, write_run, write_stage
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +121,7 @@ def test_the_runs_stages_and_other_policies_together(runs, tmp_path):
 
 
 def prefers_grey(handler, prompt, number):
+    time.sleep(0.02)
     a, b = (prompt.partition(f"Response {x}: ")[2].partition("\n")[0] for x in "AB")
     better = "A" if a.count("e") >= b.count("e") else "B"
     handler.say("no idea" if number % 10 == 9 else f"Comparison: one has more e.\n\nMore helpful: {better}")
@@ -133,6 +135,7 @@ def test_a_language_model_judges(runs, capsys, monkeypatch):
         assert main(command(runs, "llm", *llm)) == 0
         asked = len(server.requests)
         said = capsys.readouterr().out
+        assert "The judge answered a trial question in " in said and " s: A\n" in said
         assert f"Asking m at {server.url} about 72 pairs of answers" in said
         assert "unparseable: " in said and "left out of the win rates; the first: 'no idea'" in said
         got = results(runs, "llm")
@@ -151,11 +154,38 @@ def test_a_language_model_judges(runs, capsys, monkeypatch):
     assert files and not any(b"most-secret" in f.read_bytes() for f in files)
 
 
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (None, "does not answer: no connection (ConnectionRefusedError: "),
+        (drip, "does not answer: no whole reply within 0.5 s"),
+        (endless_error, "does not answer: status 500"),
+        (lambda handler, prompt, number: handler.send(200, b"hunter2"), "a reply that is not JSON: '***'"),
+        (lambda handler, prompt, number: handler.fail(401, "no hunter2"), "status 401, 'no ***'; check OPENAI_API_KEY"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_known_before_the_policies_answer(runs, capsys, fault, message):
+    pytest.importorskip("openai", reason='needs the openai package: pip install "rto_fast[judge]"')
+    with serving(fault or drip) as server:
+        url = server.url.replace("http://", "http://me:hunter2@") + "?token=hunter2"
+        if fault is None:
+            server.shutdown()
+            server.server_close()
+        llm = ["--judge", "llm", "--llm.url", url, "--llm.model", "m", "--llm.timeout", "0.5"]
+        assert main(command(runs, "asked-first", *llm)) == 2
+        assert len(server.requests) <= 1
+    said = capsys.readouterr()
+    error = said.err.splitlines()[-1]
+    assert error.startswith("rto_fast: error: judge: m at http://127.0.0.1:") and message in error
+    assert "hunter2" not in said.out + said.err and "Asking" not in said.out
+    assert not (runs / "asked-first/answers").exists()
+
+
 def test_a_judge_that_breaks_down_loses_nothing(runs, capsys):
     pytest.importorskip("openai", reason='needs the openai package: pip install "rto_fast[judge]"')
 
     def breaks_down(handler, prompt, number):
-        handler.say("More helpful: A") if number < 20 else handler.fail(500, "out of\nmemory")
+        handler.say("More helpful: A") if number < 21 else handler.fail(500, "out of\nmemory")
 
     llm = ["--judge", "llm", "--llm.model", "m", "--llm.retries", "0", "--llm.concurrency", "3"]
     with serving(breaks_down) as server:

@@ -1,13 +1,19 @@
 """The language-model judge as the command line runs it: settings in, outcomes out, and what a person should know."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rto_fast.evaluate.judge.cache import Cache
-from rto_fast.evaluate.judge.client import Client
+from rto_fast.evaluate.judge.client import Client, Failure
 from rto_fast.evaluate.judge.compare import Judgement, judge
+from rto_fast.evaluate.judge.prompts import ask_about, verdict
 from rto_fast.evaluate.options import LLMOptions
 from rto_fast.evaluate.progress import progress
+
+TRIAL = ("Yes.", "I do not know.")
+"""Answers to ask about before there are any."""
 
 
 def client_of(options: LLMOptions) -> Client:
@@ -19,6 +25,30 @@ def client_of(options: LLMOptions) -> Client:
         max_tokens=options.max_tokens,
         retries=options.retries,
         timeout=options.timeout,
+    )
+
+
+def try_judge(options: LLMOptions, client: Client, query: str, *, cache: Path, say: Callable[[str], None]) -> None:
+    """Ask one question, once, as a judge that cannot be asked is better known of before the policies have answered.
+
+    About two made-up answers to `query`; what the cache knows is not asked. ConnectionError, one line, without a reply.
+    """
+    question = ask_about(options.prompt, query, *TRIAL)
+    with Cache(cache, client.model, client.settings) as kept:
+        if kept.get(question) is not None:
+            return
+        started = time.monotonic()
+        try:
+            reply = client_of(replace(options, retries=0)).ask(question)
+        except Failure as failure:
+            raise ConnectionError(
+                f"judge: {client.model} at {client.host} does not answer: {failure}; the same command then goes on"
+            ) from None
+        kept.put(question, reply)
+    said = verdict(reply)
+    say(
+        f"The judge answered a trial question in {time.monotonic() - started:.1f} s"
+        + (f": {said}" if said else f", without a verdict: {reply[:120]!r}")
     )
 
 
