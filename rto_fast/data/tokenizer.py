@@ -4,10 +4,14 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+from rto_fast.data.trial import check_ids, try_tokenizer
 from rto_fast.foreign import check_config, check_files, opening, read_object
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_JSON_FILES = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    "tokenizer.json",  # after what is only looked at
+)
 _USUAL_EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
 
 
@@ -30,9 +34,14 @@ def load_tokenizer(path: str | Path, field: str = "model.path", trust_remote_cod
         check_files(folder, field)
     if (folder / "config.json").exists():  # which transformers reads to find the tokenizer's class
         check_config(folder, field, trust_remote_code)
+    broken = f"{field}: no tokenizer can be loaded"
     for name in _JSON_FILES:
         if (folder / name).exists():
-            read_object(folder / name, f"{field}: no tokenizer can be loaded")
+            content = read_object(folder / name, broken)
+            where = f"{broken}: {str(folder / name)!r}"
+            check_ids(folder / name, content, where)
+            if name == "tokenizer.json":
+                try_tokenizer(folder / name, content, where)
     with opening(field, text, "tokenizer"):
         tokenizer = _load(folder, text, trust_remote_code)
         # what a library does lazily would fail later, and without the file's name

@@ -144,11 +144,12 @@ def test_the_page_says_what_the_code_bounds():
     page = (ROOT / "SECURITY.md").read_text()
     assert f"{MAX_JSON_BYTES // 2**20} MiB else" in page
     from rto_fast import cli, recipe
-    from rto_fast.data import allowance, encode, read
+    from rto_fast.data import allowance, encode, read, trial
 
     assert f"({read.MAX_LINE_BYTES // 2**20} MiB)" in page and f"{read.MAX_JSON_BYTES // 2**30} GiB of rows" in page
     assert f"{allowance.MAX_GROWTH} times its size, or {allowance.FREE_BYTES // 2**20} MiB" in page
     assert encode.MAX_CHARACTERS == 2**20 and f"or {encode.MAX_CHARACTERS_PER_TOKEN} for each token" in page
+    assert trial.MAX_ID == 2**24 and "(2^24)" in page and f"at most {trial.MAX_GROWTH} letters or tokens" in page
     assert f"({recipe.MAX_BYTES // 2**10} KiB)" in page and f"({cli.MAX_WORD:,} letters)" in page
 
 

@@ -19,6 +19,15 @@ def _changed(name: str, file: str, change, *says: str) -> Case:
     return Case(f"{file}: {name}", make, says)
 
 
+def _double(text: str) -> dict:
+    return {"type": "Replace", "pattern": {"String": text}, "content": text * 2}
+
+
+def _each(name: str, step: dict) -> dict:
+    """Twelve times the same step, each on what the one before has made."""
+    return {"type": "Sequence", name: [step] * 12}
+
+
 def tokenizers() -> list[Case]:
     file, field = "tokenizer.json", "model.path: no tokenizer can be loaded"
 
@@ -34,6 +43,15 @@ def tokenizers() -> list[Case]:
     def added(**values):
         return lambda content: content["added_tokens"][0].update(values)
 
+    grown = (field, file, "characters or tokens of")
+    insert = {"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    exponential = {
+        "type": "Split",
+        "pattern": {"Regex": "(\\w+\\s?)+$|x"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     bpe = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "x"]]}
     deep = {"type": "Sequence", "normalizers": []}
     for _ in range(300):
@@ -54,6 +72,24 @@ def tokenizers() -> list[Case]:
         _changed("negative id", file, vocabulary(cat=-1), field),
         _changed("id of 2^40", file, vocabulary(cat=2**40), field),
         _changed("id beyond the embedding", file, vocabulary(cat=4_000_000_000), "model.path", "vocab"),
+        _changed(
+            "id that would fill the memory", file, vocabulary(cat=2**31 - 1), field, file, "'cat' the id 2147483647"
+        ),
+        _changed("added id that would fill the memory", file, added(id=2**31 - 1), field, file, "the id 2147483647"),
+        _file("id that would fill the memory", "vocab.json", {"cat": 2**31 - 1}, field, "vocab.json", "at most 16,777"),
+        _file("id that would fill it", "added_tokens.json", {"cat": 2**31 - 1}, field, "added_tokens.json", "at most"),
+        _changed(
+            "normalizers that double a letter", file, content(normalizer=_each("normalizers", _double("e"))), *grown
+        ),
+        _changed(
+            "normalizers that double a sign", file, content(normalizer=_each("normalizers", _double("☃"))), *grown
+        ),
+        _changed("normalizers that insert", file, content(normalizer=_each("normalizers", insert)), *grown),
+        _changed("bytes of bytes of bytes", file, content(pre_tokenizer=_each("pretokenizers", bytes_)), *grown),
+        _changed("decoders that double a letter", file, content(decoder=_each("decoders", _double("k"))), *grown),
+        _changed(
+            "a pattern of exponential time", file, content(pre_tokenizer=exponential), field, file, "cannot be used"
+        ),
         _changed("id just beyond the embedding", file, vocabulary(cat=28), "model.path", "vocab"),
         _changed("id of a string", file, vocabulary(cat="five"), field),
         _changed("vocabulary of a list", file, model(vocab=["a"]), field),
