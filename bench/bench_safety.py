@@ -33,8 +33,8 @@ ROUNDS = 7
 def run(tmp_path_factory):
     from dataclasses import replace
 
-    config = replace(load_recipe("quickstart"), output=str(tmp_path_factory.mktemp("safety") / "run"))
-    return prepare(config, lambda text: None)
+    place = tmp_path_factory.mktemp("safety")
+    return prepare(replace(load_recipe("quickstart"), output=str(place / "run")), lambda text: None, place)
 
 
 def train(run, folder: Path | None) -> list[torch.Tensor]:

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rto_fast.config import CompareConfig, Config
 from rto_fast.digests import write_recorded
 from rto_fast.evaluate.report import print_table
 from rto_fast.folder import claim
+from rto_fast.interrupt import signals_stop
 from rto_fast.pipeline import run
 from rto_fast.report import summarise, write_report
 
@@ -19,6 +21,11 @@ def compare(config: Config, say: Callable[[str], None] = print) -> dict[str, Any
     A seed that is finished is evaluated again and not trained again; a running one goes on where it stood.
     """
     folder = claim(config)
+    with signals_stop():
+        return _compare(config, folder, say)
+
+
+def _compare(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     seeds = config.compare.seeds
     folders = [folder / f"seed-{seed}" for seed in seeds]
     for number, (seed, place) in enumerate(zip(seeds, folders, strict=True), 1):

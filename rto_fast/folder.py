@@ -34,23 +34,28 @@ _OWN = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
 def claim(config: Config) -> Path:
     """Make the run's folder and write config.toml, or go on in a folder that the same configuration made."""
     folder = check(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output: {str(folder)!r} cannot be made ({error}); name another with --output") from None
+    _make(folder)
     if not (folder / "config.toml").is_file():
         # half a configuration would make the folder nobody's
         write_whole(folder / "config.toml", tomli_w.dumps(shown(config)))
     return folder
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output: {str(folder)!r} cannot be made ({error}); name another with --output") from None
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """No other process runs in the folder meanwhile; ValueError when one does.
+    """No other process runs in the folder, which is made where it is missing; ValueError when one does.
 
     The lock is the operating system's: it ends with its process, however that ends, and no child inherits it. Where
     the file system has none, nothing is kept out.
     """
+    _make(folder)
     with writing(folder / LOCK):
         file = appending(folder / LOCK, also_read=True)
     with file:

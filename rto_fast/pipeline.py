@@ -1,9 +1,12 @@
 """What a run does, in order: data, its stages, evaluation, sweep. Stages that are finished are not run again."""
 
+import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +18,14 @@ from rto_fast.checkpoint import Checkpoints, Saved
 from rto_fast.config import Config, RTOConfig
 from rto_fast.digests import MANIFEST, check_stage, write_recorded
 from rto_fast.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
-from rto_fast.folder import alone, claim
+from rto_fast.folder import LOCK, alone, check, claim
 from rto_fast.guards import BadStep, dump
-from rto_fast.interrupt import Interrupt, Stopped
+from rto_fast.interrupt import Interrupt, Stopped, signals_stop
 from rto_fast.measure import evaluate_run, sweep
 from rto_fast.memory import explained
 from rto_fast.metrics import StageLog
 from rto_fast.model import LanguageModel, load_scalar_model
-from rto_fast.prepare import Context, prepare
+from rto_fast.prepare import Context, keep_task, prepare
 from rto_fast.stall import StallGuard
 from rto_fast.start import announce, preflight, warn
 
@@ -32,12 +35,23 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
     started = time.perf_counter()
     disable_progress_bar()  # one bar per file that transformers reads or writes hides ours
     torch.manual_seed(config.seed)
-    context, model = prepare(config, say)
-    checks = preflight(context, model)
-    announce(context, model, checks)
-    if preflight_only:
-        return {}
-    with alone(claim(config)):
+    folder = check(config)
+    # where somebody may be running, that is better known before models are loaded
+    early = not preflight_only and (folder / LOCK).exists()
+    with contextlib.ExitStack() as held:
+        if early:
+            held.enter_context(alone(folder))
+        with tempfile.TemporaryDirectory() as scratch:
+            context, model = prepare(config, say, Path(scratch))
+            checks = preflight(context, model)
+            announce(context, model, checks)
+            if preflight_only:
+                return {}
+            if not early:
+                held.enter_context(alone(folder))
+            claim(config)
+            context = keep_task(context, config)
+        held.enter_context(signals_stop())
         _remember_inputs(context)
         results = _work(context)
         results["seconds"] = round(time.perf_counter() - started, 1)
@@ -89,13 +103,14 @@ def _run_stage(context: Context, stage: str) -> None:
         _checkpoints(context, stage).forget()  # a run may die between the two
         return
     started = time.perf_counter()
-    built = build(context, stage)
-    checkpoints = _train(context, stage, built)
-    facts = {"stage": stage, "seconds": round(time.perf_counter() - started, 1)}
-    if checkpoints.best is not None:
-        _export_best(context, stage, built, checkpoints, facts)
-    _export(context, stage, built, stage, facts)
-    checkpoints.forget()
+    with Interrupt(context.say) as interrupt:
+        built = build(context, stage)
+        checkpoints = _train(context, stage, built, interrupt)
+        facts = {"stage": stage, "seconds": round(time.perf_counter() - started, 1)}
+        if checkpoints.best is not None:
+            _export_best(context, stage, built, checkpoints, facts)
+        _export(context, stage, built, stage, facts)
+        checkpoints.forget()
 
 
 def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkpoints, facts: dict[str, Any]) -> None:
@@ -135,12 +150,13 @@ def _export(context: Context, stage: str, built: Built, name: str, facts: dict[s
 
 def _trial(context: Context, settings: RTOConfig, name: str) -> LanguageModel:
     """A policy that is looked at and not kept."""
-    built = build_rl(context, settings)
-    _train(context, name, built).forget()
+    with Interrupt(context.say) as interrupt:
+        built = build_rl(context, settings)
+        _train(context, name, built, interrupt).forget()
     return built.model
 
 
-def _train(context: Context, name: str, built: Built) -> Checkpoints:
+def _train(context: Context, name: str, built: Built, interrupt: Interrupt) -> Checkpoints:
     """Train a stage, from its last checkpoint where there is one. With a best checkpoint the end is one too."""
     stage, state = built.stage, built.state
     checkpoints = _checkpoints(context, name)
@@ -178,10 +194,11 @@ def _train(context: Context, name: str, built: Built) -> Checkpoints:
     with (
         checkpoints,
         StageLog(context.folder, name, stage.num_steps, state.step) as log,
-        Interrupt(context.say) as interrupt,
         StallGuard(config.guards.stall_minutes, name) as stall,
     ):
         stage.note = note
+        if interrupt.requested:  # while models were loaded
+            raise Stopped
         try:
             loop.train(stage, state, built.optim, report, config.log_every, context.autocast, after_step, config.guards)
             if checkpoints.best is not None and checkpoints.best.found is not None:

@@ -1,6 +1,7 @@
 """Before the first step: the run's folder, device, tokenizer, data, and the checks that everything fits together."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from rto_fast.config import Config, member
 from rto_fast.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.digests import Damaged
-from rto_fast.disk import writing
+from rto_fast.disk import new_folder, writing
 from rto_fast.export import is_finished
 from rto_fast.facts import check_given
-from rto_fast.folder import check, claim
+from rto_fast.folder import check
 from rto_fast.model import DTYPES, LanguageModel, load_language_model, stored_dtype
 from rto_fast.quickstart.judge import Oracle
 from rto_fast.quickstart.task import write_task
@@ -94,8 +95,11 @@ class Context:
         return {"seed": self.config.seed, "device": self.device, **self.limits}
 
 
-def prepare(config: Config, say: Callable[[str], None]) -> tuple[Context, LanguageModel]:
-    """Load the model, its tokenizer and the data; the output folder is looked at and left as it is."""
+def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[Context, LanguageModel]:
+    """Load the model, its tokenizer and the data; the output folder is looked at and left as it is.
+
+    scratch  an empty folder, for the embedded task where the output folder has none yet
+    """
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise ValueError(f"WORLD_SIZE: rto_fast trains in one process, got {processes}; start it without torchrun")
@@ -107,7 +111,7 @@ def prepare(config: Config, say: Callable[[str], None]) -> tuple[Context, Langua
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
     folder = check(config)
     check_stages(config, folder)
-    config, embedded = _embedded_task(config)
+    config, embedded = _embedded_task(config, scratch)
     began = inputs.read(folder)
     check_given(config)
     if began:
@@ -171,14 +175,19 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _embedded_task(config: Config) -> tuple[Config, bool]:
-    """The quickstart names its embedded task; write it, and point the paths at its files."""
+def _embedded_task(config: Config, scratch: Path) -> tuple[Config, bool]:
+    """The quickstart names its embedded task: where it is not there yet it is written to `scratch`."""
     if config.data.path != "quickstart":
         return config, False
-    task = claim(config) / "task"
+    task = config.folder / "task"
     if not task.exists():
+        task = scratch / "task"
         with writing(task):
             write_task(task, config.seed)
+    return _pointed(config, task), True
+
+
+def _pointed(config: Config, task: Path) -> Config:
     data = replace(
         config.data,
         path=str(task / "pairs.jsonl"),
@@ -186,7 +195,21 @@ def _embedded_task(config: Config) -> tuple[Config, bool]:
         evaluation=str(task / "eval.jsonl"),
     )
     path = str(task / "model") if config.model.path in ("", "quickstart") else config.model.path
-    return replace(config, data=data, model=replace(config.model, path=path)), True
+    return replace(config, data=data, model=replace(config.model, path=path))
+
+
+def keep_task(context: Context, config: Config) -> Context:
+    """The embedded task in the run's folder, where evaluation and credit look for it; of other data nothing is kept.
+
+    config  as `prepare` had it
+    """
+    if context.oracle is None:
+        return context
+    made, task = Path(context.config.data.path).parent, context.folder / "task"
+    if made != task:
+        with writing(task), new_folder(task) as partial:
+            shutil.copytree(made, partial, dirs_exist_ok=True)
+    return replace(context, config=_pointed(config, task))
 
 
 def _eos_token_ids(corpus: Corpus, model: LanguageModel) -> tuple[int, ...]:

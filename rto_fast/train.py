@@ -74,8 +74,8 @@ def train(args: Sequence[str]) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, or stopped by a signal and saved; 2 bad input, one line on stderr (--traceback shows where
-    it came from); 3 nothing moved for guards.stall_minutes; 130 interrupted at once, by a second signal
-    or between two stages.
+    it came from); 3 nothing moved for guards.stall_minutes; 130 interrupted before it began, or at once, by a second
+    signal.
     """
     return cli.run(
         train,

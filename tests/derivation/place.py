@@ -102,7 +102,7 @@ class Place:
         config = Config(
             output=str(folder / "new"), data=data, model=ModelConfig(path=str(folder / "start")), device="cpu"
         )
-        context, _ = prepare(config, lambda line: None)
+        context, _ = prepare(config, lambda line: None, folder)
         right = {tuple(p): f"right {i}" for i, p in enumerate(context.corpus.prompts) if i % 2}
         corpus = replace(context.corpus, sentence_end_ids=ENDS, references=right, prompts=context.corpus.prompts[:7])
         return Place(replace(context, folder=folder / "run", corpus=corpus))
