@@ -50,11 +50,14 @@ class ScoreConfig:
     """Where the sentence score comes from that beta_3 weighs: a rule, a server, or (neither given) the reward model."""
 
     rule: str | None = None
-    """math (final number, by math-verify), regex:PATTERN, or module:function, a Python callable of yours."""
+    """math (final number, by math-verify), regex:PATTERN, or module:function of yours, from this folder or PYTHONPATH
+    (as a flag only: no recipe runs code): answers in, as many finite numbers out, e.g. def score(answers): return
+    [float(a.finished) for a in answers]. An answer has .prompt and .response (texts without special tokens), .finished
+    (False: cut off by the length limit) and .reference (the right answer of its row, or None)."""
     server: str | None = None
     """URL of a reward server that takes {query, prompts, labels} and returns {rewards}."""
     timeout: float = 60.0
-    """Seconds that a request to the server may take."""
+    """Seconds that a request to the server may take, from the connection to the last byte of its reply."""
     retries: int = 4
     """How often a failed request is sent again, at growing intervals."""
     batch: int = 64

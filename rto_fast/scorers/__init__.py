@@ -14,14 +14,21 @@ from numbers import Real
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """One answer of a policy, as rules and reward servers see it: texts, no tokens. A rule of one's own, for
+    --rto.score.rule rewards:score, is a file rewards.py where one starts, with
+
+        def score(answers):
+            return [float(a.finished) - 0.01 * len(a.response.split()) for a in answers]
+    """
+
     prompt: str
-    """As the policy read it, without special tokens."""
+    """What was answered: the whole dialogue in the template's form, as the policy read it, without special tokens."""
     response: str
-    """Without special tokens."""
+    """What the policy wrote, without special tokens; blanks at its ends are its own. It may be empty."""
     finished: bool = True
-    """Whether the policy ended it (EOS), rather than the length limit."""
+    """True where the policy ended the answer itself (EOS), False where the length limit cut it off."""
     reference: str | None = None
-    """The right answer that the prompt's row came with, where it has one."""
+    """The right answer: column `reference` of the prompt's row in --data.prompts; None where that has none."""
 
 
 Scorer = Callable[[list[Answer]], list[float]]

@@ -1,12 +1,15 @@
 """Scores by rule: what counts as right, what is refused, and that no answer can hold a run up."""
 
+import dataclasses
 import gzip
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 from rto_fast.scorers import Answer, check_scores, rules
 from rto_fast.scorers.child import Child, TooLong
 from rto_fast.scorers.rules import rule_scorer
+from rto_fast.train import main
 from tests.tiny import SHARED
 
 needs_math = pytest.mark.skipif(
@@ -164,6 +168,38 @@ def test_the_judging_process_outlives_no_killed_trainer():
 def test_a_function_of_ones_own(name, scores):
     found = rule_scorer(f"{HERE}:{name}")(TWO)
     assert found == scores and all(type(s) is float for s in found)
+
+
+def readme_example() -> str:
+    return (ROOT / "README.md").read_text().partition("`rewards.py`")[2]
+
+
+def help_text(capsys) -> str:
+    """--help without its boxes and line breaks."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+
+
+def test_the_examples_of_a_rule_of_ones_own_are_rules(capsys, tmp_path, monkeypatch):
+    indented = re.search(r"\n\n((?:    .*\n)+)", readme_example())[1]
+    one_line = re.search(r"e\.g\. (def score\(answers\): .*? for a in answers\])", help_text(capsys))[1]
+    documented = re.search(r"\n\n((?:        .*\n)+)", Answer.__doc__)[1]
+    two = [Answer("p", "four", finished=False), Answer("p", "six words of an answer here")]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, text, scores in [
+        ("readme_rewards", indented, [-0.01, 0.94]),
+        ("answer_rewards", documented, [-0.01, 0.94]),
+        ("help_rewards", one_line, [0.0, 1.0]),
+    ]:
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+        assert rule_scorer(f"{name}:score")(two) == pytest.approx(scores)
+
+
+def test_every_field_of_an_answer_is_documented(capsys):
+    said, page = help_text(capsys), readme_example().partition("\n\n")[0]
+    for field in dataclasses.fields(Answer):
+        assert f".{field.name} " in said and f"`{field.name}`" in page
 
 
 @pytest.mark.parametrize(
