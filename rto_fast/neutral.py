@@ -42,7 +42,8 @@ BATCH, ROLLOUTS = 32, 256
 """v1, tables 2 to 5; less where an epoch would have fewer than 32 steps, a pass over the prompts fewer than 8
 iterations."""
 BUDGET = 4 * 2**30
-"""Bytes of float32 that a micro-batch's activations may take, and so many that a rollout's keys and values may."""
+"""Bytes of float32 that a micro-batch's activations may take, and so many that a rollout's keys and values may; as
+many as the weights where these take more."""
 FIXED = {
     "recipe": NEUTRAL,
     # between the paper's b1/b2 = 3 and 1, which can only tie with DPO; bounded as in the authors' code
@@ -156,10 +157,11 @@ def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
         chosen["rto.rollouts"] = (rollouts, counted)
     chosen["rto.minibatch"] = (max(1, rollouts // 8), "rollouts / 8")
 
-    fits = f"memory of each at most {BUDGET // 2**30} GiB"
+    budget = max(BUDGET, 4 * shape.parameters)
+    fits = f"memory of each at most {budget / 2**30:.2g} GiB"
     # a pair's prompt and answers stay together
-    chosen["microbatch_rows"] = (max(_power(BUDGET / shape.activations, 1, 16384), 2 * length), fits)
-    answers = BUDGET / (shape.cache * (prompt + (new or max(1, length - prompt))))
+    chosen["microbatch_rows"] = (max(_power(budget / shape.activations, 1, 16384), 2 * length), fits)
+    answers = budget / (shape.cache * (prompt + (new or max(1, length - prompt))))
     chosen["rto.sampling.batch_size"] = (_power(answers, 1, 256), fits)
 
     taken = {name: value for name, value in chosen.items() if _later(_get(config, name))}

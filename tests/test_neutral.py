@@ -145,7 +145,8 @@ def test_a_large_model_gets_budgets_that_fit():
     assert chosen.microbatch_rows == 2 * chosen.data.max_length  # a pair of the longest answers, and no more
     longest = 2 * (chosen.data.max_length - 1)
     assert microbatches([longest] * 2, chosen.microbatch_rows) == [[0], [1]]
-    assert chosen.rto.sampling.batch_size * chosen.data.max_length * LARGE.cache <= 4 * 2**30
+    assert chosen.rto.sampling.batch_size * chosen.data.max_length * LARGE.cache <= 4 * LARGE.parameters
+    assert chosen.rto.sampling.batch_size == 64
     assert any("8 B parameters" in line for line in said)
 
 
