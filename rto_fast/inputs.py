@@ -70,9 +70,10 @@ def _files(path: str, field: str, trusted: bool) -> dict[str, Path]:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What the folder's inputs.json holds, None without one. ValueError when it is damaged."""
+    """What the folder's inputs.json holds; None without one, and where nothing is trained yet, so that all may still
+    change. ValueError when it is damaged."""
     file = folder / INPUTS
-    if not file.is_file():
+    if not file.is_file() or not _trained(folder):
         return None
     where = f"output: {file}"
     found = read_object(file, where)
@@ -80,6 +81,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not isinstance(made_with, dict) or not _is_digests(inputs):
         raise ValueError(f"{where} is damaged; delete it, and what the run reads now counts as what it began with")
     return found
+
+
+def _trained(folder: Path) -> bool:
+    return any((*folder.glob("*/stage.json"), *folder.glob("*.checkpoints")))
 
 
 def _is_digests(value: Any) -> bool:
@@ -112,7 +117,7 @@ def remember(folder: Path, began: dict[str, Any] | None, inputs: Digests, config
         "microbatch_rows": config.microbatch_rows,
         "workspace_mb": config.workspace_mb,
     }
-    if began is None and any((*folder.glob("*/stage.json"), *folder.glob("*.checkpoints"))):
+    if began is None and _trained(folder):
         say(f"{folder} holds no {INPUTS}: an older version began it, and what it reads now counts as its inputs")
     before = began["made_with"] if began else made_with
     if changed := [f"{name} {before.get(name)}, now {x}" for name, x in made_with.items() if before.get(name) != x]:

@@ -140,6 +140,18 @@ def test_what_is_not_read_may_change(place, capsys):
     assert main(words(place, *few)) == 2
 
 
+def test_before_anything_is_trained_all_may_change(place, capsys):
+    """A damaged model is found when its stage begins; a good copy in its place goes on."""
+    own = ("--sft.model", str(place / "sft"), "--stages", "sft", "dpo", "rto", "--output", str(place / "damaged"))
+    shutil.copytree(place / "tuned", place / "sft")
+    good = (place / "sft" / "model.safetensors").read_bytes()
+    (place / "sft" / "model.safetensors").write_bytes(good[:-1])
+    assert main(words(place, *own)) == 2
+    assert "safetensors" in capsys.readouterr().err and (place / "damaged" / "inputs.json").exists()
+    (place / "sft" / "model.safetensors").write_bytes(good)
+    assert main(words(place, *own)) == 0
+
+
 def test_every_file_of_a_folder_of_data_is_known(place, capsys):
     data, rows = place / "data", (place / "pairs.jsonl").read_bytes().splitlines(keepends=True)
     data.mkdir()
