@@ -15,22 +15,25 @@ from rto_fast.pipeline import run
 from rto_fast.report import summarise, write_report
 
 
-def compare(config: Config, say: Callable[[str], None] = print) -> dict[str, Any]:
+def compare(config: Config, say: Callable[[str], None] = print, take_from: str | None = None) -> dict[str, Any]:
     """Run every seed in <output>/seed-N, then pool: results.json, a table, report.html.
 
-    A seed that is finished is evaluated again and not trained again; a running one goes on where it stood.
+    A seed that is finished is evaluated again and not trained again; a running one goes on where it stood. Of a
+    comparison `take_from` each seed takes over what the same one has finished.
     """
     folder = claim(config)
     with signals_stop():
-        return _compare(config, folder, say)
+        return _compare(config, folder, say, take_from)
 
 
-def _compare(config: Config, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _compare(config: Config, folder: Path, say: Callable[[str], None], take_from: str | None) -> dict[str, Any]:
     seeds = config.compare.seeds
     folders = [folder / f"seed-{seed}" for seed in seeds]
     for number, (seed, place) in enumerate(zip(seeds, folders, strict=True), 1):
         say(f"\nSeed {seed} ({number} of {len(seeds)})")
-        run(replace(config, seed=seed, output=str(place), compare=CompareConfig()), say)
+        inside = Path(take_from or "", place.name)
+        other = str(inside) if take_from and inside.is_dir() else take_from
+        run(replace(config, seed=seed, output=str(place), compare=CompareConfig()), say, take_from=other)
     results = _pooled(summarise(folders)) | {"recipe": config.recipe, "seeds": list(seeds)}
     write_recorded(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     say(f"\nAll {len(seeds)} seeds together")

@@ -10,8 +10,10 @@ from typing import Any, TextIO
 import tomli_w
 
 from rto_fast.config import Config
+from rto_fast.depends import STAGES, flat, usable
 from rto_fast.disk import appending, is_partial, no_links, remove_partials, write_whole, writing
-from rto_fast.recipe import plain, read_toml
+from rto_fast.export import is_finished
+from rto_fast.recipe import build, plain, read_toml
 from rto_fast.text import one_line, without_secrets
 from rto_fast.trust import forgotten
 
@@ -120,8 +122,8 @@ def check(config: Config) -> Path:
         before = read_toml(written, f"output: {written}")
     except ValueError as error:
         raise ValueError(f"{error}; name another folder with --output, or delete it") from None
-    changed = _differences(_flat(before), _flat(shown(config)))
-    allowed = forgotten(_flat(before), config)
+    changed = _differences(flat(before), flat(shown(config)))
+    allowed = forgotten(flat(before), config)
     if allowed and len(changed) == len(allowed):
         raise ValueError(
             f"output: {folder} was made with {' '.join(allowed.values())}, which counts for one command at a time; "
@@ -129,8 +131,35 @@ def check(config: Config) -> Path:
         )
     if changed:
         some = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-        raise ValueError(f"output: {folder} holds another run ({some}); name another with --output, or delete it")
+        raise ValueError(f"output: {folder} holds another run ({some}); {_way_on(folder, before, config)}")
     return folder
+
+
+def finished(folder: Path) -> list[str]:
+    """The stages that a run's folder has finished, in their order."""
+    return [stage for stage in STAGES if is_finished(folder / stage)]
+
+
+def _way_on(folder: Path, before: dict[str, Any], config: Config) -> str:
+    """What to do with a folder of other settings, so that what it has finished is not trained again."""
+    try:
+        old = build(Config, before, "")
+    except ValueError:  # of another version, or damaged
+        return "name another with --output, or delete it"
+    finished = [stage for stage in old.stages if (folder / stage / "stage.json").is_file()]
+    if not finished:
+        return "nothing in it is finished, so delete it, or name another with --output"
+    same = usable(finished, old, config)
+    if not same:
+        return (
+            f"its finished {' and '.join(finished)} would come out otherwise; name another with --output, or delete it"
+        )
+    models = " ".join(f"--{stage}.model {folder / stage}" for stage in same if stage in ("sft", "dpo", "rm"))
+    by_hand = f" (or give {models})" if models else ""
+    return (
+        f"name another with --output and add --from {folder}, which takes over its finished {' and '.join(same)}"
+        f"{by_hand}, or delete it"
+    )
 
 
 def _reachable(folder: Path) -> None:
@@ -146,13 +175,6 @@ def _reachable(folder: Path) -> None:
         raise OSError(f"nothing can be written in {str(parent)!r}")
     if len(os.fsencode(folder.name)) > os.pathconf(parent, "PC_NAME_MAX"):
         raise OSError("its name is too long")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

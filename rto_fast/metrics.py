@@ -1,6 +1,9 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events and the progress bar."""
 
+import contextlib
 import json
+import math
+import shutil
 import sys
 import threading
 import time
@@ -12,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from rto_fast.disk import appending, no_links, remove, write_whole, writing
+from rto_fast.regular import open_regular
 
 SHOWN = {
     "loss": "loss",
@@ -55,7 +59,19 @@ def _forget(folder: Path, stage: str, after: int) -> None:
         write_whole(file, "".join(kept))
 
 
-def _keep(line: bytes, stage: str, after: int) -> bool:
+def take_stage(folder: Path, other: Path, stage: str) -> None:
+    """Take another run's lines and events of a stage in the place of this run's, if there are any."""
+    _forget(folder, stage, 0)
+    own, lines = folder / "metrics.jsonl", []
+    with contextlib.suppress(FileNotFoundError), open_regular(other / "metrics.jsonl") as file:
+        lines = [line.decode() for line in file if _keep(line, stage, math.inf) and not _keep(line, stage, -math.inf)]
+    before = own.read_text(encoding="utf-8") if own.is_file() else ""
+    write_whole(own, before + "".join(lines))
+    if (other / "tb" / stage).is_dir():
+        shutil.copytree(other / "tb" / stage, folder / "tb" / stage)
+
+
+def _keep(line: bytes, stage: str, after: float) -> bool:
     """Whether a line is one of ours, and not from beyond the step that the stage goes on from."""
     try:
         entry = json.loads(line.decode())

@@ -28,14 +28,22 @@ from rto_fast.model import LanguageModel, load_scalar_model
 from rto_fast.prepare import Context, keep_task, prepare
 from rto_fast.stall import StallGuard
 from rto_fast.start import announce, preflight, warn
+from rto_fast.takeover import Other, open_other, take_over
 
 
-def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool = False) -> dict[str, Any]:
-    """Run a configuration whole and return what results.json holds. preflight_only: check everything, train nothing."""
+def run(
+    config: Config, say: Callable[[str], None] = print, preflight_only: bool = False, take_from: str | None = None
+) -> dict[str, Any]:
+    """Run a configuration whole and return what results.json holds.
+
+    preflight_only  check everything, train nothing
+    take_from       the folder of a run whose finished stages are taken over where they are the same
+    """
     started = time.perf_counter()
     disable_progress_bar()  # one bar per file that transformers reads or writes hides ours
     torch.manual_seed(config.seed)
     folder = check(config)
+    other = open_other(take_from, config) if take_from else None
     # where somebody may be running, that is better known before models are loaded
     early = not preflight_only and (folder / LOCK).exists()
     with contextlib.ExitStack() as held:
@@ -46,13 +54,15 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
             checks = preflight(context, model)
             announce(context, model, checks)
             if preflight_only:
+                if other:
+                    take_over(context, other, *_inputs(context), only_say=True)
                 return {}
             if not early:
                 held.enter_context(alone(folder))
             claim(config)
             context = keep_task(context, config)
         held.enter_context(signals_stop())
-        _remember_inputs(context)
+        _begin(context, other)
         results = _work(context)
         results["seconds"] = round(time.perf_counter() - started, 1)
         write_recorded(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
@@ -64,12 +74,21 @@ def run(config: Config, say: Callable[[str], None] = print, preflight_only: bool
     return results
 
 
-def _remember_inputs(context: Context) -> None:
-    """Once more compared, now that nobody else can begin a run in the folder, and kept for later starts."""
-    began = inputs.read(context.folder)
-    now = inputs.of_models(context.config, context.say) | context.corpus.digests
+def _begin(context: Context, other: Other | None) -> None:
+    """Compare what the run reads once more, now that nobody else can begin one in its folder, and keep it for later
+    starts; take over what the other run has finished."""
+    began, (now, learns) = inputs.read(context.folder), _inputs(context)
     inputs.check(began, now)
-    inputs.remember(context.folder, began, now, context.config, context.say)
+    inputs.remember(context.folder, began, now, learns, context.config, context.say)
+    if other:
+        take_over(context, other, now, learns, only_say=False)
+
+
+def _inputs(context: Context) -> tuple[inputs.Digests, dict[str, str]]:
+    """The digests of what the run reads, and of what each stage learns from."""
+    corpus, config = context.corpus, context.config
+    read = inputs.of_models(config, context.say) | corpus.digests
+    return read, inputs.learns_from(corpus, context.eos_token_ids, config.max_new_tokens)
 
 
 def _work(context: Context) -> dict[str, Any]:

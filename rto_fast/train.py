@@ -11,6 +11,10 @@ PREFLIGHT_ONLY = "--preflight-only"
 """Not a setting of the run: check everything, print the table and stop before the first step."""
 
 
+FROM = "--from"
+"""Not a setting either: a run whose finished stages are taken over."""
+
+
 def parse(args: Sequence[str]) -> Config:
     """Flags over the recipe that --recipe names, or over what suits the model and data that they name.
 
@@ -50,12 +54,30 @@ def _parse(args: Sequence[str], default: Config) -> Config:
             "With --model.path and --data.path, settings that suit them are chosen; with neither, and no --recipe, the "
             "embedded quickstart runs.",
             f"{PREFLIGHT_ONLY}: check everything, print what was measured, and stop.",
+            f"{FROM} RUN: use the finished stages of another run's folder, where settings, data and models are the "
+            "same, in place of training them; name a new folder with --output.",
         ),
     )
 
 
+def _without_from(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """The other words, and the folder that --from names."""
+    words, other = [], None
+    rest = iter(args)
+    for word in rest:
+        if word == FROM or word.startswith(f"{FROM}="):
+            other = word.partition("=")[2] if "=" in word else next(rest, "")
+            if not other or other.startswith("--"):
+                raise ValueError(f"{FROM}: wanted the folder of a run, got {other or 'nothing'!r}")
+        else:
+            words.append(word)
+    return words, other
+
+
 def train(args: Sequence[str]) -> None:
-    config = parse([word for word in args if word != PREFLIGHT_ONLY])
+    cli.check_words(args)
+    words, other = _without_from(args)
+    config = parse([word for word in words if word != PREFLIGHT_ONLY])
     from rto_fast.interrupt import Stopped, sigterm_interrupts
 
     try:
@@ -63,11 +85,11 @@ def train(args: Sequence[str]) -> None:
             if config.compare.seeds and PREFLIGHT_ONLY not in args:
                 from rto_fast.compare import compare
 
-                compare(config)
+                compare(config, take_from=other)
             else:
                 from rto_fast.pipeline import run
 
-                run(config, preflight_only=PREFLIGHT_ONLY in args)
+                run(config, preflight_only=PREFLIGHT_ONLY in args, take_from=other)
     except Stopped:
         print(f"Stopped and saved in {config.folder}; the same command goes on from here.")
 

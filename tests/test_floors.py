@@ -8,7 +8,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     1: ["kernels", "testing"],
-    2: ["types", "text", "regular", "seeds", "stats", "config", "trust", "cli", "recipe", "neutral", "packing"],
+    2: [
+        "types",
+        "text",
+        "regular",
+        "seeds",
+        "stats",
+        "config",
+        "trust",
+        "cli",
+        "recipe",
+        "depends",
+        "neutral",
+        "packing",
+    ],
     3: [
         "disk",
         "foreign",
@@ -43,7 +56,19 @@ FLOORS = {
     ],
     4: ["loop"],
     5: ["stages", "evaluate", "report"],
-    6: ["prepare", "judges", "start", "build", "measure", "pipeline", "compare", "train", "credit", "decode"],
+    6: [
+        "prepare",
+        "judges",
+        "start",
+        "build",
+        "measure",
+        "takeover",
+        "pipeline",
+        "compare",
+        "train",
+        "credit",
+        "decode",
+    ],
 }
 ORDER = [name for floor in (2, 3) for name in FLOORS[floor]]
 FILES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
