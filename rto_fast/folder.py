@@ -146,14 +146,12 @@ def _way_on(folder: Path, before: dict[str, Any], config: Config) -> str:
         old = build(Config, before, "")
     except ValueError:  # of another version, or damaged
         return "name another with --output, or delete it"
-    finished = [stage for stage in old.stages if (folder / stage / "stage.json").is_file()]
-    if not finished:
-        return "nothing in it is finished, so delete it, or name another with --output"
-    same = usable(finished, old, config)
+    done = finished(folder)
+    if not done:
+        return "name another with --output, or delete it: nothing in it is finished"
+    same = usable(done, old, config)
     if not same:
-        return (
-            f"its finished {' and '.join(finished)} would come out otherwise; name another with --output, or delete it"
-        )
+        return f"name another with --output, or delete it: its finished {' and '.join(done)} would come out otherwise"
     models = " ".join(f"--{stage}.model {folder / stage}" for stage in same if stage in ("sft", "dpo", "rm"))
     by_hand = f" (or give {models})" if models else ""
     return (

@@ -159,12 +159,12 @@ def test_a_folder_of_other_settings_says_what_can_be_used(folder, tmp_path, caps
     said = error_of(arguments(folder, "old", "--rto.rollouts", "16"), capsys)
     assert f"takes over its finished sft and dpo (or give --sft.model {old / 'sft'} --dpo.model {old / 'dpo'})" in said
     said = error_of(arguments(folder, "old", "--seed", "4"), capsys)
-    assert "its finished sft and dpo and rto would come out otherwise; name another with --output, or delete it" in said
+    assert "name another with --output, or delete it: its finished sft and dpo and rto would come out otherwise" in said
     shutil.copytree(old, tmp_path / "begun")
     for stage in ("sft", "dpo", "rto"):
         shutil.rmtree(tmp_path / "begun" / stage)
     said = error_of(arguments(folder, "old", "--seed", "4", "--output", str(tmp_path / "begun")), capsys)
-    assert "nothing in it is finished, so delete it, or name another with --output" in said
+    assert "name another with --output, or delete it: nothing in it is finished" in said
 
 
 def test_help_teaches_it(capsys):
