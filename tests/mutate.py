@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = "rto_fast/librto_fast.so"
 LIMIT_S = 120
 BROKEN_CODES = {2: "could not be collected", 3: "pytest broke", 4: "are not there", 5: "are none"}
 """pytest's exit status where no test has failed or passed."""
@@ -88,7 +89,7 @@ class Place:
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT, capture_output=True, check=True,
         )  # fmt: skip
-        for name in (*os.fsdecode(listed.stdout).split("\0"), "rto_fast/librto_fast.so"):
+        for name in (*os.fsdecode(listed.stdout).split("\0"), LIBRARY):
             if name and (ROOT / name).is_file():
                 (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, self.tree / name)
@@ -135,7 +136,9 @@ class Place:
             (self.tree / self.mutation.file).write_bytes(self.original)
             self.original = b""
             if self.mutation.file.startswith("csrc/"):
-                shutil.copyfile(ROOT / "rto_fast/librto_fast.so", self.tree / "rto_fast/librto_fast.so")
+                (self.tree / LIBRARY).unlink(missing_ok=True)
+                if (ROOT / LIBRARY).is_file():
+                    shutil.copyfile(ROOT / LIBRARY, self.tree / LIBRARY)
 
     def outcomes(self) -> tuple[set[str], list[str]]:
         """Names of the tests that passed and that failed."""
@@ -201,6 +204,8 @@ def _verdict(place: Place, code: int) -> tuple[str, str]:
     _, failed = place.outcomes()
     if code == -1:
         return "killed", f"time-out after {LIMIT_S} s"
+    if code == -1 - signal.SIGKILL:  # nobody's test: memory ran out, or somebody ended it
+        return "broken", "its tests were ended from outside"
     if code < -1:
         return "killed", f"crashed with signal {-1 - code}"
     if code == 1:

@@ -112,3 +112,27 @@ def test_grpo_goes_as_often_over_the_prompts_as_it_is_told():
 def test_members_that_have_no_critic_ask_for_no_critics_model():
     config = replace(RTOConfig(), critic=replace(RTOConfig().critic, model="rm"))
     assert member(config, "grpo").critic.model is None and member(config, "ppo").critic.model == "rm"
+
+
+def test_early_stopping_looks_at_the_last_pass_alone():
+    stage, state = make_rto(replace(CONFIG, stop_kl=1e9, ppo_epochs=3, iterations=1))
+    plain, weights = stage._mean_k3, []
+
+    def looked() -> float:
+        weights.append(float(state.tensors["moved"][1]))
+        return plain()
+
+    stage._mean_k3 = looked
+    loop.train(stage, state, OPTIM, lambda *_: None)
+    assert weights == [pytest.approx(16, rel=1e-5)] * 3  # 16 answers of weight 1 in each pass
+
+
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+def test_a_sampler_that_is_off_either_way_is_seen(shift):
+    stage, _ = make_rto(CONFIG)
+    answers = stage._answer(0)
+    scores = stage._scores(answers, None, torch.zeros(len(answers), dtype=torch.bool))
+    off = [replace(a, logprobs=[p + shift for p in a.logprobs]) for a in answers]
+    told = stage._answer_statistics(off, scores)
+    assert float(told["sampler_gap/mean"]) == pytest.approx(1, abs=1e-3)
+    assert float(told["sampler_gap/max"]) == pytest.approx(1, abs=1e-2)
