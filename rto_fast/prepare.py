@@ -80,7 +80,9 @@ class Context:
             return DTYPES[self.config.export.dtype]
         if stage in ("sft", "dpo", "rm"):
             return self.dtype
-        return stored_dtype(self.config.model.path, self.config.model.trust_remote_code) or self.dtype
+        stored = stored_dtype(self.config.model.path, self.config.model.trust_remote_code)
+        # a wider type than the trained one would hold no more
+        return stored if stored is not None and stored.itemsize < self.dtype.itemsize else self.dtype
 
     def precision(self) -> torch.autocast:
         """The arithmetic of every forward pass, as a context."""
