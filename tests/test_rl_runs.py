@@ -251,8 +251,13 @@ def test_a_reward_server_that_goes_down_costs_nothing(tmp_path, capsys):
 
     server = serve(0, 2)  # before the run, and in its first iteration
     port = server.server_address[1]
-    assert run(tmp_path, f"http://127.0.0.1:{port}/get_reward") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
+    secret = f"http://user-hunter:pass-hunter@127.0.0.1:{port}/get_reward?token=hunter#hunter"
+    assert run(tmp_path, secret) == 2
+    said = capsys.readouterr()
+    assert "hunter" not in said.out + said.err
+    written = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert len(written) > 5 and not any(b"hunter" in file.read_bytes() for file in written)
+    error = said.err.splitlines()[-1]
     assert error.startswith("rto_fast: error: rto.score.server") and str(port) in error
     server.shutdown(), server.server_close()
     again = serve(0, -1)  # it may come back elsewhere
