@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import io
-import os
 import re
 import sys
 import traceback
@@ -15,6 +14,7 @@ import tyro
 
 from rto_fast.config.checks import nothing
 from rto_fast.text import is_unicode, one_line, without_secrets
+from rto_fast.unread import Unread, discard, unread
 
 Settings = TypeVar("Settings")
 
@@ -134,26 +134,32 @@ def _one_line(box: str) -> str:
     return message + (f" (did you mean {meant[1]}?)" if meant else "") + "; see --help"
 
 
-def run(work: Callable[[list[str]], object], args: Sequence[str] | None, interrupted: str) -> int:
+def run(work: Callable[[list[str]], object], args: Sequence[str] | None, interrupted: str, viewer: bool = False) -> int:
     """Do work(args without --traceback) and return the exit status.
 
-    0 done, or the reader of the output (head, less) went away; 2 bad input, one line on stderr; 130 interrupted, with
-    `interrupted` to say what that means. Anything else is a fault of ours, and comes with a traceback.
+    0 done; 2 bad input, one line on stderr; 130 interrupted, with `interrupted` to say what that means. Anything else
+    is a fault of ours, and comes with a traceback. When the reader of the output (head, less) goes away the work is
+    done to its end without one; a `viewer`, which does nothing but print, stops there: 0 too.
     """
     args = list(sys.argv[1:] if args is None else args)
+    with unread(stdout=not viewer):
+        return _status(work, args, interrupted, viewer)
+
+
+def _status(work: Callable[[list[str]], object], args: list[str], interrupted: str, viewer: bool) -> int:
     # texts may hold letters that the terminal's encoding lacks
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         work([word for word in args if word != TRACEBACK])
         sys.stdout.flush()
-    except BrokenPipeError:
-        # python must not complain about it while closing stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, FloatingPointError) as error:
+        if viewer and isinstance(error, BrokenPipeError):
+            discard(sys.stdout)  # python must not complain about it while closing stdout
+            return 0
         if TRACEBACK in args:
             traceback.print_exception(error)
-        sys.stdout.flush()
+        Unread(sys.stdout).flush()
         print(f"rto_fast: error: {one_line(error) or type(error).__name__}", file=sys.stderr)
         return 2
     except MemoryError:

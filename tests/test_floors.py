@@ -11,6 +11,7 @@ FLOORS = {
     2: [
         "types",
         "text",
+        "unread",
         "regular",
         "seeds",
         "stats",

@@ -77,7 +77,7 @@ def show(args: Sequence[str]) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 bad input."""
-    return cli.run(show, args, "Nothing was changed.")
+    return cli.run(show, args, "Nothing was changed.", viewer=True)
 
 
 def inspect(options: Inspect):

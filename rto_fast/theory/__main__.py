@@ -66,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(1)  # small matrices: threads only wait for one another
     try:
         checks = report(options)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:
         # the reader (head, less) went away, and python must not complain about it while closing stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
