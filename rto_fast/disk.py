@@ -16,6 +16,8 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
+from rto_fast.regular import irregular
+
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
 
@@ -79,7 +81,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def appending(path: Path, also_read: bool = False) -> TextIO:
-    """A text file to add lines to, made where it is missing. OSError when it is a link."""
+    """A text file to add lines to, made where it is missing. OSError when it is a link, or no regular file."""
+    if found := irregular(path):
+        raise OSError(errno.EINVAL, f"it is {found}, not a regular file", str(path))
     flags = (os.O_RDWR if also_read else os.O_WRONLY) | os.O_APPEND | os.O_CREAT | _NO_LINK
     return open(os.open(path, flags, 0o666), "a+" if also_read else "a", encoding="utf-8")
 

@@ -246,3 +246,13 @@ def check_loaded(info: dict[str, Any], field: str, path: str) -> None:
             f"{field}: {path!r}: config.json has no place for {len(surplus)} weights of layers, {surplus[0]} among "
             "them; give the config.json that belongs to the weights"
         )
+
+
+def check_finite(model: torch.nn.Module, field: str, path: str) -> None:
+    """Raises ValueError that names the first weight which holds nan or an infinity. One pass over the weights."""
+    for name, weight in model.named_parameters():
+        if weight.numel() and not torch.stack(torch.aminmax(weight.detach())).isfinite().all():
+            raise ValueError(
+                f"{field}: {path!r}: the weights are not finite, {name} is the first that holds nan or an infinity; "
+                "give an undamaged copy"
+            )

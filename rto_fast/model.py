@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from rto_fast import attention
 from rto_fast.digests import check_stage
 from rto_fast.families import check_family, check_no_adapter
-from rto_fast.foreign import check_loaded, check_model_folder, opening, read_object
+from rto_fast.foreign import check_finite, check_loaded, check_model_folder, opening, read_object
 from rto_fast.types import PackedBatch
 
 Out = TypeVar("Out")
@@ -175,6 +175,7 @@ def load_language_model(
     with opening(field, path, "causal language model"):
         hf, info = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
     check_loaded(info, field, path)
+    check_finite(hf.to(device), field, path)
     if liger:
         if torch.device(device).type != "cuda":
             raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got {device}; use --model.liger False")
@@ -182,7 +183,7 @@ def load_language_model(
 
         # the losses stay ours: liger's would compute logits
         _apply_liger_kernel_to_instance(model=hf, cross_entropy=False, fused_linear_cross_entropy=False)
-    return LanguageModel(hf).to(device)
+    return LanguageModel(hf)
 
 
 def stored_dtype(path: str, trust_remote_code: bool = False) -> torch.dtype | None:
@@ -229,7 +230,9 @@ def load_scalar_model(
         if "bias" in weights:
             head.bias.copy_(weights["bias"])
     mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
-    return ScalarModel(backbone, head, mean, std).to(device)
+    model = ScalarModel(backbone, head, mean, std).to(device)
+    check_finite(model, field, path)
+    return model
 
 
 def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) -> None:

@@ -3,6 +3,7 @@
 Each returns what it measured and raises ValueError, with the mend, where that is not what it has to be.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,11 @@ def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype
         model.train(was_training)
     gap = (packed - alone).abs().max().item()
     bound = TOLERANCE[dtype]
+    if not math.isfinite(gap):
+        raise ValueError(
+            f"model.path: log-probs of {type(model.hf).__name__} are not finite ({gap}); its weights are too large for "
+            f"{str(dtype).removeprefix('torch.')}, or its config.json is not theirs: give an undamaged copy"
+        )
     if not gap <= bound:
         raise ValueError(
             f"model.path: packed log-probs of {type(model.hf).__name__} differ from one-by-one ones by {gap:.3g} nat "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rto_fast.disk import write_whole, writing
+from rto_fast.disk import appending, write_whole, writing
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,3 +41,9 @@ def test_what_stood_there_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="^it could not be written .*; free disk space or fix the folder's permissions"):
         with writing("it"):
             raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_no_line_is_added_to_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="it is a pipe, not a regular file"):
+        appending(tmp_path / "metrics.jsonl")

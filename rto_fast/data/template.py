@@ -20,6 +20,7 @@ SECONDS, SECONDS_EACH, MEGABYTES = 3.0, 0.1, 1024
 
 _PLAIN_NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 _PROBE, _ANSWER = "qqprobeqq", "qqanswerqq"
+_QUESTION = " ".join(f"qqword{i}qq" for i in range(100))
 _MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|start_of_role|>", "[/INST]", "<|assistant|>")
 """What well-known chat templates write, so that a text of another model's is known too."""
 
@@ -260,9 +261,9 @@ class Template:
         """What the chat template writes between its generation prompt and an answer (at most blanks count), and which
         special token it closes the answer with."""
         user = Message("user", _PROBE)
-        asked, refusal = self._render([[user]])[0]
+        (asked, refusal), (written, third) = self._render([[user], [Message("user", _QUESTION)]])
         answered, second = self._render([[user, Message("assistant", _ANSWER)]], answered=True)[0]
-        if refusal := refusal or second:
+        if refusal := refusal or second or third:
             raise TemplateRefusal(
                 f"data.template: {refusal} (a question and its answer); mend chat_template in tokenizer_config.json, "
                 "or use --data.template plain"
@@ -270,6 +271,11 @@ class Template:
         if not asked.strip():
             raise ValueError(
                 "data.template: the tokenizer's chat template writes nothing for a question; use --data.template plain"
+            )
+        if missing := next((word for word in _QUESTION.split() if word not in written.lower()), None):
+            raise ValueError(
+                f"data.template: the tokenizer's chat template drops words of the user ({missing!r} of a question is "
+                "not in what it writes); fix chat_template in tokenizer_config.json, or use --data.template plain"
             )
         # what stands between a question and its answer
         _, kept, turn = asked.rpartition(_PROBE)

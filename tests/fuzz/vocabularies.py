@@ -198,6 +198,13 @@ def templates() -> list[Case]:
         template("refuses with escapes", "{{ raise_exception('\x1b]0;owned\x07') }}", "\\x1b"),
         template("refuses with a long text", "{{ raise_exception('no ' * 10000) }}"),
         template("writes nothing", "{# nothing #}", "writes nothing"),
+        template("drops the question", "it is {% if add_generation_prompt %}so{% endif %}", "drops words of the user"),
+        template(
+            "cuts the question",
+            "{% for m in messages %}{{ m.content[:200] }}{% endfor %}",
+            "drops words of the user ('qqword1",
+            "--data.template plain",
+        ),
         template("of a number", 5),
         template("of an object", {"a": "b"}),
         Case(

@@ -107,11 +107,11 @@ def tensors() -> list[Case]:
 
     embedding = "model.embed_tokens.weight"
     return [
-        _tensors("NaN in a matrix", fill(DOWN, float("nan")), "nan"),
-        _tensors("inf in a matrix", fill(DOWN, float("inf")), "nan"),
-        _tensors("inf in a norm", fill(NORM, float("-inf")), "nan"),
-        _tensors("a NaN in the embedding", lambda t: t[embedding][5].fill_(float("nan")), "nan"),
-        _tensors("beyond float32", fill(NORM, 3e38), "nan"),
+        _tensors("NaN in a matrix", fill(DOWN, float("nan")), "not finite, " + DOWN, "nan"),
+        _tensors("inf in a matrix", fill(DOWN, float("inf")), "not finite, " + DOWN),
+        _tensors("inf in a norm", fill(NORM, float("-inf")), "not finite, " + NORM),
+        _tensors("a NaN in the embedding", lambda t: t[embedding][5].fill_(float("nan")), "not finite, " + embedding),
+        _tensors("beyond float32", fill(NORM, 3e38), "log-probs of LlamaForCausalLM are not finite (nan)"),
         _tensors("a matrix of another shape", replace(DOWN, torch.zeros(48, 95)), DOWN, "shape"),
         _tensors("a matrix transposed", replace(DOWN, torch.zeros(96, 48)), DOWN, "shape"),
         _tensors("a matrix as a list", replace(DOWN, torch.zeros(48 * 96)), DOWN, "shape"),
