@@ -123,3 +123,23 @@ def test_made_up_seeds_find_rto_ahead(tmp_path: Path):
     row = next(r for r in rows if (r["policy"], r["rival"]) == ("rto", "ppo"))
     assert 0.1 < row["share"] < 0.35 and len(row["seeds"]) == 3
     assert len(rows) == 20
+
+
+def test_a_rivals_last_return_is_the_target_and_its_rollouts_are_the_measure(tmp_path: Path):
+    # the rival was higher before, and went further than the policy
+    curves = {"rto": [0.0, 2.0, 5.0], "ppo": [0.0, 4.0, 1.0, 1.0]}
+    rows = rollouts_to_reach([write(tmp_path / "a", 0, curves)], window=1)
+    row = next(r for r in rows if r["policy"] == "rto")
+    assert (row["target"], row["rollouts"], row["policy_rollouts"], row["rival_rollouts"]) == (1.0, 150.0, 300, 400)
+    assert row["share"] == 150 / 400
+
+
+def test_returns_of_different_judges_are_not_paired(tmp_path: Path):
+    folders = [write(tmp_path / name, 0, {"rto": [0.0, 1.0]}, data="one") for name in "ab"]
+    for folder, judge in zip(folders, ("oracle_return", "score"), strict=True):
+        (folder / "results.json").write_text(json.dumps({"judge": judge}))
+    with (tmp_path / "b" / "config.toml").open("a") as file:
+        file.write("split = 'test'\n")
+    assert rollouts_to_reach(folders) == []
+    (folders[1] / "results.json").write_text(json.dumps({"judge": "oracle_return"}))
+    assert len(rollouts_to_reach(folders)) == 2
