@@ -40,6 +40,24 @@ def test_auc_by_hand():
     assert got.high == 1
 
 
+def test_aucs_interval_adds_up_each_responses_own_tokens():
+    rng = np.random.default_rng(5)
+    signs = [rng.choice([-1, 0, 1], n) for n in rng.integers(1, 9, 40)]
+    rewards = [s * 0.5 + rng.normal(size=s.size) for s in signs]
+    plus = [(i, r) for i, (rs, ss) in enumerate(zip(rewards, signs, strict=True)) for r in rs[ss > 0]]
+    minus = [(i, r) for i, (rs, ss) in enumerate(zip(rewards, signs, strict=True)) for r in rs[ss < 0]]
+    auc = np.mean([p > m for _, p in plus for _, m in minus])
+    parts = np.zeros(40)
+    for i, p in plus:
+        parts[i] += (np.mean([p > m for _, m in minus]) - auc) / len(plus)
+    for i, m in minus:
+        parts[i] += (np.mean([p > m for _, p in plus]) - auc) / len(minus)
+    got = credit_auc(rewards, signs)
+    assert got.value == pytest.approx(auc)
+    half = 1.959964 * np.sqrt(40 / 39 * (parts**2).sum())
+    assert 0 < got.low == pytest.approx(auc - half, abs=1e-6) and 1 > got.high == pytest.approx(auc + half, abs=1e-6)
+
+
 def test_auc_extremes_and_scale():
     rewards, signs = [[2.0, -1.0, 0.3], [0.1, 5.0]], [[1, -1, 0], [-1, 1]]
     assert credit_auc(rewards, signs) == Estimate(1, 1, 1)
