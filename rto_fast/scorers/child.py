@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("verdicts.py")
@@ -89,8 +88,10 @@ class Child:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            with suppress(BrokenPipeError):
+            try:  # no name of a module's: at the interpreter's end those are gone
                 process.stdin.close()
+            except BrokenPipeError:
+                pass
             process.stdout.close()
             process.wait()
 

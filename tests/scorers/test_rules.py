@@ -137,6 +137,17 @@ def test_the_judging_process_may_die_over_an_answer():
     child.close()
 
 
+def test_a_rule_that_lives_to_the_interpreters_end_says_nothing_there():
+    program = (
+        "from threading import Event, Thread\n"
+        "from rto_fast.scorers import Answer; from rto_fast.scorers.rules import rule_scorer\n"
+        "rule = rule_scorer('regex:x'); print(rule([Answer('', 'x')]))\n"
+        "Thread(target=Event().wait, daemon=True).start()"  # then modules go before what they hold
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[1.0]\n" and done.stderr == ""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the bound on processor time is Linux's")
 def test_the_judging_process_outlives_no_killed_trainer():
     """Also when it is in the middle of an answer that takes for ever."""
