@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("verdicts.py")
@@ -62,6 +64,8 @@ class Child:
             env=environment,
             start_new_session=True,
         )
+        # called at the latest at the interpreter's end, before the modules go that it needs
+        self._finish = weakref.finalize(self, _end, self._process)
         said = json.loads(self._line(START_LIMIT_S) or b'{"error": "it ended at once"}')
         if "error" in said:
             self._close()
@@ -85,15 +89,14 @@ class Child:
         return b"" if killed.is_set() else line
 
     def _close(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            try:  # no name of a module's: at the interpreter's end those are gone
-                process.stdin.close()
-            except BrokenPipeError:
-                pass
-            process.stdout.close()
-            process.wait()
+        if self._process is not None:
+            self._process = None
+            self._finish()
 
-    def __del__(self) -> None:
-        self._close()
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    process.stdout.close()
+    process.wait()

@@ -139,10 +139,10 @@ def test_the_judging_process_may_die_over_an_answer():
 
 def test_a_rule_that_lives_to_the_interpreters_end_says_nothing_there():
     program = (
-        "from threading import Event, Thread\n"
+        "import __main__, threading, time\n"
         "from rto_fast.scorers import Answer; from rto_fast.scorers.rules import rule_scorer\n"
         "rule = rule_scorer('regex:x'); print(rule([Answer('', 'x')]))\n"
-        "Thread(target=Event().wait, daemon=True).start()"  # then modules go before what they hold
+        "threading.Thread(target=lambda: time.sleep(99), daemon=True).start()"  # then modules go before what they hold
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "[1.0]\n" and done.stderr == ""
