@@ -93,7 +93,8 @@ def check_stage(folder: Path, field: str) -> None:
     if name is not None:
         raise Damaged(
             f"{field}: {str(folder / name)!r} is damaged, it is not what was written there; delete the folder "
-            f"{str(folder)!r} and give the command that made it again, or put a whole copy in its place"
+            f"{str(folder)!r} and give the command that made it again, put a whole copy in its place, or, if it was "
+            f"changed on purpose, delete its {MANIFEST}"
         )
 
 

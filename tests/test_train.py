@@ -117,9 +117,10 @@ def bad_cases(folder: Path) -> dict[str, tuple[tuple[str, ...], str]]:
     broken = folder / "broken"
     if not broken.exists():
         shutil.copytree(folder / "run" / "dpo", broken)
+        (broken / "manifest.json").unlink()
         model = AutoModelForCausalLM.from_pretrained(broken)
-        with torch.no_grad():
-            model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+        with torch.no_grad():  # finite, and beyond what its products can hold
+            model.model.norm.weight.fill_(3e38)
         model.save_pretrained(broken)
     return {
         "missing column": (bad_rows(folder, "column", {"prompt": "a", "chosen": "b"}), "no column 'rejected'"),
