@@ -85,9 +85,10 @@ def make_shared(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
-    """Every file and link of a folder and what it holds."""
+    """Every file and link of a folder and what it holds; of a lock, which names the process, that it is there."""
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
+        found[name] = "" if path.name == ".lock" else found[name]
     return found
