@@ -1,9 +1,11 @@
+import inspect
 import math
 
 import pytest
 
 from rto_fast.config import Config, RTOConfig
 from rto_fast.folder import claim
+from rto_fast.kernels import workspace
 from rto_fast.recipe import RECIPES, build, load_recipe, plain
 from rto_fast.train import main, parse
 
@@ -151,3 +153,11 @@ def test_a_byte_order_mark_is_no_statement(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_bytes(b"\xef\xbb\xbfseed = 7\n")
     assert load_recipe(str(file)).seed == 7
+
+
+def test_help_names_the_workspace_that_the_operators_take():
+    from rto_fast.evaluate.options import Options
+
+    taken = f"none = {workspace.CPU_WORKSPACE_MB} on CPU, {workspace.CUDA_WORKSPACE_MB} on CUDA"
+    for settings in (Config, Options):
+        assert taken in " ".join(inspect.getsource(settings).split())

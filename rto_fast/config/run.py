@@ -195,7 +195,7 @@ class Config:
     microbatch_rows: int = 16384
     """Tokens in one forward and backward. Lower it when memory runs out; results change in their last bits only."""
     workspace_mb: int | None = None
-    """Memory of the vocabulary-sized operators, instead of a tokens x vocabulary tensor; none = 64 on CPU, 1024 on
+    """Memory of the vocabulary-sized operators, instead of a tokens x vocabulary tensor; none = 64 on CPU, 2048 on
     CUDA."""
     log_every: int = 1
     """Optimizer steps between two lines of metrics.jsonl."""

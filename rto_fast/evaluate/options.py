@@ -97,7 +97,7 @@ class Options:
     microbatch_rows: int = 16384
     """Tokens scored at once."""
     workspace_mb: int | None = None
-    """Memory of the vocabulary-sized operators; none = 64 on CPU, 1024 on CUDA."""
+    """Memory of the vocabulary-sized operators; none = 64 on CPU, 2048 on CUDA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
