@@ -87,8 +87,10 @@ def opening(field: str, path: object, what: str) -> Iterator[None]:
         said = str(error).strip() or type(error).__name__
         if "trust_remote_code" in said or "custom code" in said:
             raise ValueError(f"{field}: {str(path)!r} {_REMOTE}") from error
+        remote = any(words in said for words in ("couldn't connect", "is not a local folder", "offline mode"))
+        fix = "give a local folder, or a hub id that can be reached" if remote else "give an undamaged copy"
         raise ValueError(
-            f"{field}: no {what} can be loaded from {str(path)!r} ({one_line(said, 400)}); give an undamaged copy"
+            f"{field}: no {what} can be loaded from {str(path)!r} ({one_line(said, 400)}); {fix}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)

@@ -137,7 +137,7 @@ def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = 
     check_no_adapter(path, field)
     if (folder / "config.json").exists():
         check_model_folder(folder, field, trust_remote_code)
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists():
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
         raise ValueError(
             f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2"
         )

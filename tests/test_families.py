@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from rto_fast.families import check_family
-from rto_fast.model import load_language_model, load_scalar_model
+from rto_fast.model import check_folder, load_language_model, load_scalar_model
 from rto_fast.preflight import check_packing, check_ratio
 
 SMALL = dict(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
@@ -90,3 +90,21 @@ def test_opt_has_its_dropout_taken_off(tmp_path):
     pairs = [([5, 6, 7], [8, 9]), ([11, 12], [13, 14, 15, 16])]
     assert check_ratio(model, pairs, torch.float32, 64) == 0
     assert check_packing(model, pairs, torch.float32, 64) < 1e-5
+
+
+def test_a_hub_id_may_have_no_slash(monkeypatch):
+    """gpt2 is one, and the sentence about a missing folder names it."""
+    asked = []
+    monkeypatch.setattr("rto_fast.model.check_family", lambda path, field, **_: asked.append(path))
+    check_folder("gpt2", "model.path", False)
+    assert asked == ["gpt2"]
+    with pytest.raises(ValueError, match="model.path: no config.json in './gpt2'"):
+        check_folder("./gpt2", "model.path", False)
+
+
+def test_a_hub_that_cannot_be_reached_is_no_damage(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match="model.path: .*'no-such/model-here'.*; give a local folder, or a hub id that can"
+    ):
+        load_language_model("no-such/model-here")

@@ -11,7 +11,10 @@ LOUD, MOST = 0.1, 0.5
 _LARGEST = 3
 """So many reasons are named."""
 _FIXES = {
-    "response does not fit": "raise --data.max-length (now {max_length}) or lower --data.max-prompt (now {max_prompt})",
+    "response does not fit": (
+        "raise --data.max-length (now {max_length}) as far as the model's context goes, or lower "
+        "--data.max-prompt (now {max_prompt})"
+    ),
     "no shared prompt": "name the column of the prompt with --data.columns prompt=YOURS",
     "refused by the chat template": "use --data.template plain",
     "message list written as text": "write the rows as .jsonl with message lists in them",

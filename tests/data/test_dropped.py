@@ -35,7 +35,7 @@ def test_a_tenth_is_a_note_and_more_is_a_warning(tmp_path):
     assert load(tmp_path, path=rows("path", 18, 1, 1)).warnings == []
     assert load(tmp_path, path=rows("path", 16, 2, 1)).warnings == [
         "data.path: 3 of 19 rows (16 %) are dropped: 2 response does not fit, 1 empty response; raise "
-        "--data.max-length (now 60) or lower --data.max-prompt (now 40)"
+        "--data.max-length (now 60) as far as the model's context goes, or lower --data.max-prompt (now 40)"
     ]
 
 
