@@ -45,7 +45,7 @@ def config_of(folder, **changes) -> Config:
 
 
 def context_of(folder, **changes) -> Context:
-    return prepare.prepare(config_of(folder, **changes), lambda text: None)[0]
+    return prepare.prepare(config_of(folder, **changes), lambda text: None, folder / "scratch")[0]
 
 
 def test_a_models_settings_are_how_it_is_loaded(folder):
@@ -140,7 +140,7 @@ def test_a_sweep_goes_over_the_ratio_that_it_names(monkeypatch):
 
 def test_a_comparison_runs_every_seed_in_its_own_folder(tmp_path, monkeypatch):
     runs = []
-    monkeypatch.setattr(compare, "run", lambda config, say: runs.append(config))
+    monkeypatch.setattr(compare, "run", lambda config, say, take_from: runs.append(config))
 
     def summarise(folders):
         raise Seen(folders)
