@@ -69,7 +69,7 @@ def test_equal_models_give_rewards_of_zero(run, tmp_path, capsys):
         (["--run", "RUN", "--pairs", "nowhere.jsonl"], "no file or directory"),
         (["--run", "RUN", "--pairs", "RUN/task/pairs.jsonl", "--corrupted", "9"], "columns chosen and corrupted"),
         (
-            ["--dpo", "RUN/dpo", "--reference", "nowhere", "--pairs", "RUN/task/pairs.jsonl"],
+            ["--dpo", "RUN/dpo", "--reference", "./nowhere", "--pairs", "RUN/task/pairs.jsonl"],
             "reference: no config.json",
         ),
     ],
