@@ -99,7 +99,8 @@ def test_it_stops_when_no_question_would_succeed_and_goes_on_later(cache, whose,
     assert len(asked.questions) <= at_most
     asked = Asked(lambda question, number: "A")
     replies = ask(QUESTIONS, asked, cache)
-    assert (replies.cached, len(asked.questions)) == (10, 30)
+    # the three that others were answering meanwhile may be asked again
+    assert 7 <= replies.cached <= 10 and replies.cached + len(asked.questions) == 40
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

@@ -83,7 +83,7 @@ def prompts_of(items: Sequence) -> set[tuple[int, ...]]:
 def rows_in_memory(monkeypatch):
     files: dict[str, list[dict]] = {}
     monkeypatch.setattr(corpus, "read_rows", lambda path, **_: files[path])
-    monkeypatch.setattr(corpus, "Template", lambda tokenizer, style: TEMPLATES[style])
+    monkeypatch.setattr(corpus, "Template", lambda tokenizer, style, *_: TEMPLATES[style])
     monkeypatch.setattr(corpus, "_sentence_ends", lambda tokenizer: frozenset())
     return files
 
