@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bench import machine
-from rto_fast import attention
+from rto_fast.model import attention
 from rto_fast.rollout import Sampling, rollout
 
 BATCH = 64

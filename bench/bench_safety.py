@@ -16,14 +16,14 @@ import torch
 
 from bench.machine import describe
 from bench.record import beside
-from rto_fast import loop
-from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import CheckpointConfig, GuardConfig
-from rto_fast.guards import StepGuard
-from rto_fast.prepare import prepare
-from rto_fast.recipe import load_recipe
+from rto_fast.config.recipe import load_recipe
+from rto_fast.pipeline.preflight import preflight
+from rto_fast.pipeline.prepare import prepare
 from rto_fast.stages.sft import SFT
-from rto_fast.start import preflight
+from rto_fast.training import loop
+from rto_fast.training.checkpoint import Checkpoints
+from rto_fast.training.guards import StepGuard
 
 STEPS = 60
 ROUNDS = 7

@@ -22,15 +22,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from bench.bench_rollout import generate
 from bench.machine import describe
 from bench.rto_case import Case, ragged_answers
-from rto_fast import attention
 from rto_fast.config import OptimConfig, RTOConfig
-from rto_fast.corpus import load_corpus
+from rto_fast.config.recipe import load_recipe
+from rto_fast.data.corpus import load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.model import LanguageModel, load_language_model
-from rto_fast.quickstart.knowledge import vocabulary
-from rto_fast.quickstart.task import MODEL
-from rto_fast.recipe import load_recipe
+from rto_fast.model import attention
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.load import load_language_model
 from rto_fast.rollout import Completion
+from rto_fast.tasks.quickstart.knowledge import vocabulary
+from rto_fast.tasks.quickstart.task import MODEL
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 OPTIM = OptimConfig(lr=1e-5, schedule="constant", warmup=0.0)

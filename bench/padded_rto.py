@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from rto_fast.config import OptimConfig, RTOConfig
-from rto_fast.model import LanguageModel, ScalarModel
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.scalar import ScalarModel
 from rto_fast.rollout import Completion
-from rto_fast.seeds import permutation
+from rto_fast.training.seeds import permutation
 
 
 class Padded(NamedTuple):

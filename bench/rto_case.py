@@ -5,11 +5,12 @@ import copy
 import torch
 
 from bench.padded_rto import PaddedRTO
-from rto_fast import loop
 from rto_fast.config import OptimConfig, RTOConfig
-from rto_fast.model import LanguageModel, critic_from
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.scalar import critic_from
 from rto_fast.rollout import Completion
 from rto_fast.stages.rto import RTO
+from rto_fast.training import loop
 
 SEED = 0
 

@@ -1,4 +1,4 @@
-// linear_logprob's work on a tile of logits between its GEMMs: the native twin of kernels/linear_logprob/rows.py.
+// linear_logprob's work on a tile of logits between its GEMMs: the native twin of kernels/common/rows.py.
 //
 // A tile z is [c, n] float32 with contiguous rows, `first` the vocabulary column it starts at; it is consumed. A row is
 // one thread's alone and summed in one order: results depend neither on the number of threads nor on other rows.

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <stdint.h>
 
-// what Python and this library agree on; raise it with INTERFACE in rto_fast/kernels/native.py when a signature changes
+// what Python and this library agree on; raise it with INTERFACE in kernels/common/native.py when a signature changes
 #define RTO_FAST_INTERFACE 2
 
 #define JOIN2(a, b) a##_##b

@@ -13,8 +13,8 @@ from typing import TypeVar
 import tyro
 
 from rto_fast.config.checks import nothing
-from rto_fast.text import is_unicode, one_line, without_secrets
-from rto_fast.unread import Unread, discard, unread
+from rto_fast.files.text import is_unicode, one_line, without_secrets
+from rto_fast.files.unread import Unread, discard, unread
 
 Settings = TypeVar("Settings")
 

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from rto_fast import cli, neutral, trust
-from rto_fast.config import NEUTRAL, Config
-from rto_fast.recipe import load_recipe
+from rto_fast import cli
+from rto_fast.config import NEUTRAL, Config, neutral, trust
+from rto_fast.config.recipe import load_recipe
 
 PREFLIGHT_ONLY = "--preflight-only"
 """Not a setting of the run: check everything, print the table and stop before the first step."""
@@ -35,7 +35,7 @@ def parse(args: Sequence[str]) -> Config:
 
 
 def _chosen(config: Config) -> Config:
-    from rto_fast.facts import look
+    from rto_fast.pipeline.facts import look
 
     config, lines = neutral.choose(config, *look(config))
     for line in lines:
@@ -78,16 +78,16 @@ def train(args: Sequence[str]) -> None:
     cli.check_words(args)
     words, other = _without_from(args)
     config = parse([word for word in words if word != PREFLIGHT_ONLY])
-    from rto_fast.interrupt import Stopped, sigterm_interrupts
+    from rto_fast.training.interrupt import Stopped, sigterm_interrupts
 
     try:
         with sigterm_interrupts():
             if config.compare.seeds and PREFLIGHT_ONLY not in args:
-                from rto_fast.compare import compare
+                from rto_fast.pipeline.compare import compare
 
                 compare(config, take_from=other)
             else:
-                from rto_fast.pipeline import run
+                from rto_fast.pipeline.run import run
 
                 run(config, preflight_only=PREFLIGHT_ONLY in args, take_from=other)
     except Stopped:

@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rto_fast import metrics
-from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import CheckpointConfig
 from rto_fast.train import main
+from rto_fast.training import metrics
+from rto_fast.training.checkpoint import Checkpoints
 from tests.kill_harness import arguments, end_state, setting, status
 
 LIMITS = (0, 3000)

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rto_fast import pipeline  # noqa: F401  (imported once, before the forks)
-from rto_fast.metrics import WALL_CLOCK
+from rto_fast.pipeline import run as pipeline  # noqa: F401  (imported once, before the forks)
 from rto_fast.train import main
+from rto_fast.training.metrics import WALL_CLOCK
 from tests.tiny_run import SETTINGS, write_model, write_pairs
 
 

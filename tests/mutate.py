@@ -3,11 +3,11 @@
 tests/mutations/<area>.toml holds them, one table each:
 
     [name]
-    file = "rto_fast/rewards.py"
+    file = "rto_fast/rl/rewards.py"
     old = "the text that is there, exactly once"
     new = "what takes its place"
     wrong = "one line: what would be wrong"
-    tests = ["tests/test_stages.py::test_that_fails_then"]        the narrowest that do
+    tests = ["tests/stages/test_stages.py::test_that_fails_then"]        the narrowest that do
     equivalent = "why nothing that matters changes"               in place of tests, where no test could fail
 
 A copy of the tree is changed, never the tree. One process imports torch, transformers and pytest and forks for every

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from rto_fast import attention
-from rto_fast.model import LanguageModel
+from rto_fast.model import attention
+from rto_fast.model.language import LanguageModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real models and data, where a developer has them; never part of the project."""

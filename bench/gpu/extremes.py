@@ -12,9 +12,9 @@ from torch import Tensor
 from bench.gpu.log import Log
 from bench.gpu.parity import NATS, compare
 from bench.shapes import Shape, decisions, head_inputs
+from rto_fast.kernels.common.workspace import chunk_rows, tile_shape
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head, ppo_head_reference
-from rto_fast.kernels.workspace import chunk_rows, tile_shape
 
 
 def no_worse(log: Log, name: str, got: tuple[Tensor, ...], usual: tuple[Tensor, ...], wanted: tuple[Tensor, ...]):

@@ -12,12 +12,12 @@ from torch import Tensor
 from bench.gpu import exact
 from bench.gpu.log import Log
 from bench.shapes import Shape, decisions, head_inputs, offsets
+from rto_fast.kernels.common.workspace import tile_shape
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
 from rto_fast.kernels.token_reward_gae import token_reward_gae, token_reward_gae_reference
-from rto_fast.kernels.workspace import tile_shape
 
 NATS = 1e-3
 CLIP = 0.2

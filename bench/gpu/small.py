@@ -9,12 +9,12 @@ import torch
 
 import rto_fast.kernels
 from bench.shapes import offsets
+from rto_fast.kernels.common.workspace import padded, padded_bias, tile
 from rto_fast.kernels.linear_logprob import kernel as linear
 from rto_fast.kernels.ppo_head import kernel as ppo
 from rto_fast.kernels.ppo_head.surrogate import Decisions, Surrogate
 from rto_fast.kernels.preference_head import kernel as preference
 from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton
-from rto_fast.kernels.workspace import padded, padded_bias, tile
 
 # one block of columns is 4096 wide, one of rows 512
 COLUMNS, ROWS = (5003, 130), 5

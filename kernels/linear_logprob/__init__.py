@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.dispatch import choose
+from rto_fast.kernels.common import rows
+from rto_fast.kernels.common.checks import check_head, check_like, check_target, check_weight_grad
+from rto_fast.kernels.common.chunked import Head
+from rto_fast.kernels.common.dispatch import choose
 
-from . import rows
 from .autograd import LinearLogprob
-from .checks import check_head, check_like, check_target, check_weight_grad
-from .chunked import Head
 from .reference import linear_logprob_reference
 
 __all__ = ["LogProbs", "linear_logprob", "linear_logprob_reference"]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .chunked import Head, Statistics, gradients, statistics
+from rto_fast.kernels.common.chunked import Head, Statistics, gradients, statistics
 
 
 class LinearLogprob(torch.autograd.Function):

@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rto_fast.kernels.workspace import CUDA_PITCH as PITCH
-from rto_fast.kernels.workspace import upcast
-
-from .rows import finish, new_state
+from rto_fast.kernels.common.rows import finish, new_state
+from rto_fast.kernels.common.workspace import CUDA_PITCH as PITCH
+from rto_fast.kernels.common.workspace import upcast
 
 __all__ = ["PITCH", "d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
 

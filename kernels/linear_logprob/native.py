@@ -7,9 +7,8 @@ on the rows beside it.
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.native import library, pointer, threads
-
-from .rows import PITCH, new_state, operand
+from rto_fast.kernels.common.native import library, pointer, threads
+from rto_fast.kernels.common.rows import PITCH, new_state, operand
 
 __all__ = ["PITCH", "d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rto_fast.kernels.linear_logprob.chunked import Head
+from rto_fast.kernels.common.chunked import Head
 
 from .chunked import ppo
 from .surrogate import Decisions, Surrogate

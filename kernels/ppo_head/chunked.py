@@ -14,8 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.linear_logprob.chunked import Head, Statistics, gradients, statistics
-from rto_fast.kernels.workspace import accumulator, chunk_rows, matmul_, padded, padded_bias, tile, workspace_bytes
+from rto_fast.kernels.common.chunked import Head, Statistics, gradients, statistics
+from rto_fast.kernels.common.workspace import (
+    accumulator,
+    chunk_rows,
+    matmul_,
+    padded,
+    padded_bias,
+    tile,
+    workspace_bytes,
+)
 
 from .surrogate import Decisions, Surrogate, surrogate
 

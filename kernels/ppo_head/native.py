@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.common.native import library, pointer, threads
 from rto_fast.kernels.linear_logprob.native import head_numbers
-from rto_fast.kernels.native import library, pointer, threads
 
 from .surrogate import ChunkRows, Decisions, Surrogate
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.linear_logprob.rows import d_logits_, finish, fold, new_state, row_scale
-from rto_fast.kernels.workspace import CPU_TILE_BYTES
+from rto_fast.kernels.common.rows import d_logits_, finish, fold, new_state, row_scale
+from rto_fast.kernels.common.workspace import CPU_TILE_BYTES
 
 from .surrogate import ChunkRows, Decisions, Surrogate, surrogate
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.dispatch import choose
+from rto_fast.kernels.common.checks import check_head, check_like, check_target, check_weight_grad
+from rto_fast.kernels.common.dispatch import choose
+from rto_fast.kernels.common.segments import sequence_sums
+from rto_fast.kernels.common.workspace import accumulator
 from rto_fast.kernels.linear_logprob import linear_logprob
-from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target, check_weight_grad
-from rto_fast.kernels.segments import sequence_sums
-from rto_fast.kernels.workspace import accumulator
 
 from .autograd import PairLoss
 from .reference import pair_losses, preference_head_reference

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.native import library, pointer
+from rto_fast.kernels.common.native import library, pointer
 
 
 def pairs(

@@ -5,10 +5,10 @@ from typing import NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.dispatch import choose
+from rto_fast.kernels.common.checks import check_head, check_like, check_target
+from rto_fast.kernels.common.chunked import Head, statistics
+from rto_fast.kernels.common.dispatch import choose
 from rto_fast.kernels.linear_logprob import row_functions
-from rto_fast.kernels.linear_logprob.checks import check_head, check_like, check_target
-from rto_fast.kernels.linear_logprob.chunked import Head, statistics
 from rto_fast.kernels.token_reward_gae import token_reward_gae
 from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.dispatch import choose
+from rto_fast.kernels.common.dispatch import choose
 from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards, token_reward_gae_reference
 from rto_fast.kernels.token_reward_gae.vectorised import token_reward_gae_vectorised

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.native import library, pointer, threads
+from rto_fast.kernels.common.native import library, pointer, threads
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards
 
 GRANULARITIES = {"token": 0, "sentence": 1, "response": 2}

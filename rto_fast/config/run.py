@@ -11,7 +11,7 @@ from rto_fast.config.rl import RTOConfig, member
 from rto_fast.config.stages import DPOConfig, RMConfig, SFTConfig
 
 NEUTRAL = "neutral"
-"""The recipe of a run on a user's own model and data that names none; `rto_fast.neutral` chooses its settings."""
+"""The recipe of a run on a user's own model and data that names none; neutral.py chooses its settings."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from rto_fast import cli
-from rto_fast.digests import write_recorded
-from rto_fast.disk import write_whole
-from rto_fast.heatmap import Heatmap, page, scale_of, terminal, to_json
+from rto_fast.credit.heatmap import Heatmap, page, scale_of, terminal, to_json
+from rto_fast.files.digests import write_recorded
+from rto_fast.files.disk import write_whole
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _corrupted(options: Watch, source):
     """(ranking or None, maps of examples, answers left out)."""
     from rto_fast.credit.swaps import rank_corrupted
     from rto_fast.data.rows import to_pairs
-    from rto_fast.quickstart.corrupt import corrupted_answers
+    from rto_fast.tasks.quickstart.corrupt import corrupted_answers
 
     pairs = None
     if options.corrupted == 0:
@@ -167,9 +167,9 @@ def _oracle_auc(options: Watch, source, lines: list[tuple[str, str]]) -> dict[st
     """AUC of the token rewards against the oracle's signs, on answers that the reference policy gives to held-out
     questions: the figure of results.json."""
     from rto_fast.evaluate.policies import interval
+    from rto_fast.evaluate.stats import credit_auc
     from rto_fast.rollout import Sampling, rollout
-    from rto_fast.seeds import derive
-    from rto_fast.stats import credit_auc
+    from rto_fast.training.seeds import derive
 
     run, scorer, oracle = source.run, source.scorer, source.oracle
     prompts = source.evaluation(options.answers)

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from rto_fast import loop
 from rto_fast.credit.kl import kl_per_answer
 from rto_fast.credit.source import Source
 from rto_fast.data.encode import EncodedDemonstration
 from rto_fast.evaluate.policies import answer_logprobs
-from rto_fast.model import LanguageModel, load_language_model
+from rto_fast.evaluate.stats import mean_estimate
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.load import load_language_model
 from rto_fast.rollout import Sampling, rollout
-from rto_fast.seeds import derive
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.sft import SFT
-from rto_fast.stats import mean_estimate
+from rto_fast.training import loop
+from rto_fast.training.seeds import derive
 
 STARTS = {
     "chosen": "SFT on the chosen answers first",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.data.encode import EncodedDemonstration
-from rto_fast.model import Head, LanguageModel
+from rto_fast.model.language import Head, LanguageModel
 from rto_fast.packing import microbatches, pack
 from rto_fast.rollout import Completion
 

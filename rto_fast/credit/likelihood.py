@@ -30,7 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rto_fast import cli
-from rto_fast.disk import write_whole
+from rto_fast.files.disk import write_whole
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def follow(options: Follow) -> dict[str, Any]:
     """Train, measure, show, write; returns what likelihood.json holds."""
     from rto_fast.credit.chart import panels
     from rto_fast.credit.follow import STARTS, dpo_from, start_model, starts_of
+    from rto_fast.credit.heatmap import page
     from rto_fast.credit.source import from_run
-    from rto_fast.heatmap import page
 
     for name, least in (("steps", 1), ("answers", 2), ("points", 1)):
         if getattr(options, name) < least:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast.credit.heatmap import Heatmap
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.evaluate.policies import answer_logprobs
-from rto_fast.heatmap import Heatmap
-from rto_fast.model import LanguageModel
-from rto_fast.quickstart.judge import Oracle
+from rto_fast.model.language import LanguageModel
 from rto_fast.rollout import Completion
+from rto_fast.tasks.quickstart.judge import Oracle
 
 _WINDOW = 8
 """Tokens before one that are decoded with it: blanks, and characters of several tokens, depend on the neighbours."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rto_fast.text import one_line
+from rto_fast.files.text import one_line
 
 
 class Exhausted(Exception):

@@ -19,9 +19,9 @@ from typing import BinaryIO
 from rto_fast.data.allowance import BATCH_BYTES, VALUE_BYTES, Allowance, Overgrown
 from rto_fast.data.digest import RowDigests
 from rto_fast.data.separated import DELIMITERS, MAX_BLANK_LINES, read_separated
-from rto_fast.foreign import check_files, no_duplicates, opening, read_object
-from rto_fast.regular import irregular, open_regular
-from rto_fast.text import one_line
+from rto_fast.files.foreign import check_files, no_duplicates, opening, read_object
+from rto_fast.files.regular import irregular, open_regular
+from rto_fast.files.text import one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MAX_LINE_BYTES = 64 * 2**20

@@ -20,7 +20,7 @@ from rto_fast.data.parse import (
 )
 from rto_fast.data.question import ANSWERS, asked
 from rto_fast.data.row import COLUMNS, Row, names_of
-from rto_fast.text import is_unicode
+from rto_fast.files.text import is_unicode
 
 
 @dataclass(frozen=True, slots=True)

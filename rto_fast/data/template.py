@@ -11,7 +11,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from rto_fast.data.isolate import Exhausted, in_child
 from rto_fast.data.parse import Message
-from rto_fast.text import is_unicode, one_line
+from rto_fast.files.text import is_unicode, one_line
 
 STYLES = ("auto", "chat", "plain", "none")
 

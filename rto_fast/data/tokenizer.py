@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from rto_fast.data.trial import check_ids, try_tokenizer
-from rto_fast.foreign import check_config, check_files, opening, read_object
+from rto_fast.files.foreign import check_config, check_files, opening, read_object
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _JSON_FILES = (

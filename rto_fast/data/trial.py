@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from rto_fast.data.isolate import Exhausted, in_child
-from rto_fast.text import is_unicode, one_line
+from rto_fast.files.text import is_unicode, one_line
 
 MAX_ID = 2**24
 """The largest vocabularies have a million tokens."""

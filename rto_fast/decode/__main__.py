@@ -12,7 +12,7 @@ from typing import Any
 
 from rto_fast import cli
 from rto_fast.decode.options import Options
-from rto_fast.disk import write_whole
+from rto_fast.files.disk import write_whole
 
 
 def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from torch import nn
 from rto_fast.decode.options import Options
 from rto_fast.decode.source import Answer, Source
 from rto_fast.evaluate.policies import Evaluation, interval
+from rto_fast.evaluate.stats import mean_estimate, win_rate
 from rto_fast.rollout import Completion, Mixture, Sampling, beam_search, realign, rollout
-from rto_fast.seeds import derive
-from rto_fast.stats import mean_estimate, win_rate
+from rto_fast.training.seeds import derive
 
 Row = dict[str, Any]
 Progress = Callable[[int], None]

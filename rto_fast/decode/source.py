@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.config import Config
+from rto_fast.config.recipe import load_recipe
+from rto_fast.config.trust import check_tool
 from rto_fast.data.encode import encode_prompts
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.held_out import split
@@ -20,12 +22,11 @@ from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.decode.options import Options
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs
-from rto_fast.model import DTYPES, LanguageModel, load_language_model
-from rto_fast.quickstart.judge import Oracle
-from rto_fast.recipe import load_recipe
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.load import DTYPES, load_language_model
 from rto_fast.rollout import Completion, Hypothesis, Sampling, realign
 from rto_fast.rollout.lane import check_prompts
-from rto_fast.trust import check_tool
+from rto_fast.tasks.quickstart.judge import Oracle
 
 _NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
 Answer = Completion | Hypothesis

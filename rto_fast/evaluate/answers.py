@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast.digests import write_recorded
+from rto_fast.files.digests import write_recorded
 from rto_fast.rollout import Completion
 
 if TYPE_CHECKING:

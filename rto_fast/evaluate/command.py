@@ -8,17 +8,17 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from rto_fast.digests import write_recorded
 from rto_fast.evaluate.answers import answer_text, write_answers
-from rto_fast.evaluate.judge.compare import Judgement
-from rto_fast.evaluate.judge.prompts import query_text
-from rto_fast.evaluate.judge.session import ask_judge, client_of, try_judge
 from rto_fast.evaluate.measure import measure, read_prompts, shared_tokenizer
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.policies import Evaluation
 from rto_fast.evaluate.report import write_samples
 from rto_fast.evaluate.subject import Subject, subject
 from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
+from rto_fast.files.digests import write_recorded
+from rto_fast.judges.llm.compare import Judgement
+from rto_fast.judges.llm.prompts import query_text
+from rto_fast.judges.llm.session import ask_judge, client_of, try_judge
 from rto_fast.rollout import Sampling
 
 JUDGES = {"oracle": "oracle_return", "reward-model": "score", "implicit": "implicit_reward", "llm": "llm"}

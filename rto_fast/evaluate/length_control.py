@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rto_fast.stats import Z95, Estimate
+from rto_fast.evaluate.stats import Z95, Estimate
 
 
 def length_controlled(wins: ArrayLike, lengths_a: ArrayLike, lengths_b: ArrayLike) -> Estimate:

@@ -20,10 +20,11 @@ from rto_fast.evaluate.progress import progress
 from rto_fast.evaluate.saved import Saved
 from rto_fast.evaluate.scorer import scorer
 from rto_fast.evaluate.subject import Subject
-from rto_fast.model import DTYPES, LanguageModel, load_language_model, load_scalar_model
-from rto_fast.quickstart.judge import Oracle
-from rto_fast.quickstart.tokenizer import build_tokenizer
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model
 from rto_fast.rollout import Completion, Sampling
+from rto_fast.tasks.quickstart.judge import Oracle
+from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
 
 PAPER_PROMPTS, PAPER_LLM_PROMPTS = 400, 100
 """Zhong et al. 2024, section 5.1."""

@@ -10,12 +10,12 @@ import torch
 
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.evaluate.answers import distinct
-from rto_fast.model import LanguageModel
+from rto_fast.evaluate.stats import Estimate, mean_estimate, win_rate, wins
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.logprobs import response_logprobs
 from rto_fast.packing import microbatches, pack
 from rto_fast.rollout import Completion, Sampling, rollout
-from rto_fast.scoring import response_logprobs
-from rto_fast.seeds import derive
-from rto_fast.stats import Estimate, mean_estimate, win_rate, wins
+from rto_fast.training.seeds import derive
 
 
 @dataclass(frozen=True)

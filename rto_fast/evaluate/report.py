@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast.disk import write_whole
 from rto_fast.evaluate.answers import valid
 from rto_fast.evaluate.policies import Evaluation
+from rto_fast.files.disk import write_whole
 
 COLUMNS = {
     "oracle_return": "oracle return",

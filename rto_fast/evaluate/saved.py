@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rto_fast.digests import is_whole, stated, write_recorded
 from rto_fast.evaluate.policies import Evaluation
-from rto_fast.foreign import read_object
+from rto_fast.files.digests import is_whole, stated, write_recorded
+from rto_fast.files.foreign import read_object
 from rto_fast.rollout import Completion
 
 

@@ -9,9 +9,9 @@ from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.parse import Message
 from rto_fast.data.template import Template
 from rto_fast.evaluate.answers import answer_text
-from rto_fast.model import ScalarModel
+from rto_fast.model.logprobs import last_token_scores
+from rto_fast.model.scalar import ScalarModel
 from rto_fast.rollout import Completion
-from rto_fast.scoring import last_token_scores
 
 
 def scorer(

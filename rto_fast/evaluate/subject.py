@@ -5,16 +5,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rto_fast.config import Config, DataConfig
+from rto_fast.config.recipe import build, read_toml
+from rto_fast.config.trust import check_tool
 from rto_fast.data.held_out import split
 from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import to_pairs, to_prompts
-from rto_fast.disk import no_links
 from rto_fast.evaluate.options import Options, named
-from rto_fast.export import is_finished
-from rto_fast.foreign import read_object
-from rto_fast.recipe import build, read_toml
-from rto_fast.trust import check_tool
+from rto_fast.files.disk import no_links
+from rto_fast.files.foreign import read_object
+from rto_fast.runs.export import is_finished
 
 
 @dataclass(frozen=True)

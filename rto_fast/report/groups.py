@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rto_fast.folder import FREE
 from rto_fast.report.read import Run, expand, read_run, setting
+from rto_fast.runs.folder import FREE
 
 RL_MARK = "iteration"
 """Only lines of stages that roll out have it."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rto_fast.disk import write_whole
+from rto_fast.files.disk import write_whole
 from rto_fast.report.groups import Study, read_study
 from rto_fast.report.html import text
 from rto_fast.report.sections import costs, learning, overview, preference, results, reward, tokens

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
+from rto_fast.evaluate.stats import over_seeds
 from rto_fast.report.groups import Group
 from rto_fast.report.read import Run, mapping, number
 from rto_fast.report.series import points
-from rto_fast.stats import over_seeds
 
 MAX_POLICIES = 24
 SINGLE = ("credit_auc", "preference_accuracy", "score_accuracy")

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rto_fast.digests import MANIFEST, is_whole, stated
-from rto_fast.recipe import MAX_BYTES, parse_toml
-from rto_fast.regular import open_regular, read_regular
+from rto_fast.config.recipe import MAX_BYTES, parse_toml
+from rto_fast.files.digests import MANIFEST, is_whole, stated
+from rto_fast.files.regular import open_regular, read_regular
 
 MAX_LINE = 4 << 20
 """Bytes; a longer line of a .jsonl file is skipped."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from rto_fast.evaluate.stats import over_seeds
 from rto_fast.report.groups import Group
 from rto_fast.report.read import Run, number, setting
-from rto_fast.stats import over_seeds
 
 RETURN = "judge/return"
 IMPLICIT = "implicit_reward"

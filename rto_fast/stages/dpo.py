@@ -15,15 +15,14 @@ from torch import Tensor
 
 from rto_fast.config import DPOConfig
 from rto_fast.data.encode import EncodedPair
+from rto_fast.kernels.common.segments import sequence_sums
 from rto_fast.kernels.preference_head import preference_head
-from rto_fast.kernels.segments import sequence_sums
-from rto_fast.loop import Step, TrainState
-from rto_fast.losses import wins
-from rto_fast.model import Head, LanguageModel
-from rto_fast.packing import microbatches, pack
-from rto_fast.scoring import response_logprobs
-from rto_fast.seeds import permutation
-from rto_fast.types import PackedBatch, Rows
+from rto_fast.model.language import Head, LanguageModel
+from rto_fast.model.logprobs import response_logprobs
+from rto_fast.packing import PackedBatch, Rows, microbatches, pack
+from rto_fast.rl.losses import wins
+from rto_fast.training.loop import Step, TrainState
+from rto_fast.training.seeds import permutation
 
 
 class Batch(NamedTuple):

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from rto_fast.config import RMConfig
 from rto_fast.data.encode import EncodedPair
-from rto_fast.loop import Step, TrainState
-from rto_fast.losses import wins
-from rto_fast.model import ScalarModel
-from rto_fast.packing import microbatches, pack_whole
-from rto_fast.scoring import last_token_scores
-from rto_fast.seeds import permutation
-from rto_fast.types import PackedBatch
+from rto_fast.model.logprobs import last_token_scores
+from rto_fast.model.scalar import ScalarModel
+from rto_fast.packing import PackedBatch, microbatches, pack_whole
+from rto_fast.rl.losses import wins
+from rto_fast.training.loop import Step, TrainState
+from rto_fast.training.seeds import permutation
 
 
 class Batch(NamedTuple):

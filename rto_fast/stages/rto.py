@@ -27,18 +27,18 @@ import torch
 from torch import Tensor
 
 from rto_fast.config import GuardConfig, RTOConfig
-from rto_fast.experience import COLUMNS, Experience, from_tensors
-from rto_fast.groups import group_relative
 from rto_fast.kernels.ppo_head import ppo_head
-from rto_fast.loop import Step, TrainState
-from rto_fast.losses import value_loss
-from rto_fast.model import Head, LanguageModel, ScalarModel
-from rto_fast.packing import cumulative, microbatches, pack, segment_gather
-from rto_fast.rewards import check_finite, reward_options, reward_statistics, whiten
+from rto_fast.model.language import Head, LanguageModel
+from rto_fast.model.scalar import ScalarModel
+from rto_fast.packing import PackedBatch, Rows, cumulative, microbatches, pack, segment_gather
+from rto_fast.rl.experience import COLUMNS, Experience, from_tensors
+from rto_fast.rl.groups import group_relative
+from rto_fast.rl.losses import value_loss
+from rto_fast.rl.rewards import check_finite, reward_options, reward_statistics, whiten
+from rto_fast.rl.score import Scores, score
 from rto_fast.rollout import Completion, Sampling, rollout
-from rto_fast.scoring import Scores, score
-from rto_fast.seeds import derive, permutation
-from rto_fast.types import PackedBatch, Rows
+from rto_fast.training.loop import Step, TrainState
+from rto_fast.training.seeds import derive, permutation
 
 Judge = Callable[[list[Completion]], list[float]]
 """One number per answer."""

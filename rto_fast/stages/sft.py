@@ -13,13 +13,12 @@ from torch import Tensor
 
 from rto_fast.config import SFTConfig
 from rto_fast.data.encode import EncodedDemonstration
-from rto_fast.loop import Step, TrainState
-from rto_fast.losses import nll_loss
-from rto_fast.model import LanguageModel
-from rto_fast.packing import microbatches, pack
-from rto_fast.scoring import response_logprobs
-from rto_fast.seeds import permutation
-from rto_fast.types import PackedBatch, Rows
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.logprobs import response_logprobs
+from rto_fast.packing import PackedBatch, Rows, microbatches, pack
+from rto_fast.rl.losses import nll_loss
+from rto_fast.training.loop import Step, TrainState
+from rto_fast.training.seeds import permutation
 
 
 class Batch(NamedTuple):

@@ -26,11 +26,11 @@ import tyro
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rto_fast import attention, loop
 from rto_fast.config import CriticConfig, OptimConfig, RewardConfig, RTOConfig, member
-from rto_fast.model import LanguageModel, critic_from
+from rto_fast.model import attention
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.scalar import critic_from
 from rto_fast.rollout import Completion
-from rto_fast.seeds import derive
 from rto_fast.stages.rto import RTO
 from rto_fast.theory.token_tree import (
     conditional_logprobs,
@@ -39,6 +39,8 @@ from rto_fast.theory.token_tree import (
     regret,
     sequence_logprobs,
 )
+from rto_fast.training import loop
+from rto_fast.training.seeds import derive
 
 START = 0
 """The prompt: one token, the root of the tree."""

@@ -30,7 +30,14 @@ RUNS = {
         *("--rto.reward.truncated", "mask", "--microbatch-rows", "40", "--guards.grad-norm", "100"),
     ),
     "grouped": (
-        *("--rto.critic.kind", "group", "--rto.group", "2", "--rto.score.rule", "rto_fast.testing:nothing"),
+        *(
+            "--rto.critic.kind",
+            "group",
+            "--rto.group",
+            "2",
+            "--rto.score.rule",
+            "rto_fast.kernels.common.testing:nothing",
+        ),
         *("--model.dtype", "bfloat16", "--rto.reward.missing-eos-penalty", "1"),
     ),
 }
@@ -79,7 +86,7 @@ def main(library: str, folder: Path) -> None:
     except RuntimeError as error:
         print(f"mixed: {str(error).splitlines()[0]}")
 
-    from rto_fast import prepare
+    from rto_fast.pipeline import prepare
     from rto_fast.train import main as train
 
     prepare._device = lambda name: device

@@ -6,10 +6,10 @@ import tomli_w
 import torch
 
 from rto_fast.config import Config
+from rto_fast.config.recipe import load_recipe, plain
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.model import load_language_model
-from rto_fast.quickstart.task import write_task
-from rto_fast.recipe import load_recipe, plain
+from rto_fast.model.load import load_language_model
+from rto_fast.tasks.quickstart.task import write_task
 
 
 def write_run(folder: Path, num_pairs: int | None = None) -> Path:

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from rto_fast.credit.__main__ import main
-from rto_fast.heatmap import from_json
-from rto_fast.quickstart.corrupt import corrupted_answers
+from rto_fast.credit.heatmap import from_json
+from rto_fast.tasks.quickstart.corrupt import corrupted_answers
 
 
 def test_a_run_is_shown_measured_and_written(run, tmp_path, capsys):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from rto_fast.quickstart.corrupt import corrupted_answers
-from rto_fast.quickstart.grammar import parse_prompt
-from rto_fast.quickstart.knowledge import EOS, VALUES
-from rto_fast.quickstart.oracle import best_return, oracle_return, token_scores
-from rto_fast.quickstart.task import split_questions
+from rto_fast.tasks.quickstart.corrupt import corrupted_answers
+from rto_fast.tasks.quickstart.grammar import parse_prompt
+from rto_fast.tasks.quickstart.knowledge import EOS, VALUES
+from rto_fast.tasks.quickstart.oracle import best_return, oracle_return, token_scores
+from rto_fast.tasks.quickstart.task import split_questions
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rto_fast.heatmap import (
+from rto_fast.credit.heatmap import (
     CSS,
     MAX_TOKEN,
     MAX_TOKENS,

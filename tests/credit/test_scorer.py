@@ -7,7 +7,7 @@ from rto_fast.credit.scorer import Scorer, pair_heatmaps, pieces, whole_characte
 from rto_fast.credit.source import from_run
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.quickstart.tokenizer import build_tokenizer
+from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
 from tests.tiny import SHARED
 
 

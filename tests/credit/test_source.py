@@ -4,11 +4,11 @@ import pytest
 import tomli_w
 
 from rto_fast.config import Config, DataConfig, ModelConfig
+from rto_fast.config.recipe import plain
 from rto_fast.credit.follow import starts_of
 from rto_fast.credit.source import from_models, from_run
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.model import load_language_model
-from rto_fast.recipe import plain
+from rto_fast.model.load import load_language_model
 from tests.tiny_run import WORDS, write_model, write_pairs
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rto_fast.credit.swaps import rank, swapped_places
-from rto_fast.quickstart.corrupt import corrupted_answers
-from rto_fast.quickstart.oracle import token_scores
+from rto_fast.tasks.quickstart.corrupt import corrupted_answers
+from rto_fast.tasks.quickstart.oracle import token_scores
 
 
 def test_alignment_finds_the_swapped_words_of_the_quickstart():

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rto_fast.config import DataConfig
-from rto_fast.corpus import Corpus, load_corpus
+from rto_fast.config.recipe import load_recipe
 from rto_fast.data.__main__ import main as show
-from rto_fast.recipe import load_recipe
+from rto_fast.data.corpus import Corpus, load_corpus
 from rto_fast.train import main
 from tests.data.tokenizers import byte_level
 from tests.tiny_run import SETTINGS, write_model, write_pairs

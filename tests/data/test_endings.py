@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from rto_fast import corpus, prepare
 from rto_fast.config import DataConfig
+from rto_fast.data import corpus
 from rto_fast.data.template import Template
 from rto_fast.decode import source
+from rto_fast.pipeline import prepare
 from tests.data.tokenizers import CHATML, byte_level, word_level
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from rto_fast.config import DataConfig
-from rto_fast.corpus import Corpus, load_corpus
+from rto_fast.data.corpus import Corpus, load_corpus
 from tests.data.tokenizers import byte_level
 
 TOKENIZER = byte_level()

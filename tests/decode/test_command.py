@@ -6,10 +6,10 @@ import pytest
 import tomli_w
 from transformers import AutoModelForCausalLM
 
+from rto_fast.config.recipe import load_recipe, plain
 from rto_fast.decode.__main__ import main
 from rto_fast.decode.tables import TABLES, over_optimised
-from rto_fast.quickstart.task import fresh_model, write_task
-from rto_fast.recipe import load_recipe, plain
+from rto_fast.tasks.quickstart.task import fresh_model, write_task
 from tests.tiny_run import write_model, write_pairs
 
 SHORT = ["--num-prompts", "12", "--max-new-tokens", "6", "--device", "cpu"]

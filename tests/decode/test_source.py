@@ -3,11 +3,11 @@
 import tomli_w
 
 from rto_fast.config import Config
-from rto_fast.corpus import load_corpus
+from rto_fast.config.recipe import build, plain
+from rto_fast.data.corpus import load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.decode.options import Options
 from rto_fast.decode.source import open_source
-from rto_fast.recipe import build, plain
 from tests.tiny_run import write_model, write_pairs
 
 

@@ -1,7 +1,7 @@
 """RTO and its family from the papers' equations, whole runs: what every step logs, and the weights at the end.
 
 Algorithm 2 of arXiv:2404.18922 with PPO's losses (arXiv:1707.06347, eq. 7), in float64, one answer at a time. The
-order of prompts and mini-batches comes from the run's seed by `rto_fast.seeds`, as does a rollout's seed.
+order of prompts and mini-batches comes from the run's seed by `rto_fast.training.seeds`, as does a rollout's seed.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rto_fast.config import RTOConfig
 from rto_fast.rollout import Completion
-from rto_fast.seeds import derive, permutation
+from rto_fast.training.seeds import derive, permutation
 from tests.derivation import rewards as paid
 from tests.derivation.adamw import AdamW
 from tests.derivation.networks import Scalar, said

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
-from rto_fast import loop
-from rto_fast.build import Built, build
 from rto_fast.config import Config, DataConfig, ModelConfig
-from rto_fast.metrics import WALL_CLOCK
-from rto_fast.prepare import Context, prepare
+from rto_fast.pipeline.build import Built, build
+from rto_fast.pipeline.prepare import Context, prepare
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.stages.rm import RewardModel
+from rto_fast.training import loop
+from rto_fast.training.metrics import WALL_CLOCK
 from tests.derivation import supervised
 from tests.derivation.cases import BASE, OPTIM, put
 from tests.derivation.family import Family, Networks, Task, member

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rto_fast.config import DPOConfig, RMConfig, SFTConfig
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
-from rto_fast.seeds import permutation
+from rto_fast.training.seeds import permutation
 from tests.derivation.adamw import AdamW
 from tests.derivation.networks import Scalar, said
 

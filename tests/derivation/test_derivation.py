@@ -9,10 +9,10 @@ import copy
 
 import pytest
 
-from rto_fast.metrics import SHOWN
-from rto_fast.model import LanguageModel
-from rto_fast.prepare import Context
-from rto_fast.seeds import derive
+from rto_fast.model.language import LanguageModel
+from rto_fast.pipeline.prepare import Context
+from rto_fast.training.metrics import SHOWN
+from rto_fast.training.seeds import derive
 from tests.derivation.cases import BASE, CASES, every_field
 from tests.derivation.place import Place, distance, made_up, worth
 
@@ -47,8 +47,8 @@ def answers_and_scores(monkeypatch):
 
     monkeypatch.setattr(Context, "load", load)
     monkeypatch.setattr("rto_fast.stages.rto.rollout", rollout)
-    monkeypatch.setattr("rto_fast.scorers.rules.rule_scorer", scorer)
-    monkeypatch.setattr("rto_fast.scorers.server.server_scorer", server)
+    monkeypatch.setattr("rto_fast.judges.rules.rule_scorer", scorer)
+    monkeypatch.setattr("rto_fast.judges.server.server_scorer", server)
 
 
 def same(place: Place, stage: str, settings: dict[str, object]) -> None:

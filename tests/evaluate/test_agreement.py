@@ -7,9 +7,9 @@ import torch
 
 from rto_fast.data.encode import EncodedPair
 from rto_fast.evaluate.policies import preference_accuracy
-from rto_fast.losses import wins
-from rto_fast.measure import _score_accuracy
-from tests.test_stages import eager_logprob, pairs
+from rto_fast.pipeline.measure import _score_accuracy
+from rto_fast.rl.losses import wins
+from tests.stages.test_stages import eager_logprob, pairs
 from tests.tiny import language_model
 
 PAIRS = [EncodedPair([3, 4], [5 + i, 6, 2], [7, 8 + i, 9, 2]) for i in range(7)]

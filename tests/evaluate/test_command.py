@@ -12,8 +12,8 @@ import pytest
 from rto_fast.evaluate.__main__ import main
 from rto_fast.evaluate.answers import distinct
 from rto_fast.evaluate.saved import Saved
-from tests.evaluate.faulty_server import drip, endless_error, serving
 from tests.evaluate.runs import write_reward_model, write_run, write_stage
+from tests.judges.faulty_server import drip, endless_error, serving
 
 ROOT = Path(__file__).parents[2]
 

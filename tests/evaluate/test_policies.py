@@ -8,7 +8,7 @@ from rto_fast.data.encode import EncodedPair
 from rto_fast.evaluate import policies
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs, evaluate, win_rates
 from rto_fast.rollout import Completion, Sampling
-from tests.test_stages import eager_logprob
+from tests.stages.test_stages import eager_logprob
 from tests.tiny import language_model, sequences
 
 PROMPTS = sequences([(n, 1) for n in (5, 1, 3, 2, 7, 4)])[0]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rto_fast import loop
-from rto_fast.checkpoint import Checkpoints
 from rto_fast.config import CheckpointConfig
-from rto_fast.metrics import StageLog
+from rto_fast.training import loop
+from rto_fast.training.checkpoint import Checkpoints
+from rto_fast.training.metrics import StageLog
 
 DEEP = "[" * 100_000
 TENSORS = {"0": torch.ones(3), "1": torch.zeros(2, 2)}

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from rto_fast import corpus
 from rto_fast.config import DataConfig
+from rto_fast.data import corpus
 from rto_fast.data.parse import Message
 from rto_fast.data.rows import to_pairs, to_prompts
 from rto_fast.data.template import Template

@@ -10,9 +10,9 @@ import pytest
 import tomli_w
 
 from rto_fast import train
+from rto_fast.config.recipe import plain
 from rto_fast.data import template
 from rto_fast.data.__main__ import main as show
-from rto_fast.recipe import plain
 from rto_fast.train import main
 from tests.fuzz import outputs, rows, settings, vocabularies, weights
 from tests.fuzz.place import Case, Place, base, contents, make_shared

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rto_fast.kernels.segments import sequence_sums
+from rto_fast.kernels.common.segments import sequence_sums
 from rto_fast.packing import cumulative, microbatches, pack, segment_gather
 from tests.fuzz.laws import SEEDS, thorough
 

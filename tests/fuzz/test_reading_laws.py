@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rto_fast.config import Config
+from rto_fast.config.recipe import build, plain
 from rto_fast.data import encode_pairs, read_rows, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
-from rto_fast.recipe import build, plain
-from rto_fast.text import is_unicode, one_line
+from rto_fast.files.text import is_unicode, one_line
 from tests.data.tokenizers import byte_level
 from tests.fuzz.laws import SEEDS, thorough
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from rto_fast.config import Config
-from rto_fast.folder import check, claim
-from rto_fast.foreign import MAX_JSON_BYTES
-from rto_fast.recipe import build, plain
-from rto_fast.text import one_line, without_secrets
+from rto_fast.config.recipe import build, plain
+from rto_fast.files.foreign import MAX_JSON_BYTES
+from rto_fast.files.text import one_line, without_secrets
+from rto_fast.runs.folder import check, claim
 from rto_fast.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,8 @@ def test_a_long_secret_is_not_printed_by_the_parser_of_flags(flag, capfd):
 def test_the_page_says_what_the_code_bounds():
     page = (ROOT / "SECURITY.md").read_text()
     assert f"{MAX_JSON_BYTES // 2**20} MiB else" in page
-    from rto_fast import cli, recipe
+    from rto_fast import cli
+    from rto_fast.config import recipe
     from rto_fast.data import allowance, encode, read, trial
 
     assert f"({read.MAX_LINE_BYTES // 2**20} MiB)" in page and f"{read.MAX_JSON_BYTES // 2**30} GiB of rows" in page

@@ -23,8 +23,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.driver import driver
 from triton.runtime.jit import MockTensor
 
+from rto_fast.kernels.common.workspace import padded
 from rto_fast.kernels.linear_logprob.kernel import PITCH, constants
-from rto_fast.kernels.workspace import padded
 
 ARCHS = (80, 90, 100)
 # bytes of shared memory that a block may ask for

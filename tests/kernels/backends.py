@@ -2,7 +2,7 @@
 
 import pytest
 
-from rto_fast.kernels import native
+from rto_fast.kernels.common import native
 
 needs_native = pytest.mark.skipif(not native.available(), reason=native.missing() or "")
 NATIVE = pytest.param("native", marks=needs_native)

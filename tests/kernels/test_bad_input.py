@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from rto_fast.kernels.common.chunked import Head
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference, row_functions
 from rto_fast.kernels.linear_logprob.autograd import LinearLogprob
-from rto_fast.kernels.linear_logprob.chunked import Head
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.shapes import REAL
-from rto_fast.kernels.workspace import CUDA_GEMM_ROWS, chunk_rows, tile_shape
+from rto_fast.kernels.common.workspace import CUDA_GEMM_ROWS, chunk_rows, tile_shape
 from tests.kernels.test_compiles import ROOT, python
 
 HALF = "bfloat16 x bfloat16 -> "

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rto_fast.kernels.common.testing import assert_no_worse
 from rto_fast.kernels.ppo_head import chunked, ppo_head, ppo_head_reference
-from rto_fast.testing import assert_no_worse
 from tests.kernels.backends import NATIVE
 
 BACKENDS = ("reference", NATIVE, "triton")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rto_fast.kernels.common.segments import sequence_sums
+from rto_fast.kernels.common.testing import assert_no_worse
 from rto_fast.kernels.preference_head import preference_head, preference_head_reference
-from rto_fast.kernels.segments import sequence_sums
-from rto_fast.testing import assert_no_worse
 from tests.kernels.backends import NATIVE
 
 BACKENDS = ("reference", NATIVE, "triton")

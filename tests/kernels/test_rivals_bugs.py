@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rto_fast.kernels import workspace
+from rto_fast.kernels.common import workspace
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.token_reward_gae import token_reward_gae

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rto_fast.kernels import workspace
-from rto_fast.kernels.linear_logprob import chunked, linear_logprob
+from rto_fast.kernels.common import chunked, workspace
+from rto_fast.kernels.common.testing import assert_no_worse
+from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score, rto_score_reference
 from rto_fast.kernels.token_reward_gae import token_reward_gae
-from rto_fast.testing import assert_no_worse
 from tests.kernels.backends import NATIVE
 
 BACKENDS = ("reference", NATIVE, "triton")

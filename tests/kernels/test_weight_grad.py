@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rto_fast.kernels import workspace
+from rto_fast.kernels.common import workspace
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head

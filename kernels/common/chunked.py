@@ -1,0 +1,131 @@
+"""The two passes over the vocabulary that the heads share: a loop of GEMMs around a backend's row functions.
+
+T rows, H hidden, V vocabulary. No tensor of T x V is ever held: tiles of logits [c, n] live one at a time in one buffer
+of a fixed size, the vocabulary in the outer loop, so that dW is written once and in the weight's dtype.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rto_fast.kernels.common.workspace import (
+    accumulator,
+    matmul_,
+    padded,
+    padded_bias,
+    tile,
+    tile_shape,
+    workspace_bytes,
+)
+
+
+class Head(NamedTuple):
+    """How hidden states and a weight become log-probs, and which row functions do it."""
+
+    temperature: float
+    softcap: float | None
+    workspace_mb: int | None
+    rows: ModuleType
+    """Works on a tile: rows.py (torch) or kernel.py (Triton)."""
+
+    @property
+    def transform(self) -> tuple[float, float | None]:
+        return self.temperature, self.softcap
+
+
+class Statistics(NamedTuple):
+    """(T,) each, in the accumulator's dtype."""
+
+    logprobs: Tensor
+    maximum: Tensor
+    log_sum: Tensor
+    """log sum_j exp(z_j - maximum)."""
+    entropy: Tensor | None
+
+
+def statistics(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head, entropy: bool
+) -> Statistics:
+    """Log-prob of the target, the log-sum-exp in two parts and entropy of each row: one GEMM, one row pass."""
+    num_rows, dtype, operand = hidden.shape[0], accumulator(hidden.dtype), head.rows.operand
+    c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
+    buffer = torch.empty(min(c, num_rows) * padded(n, head.rows.PITCH), device=hidden.device, dtype=dtype)
+    state = head.rows.new_state(num_rows, entropy, hidden.device, dtype)
+    if _fits(hidden, head):
+        hidden = operand(hidden)
+    for v in range(0, weight.shape[0], n):
+        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, head.rows.PITCH)
+        for t in range(0, num_rows, c):
+            h = operand(hidden[t : t + c])
+            z = matmul_(tile(buffer, len(h), len(w), head.rows.PITCH), h, w.T)
+            head.rows.fold(z, b, head.transform, target[t : t + c], v, tuple(x[t : t + c] for x in state))
+    return Statistics(*head.rows.finish(state))
+
+
+def gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    head: Head,
+    stats: Statistics,
+    d_logprobs: Tensor,  # (T,)
+    d_entropy: Tensor | None,  # (T,)
+    needs: tuple[bool, bool, bool],
+    weight_grad: Tensor | None = None,  # (V, H) float32
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden, weight and bias (those in `needs`), recomputing each tile: up to three GEMMs.
+
+    With `weight_grad` that of the weight is added to it, unrounded, and None comes back.
+    """
+    num_rows, dtype = hidden.shape[0], accumulator(hidden.dtype)
+    rows, operand = head.rows, head.rows.operand
+    c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
+    buffer = torch.empty(min(c, num_rows) * padded(n, head.rows.PITCH), device=hidden.device, dtype=dtype)
+    need_h, need_w, need_b = needs
+    # the first tile writes every row of dH, and the first chunk of rows every element of dW: only T = 0 needs zeros
+    d_hidden = torch.empty(hidden.shape, device=hidden.device, dtype=dtype) if need_h else None
+    d_weight = weight_grad
+    if need_w and d_weight is None:
+        d_weight = (torch.empty_like if num_rows else torch.zeros_like)(weight)
+    d_bias = torch.zeros_like(bias, dtype=dtype) if need_b else None
+    # one rounding: straight into dW where its dtype is that of the sum, or where one chunk of rows is the whole sum
+    alone = num_rows <= c and operand(weight[:0]).dtype == weight.dtype
+    direct = weight_grad is not None or weight.dtype == dtype or alone
+
+    scale = rows.row_scale(stats.log_sum, d_logprobs, d_entropy, head.transform)
+    out_dtype, scaled = hidden.dtype, None
+    if _fits(hidden, head):
+        hidden = operand(hidden)
+        scaled = hidden * scale[:, None] if need_w and scale is not None else None
+    per_row = (stats.logprobs, stats.maximum, stats.log_sum, d_logprobs, stats.entropy, d_entropy)
+
+    for v in range(0, weight.shape[0], n):
+        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, head.rows.PITCH)
+        if need_w:
+            d_w = d_weight[v : v + n] if direct else torch.empty(w.shape, device=w.device, dtype=dtype)
+        for t in range(0, num_rows, c):
+            h = operand(hidden[t : t + c])
+            z = matmul_(tile(buffer, len(h), len(w), head.rows.PITCH), h, w.T)
+            chunk = (None if x is None else x[t : t + c] for x in per_row)
+            dz = rows.d_logits_(z, b, head.transform, target[t : t + c], v, h.dtype, *chunk)
+            if need_h:
+                matmul_(d_hidden[t : t + c], dz, w, add=v > 0)
+            if need_w:
+                if scale is not None:
+                    h = h * scale[t : t + c, None] if scaled is None else scaled[t : t + c]
+                matmul_(d_w, dz.T, h, add=t > 0 or weight_grad is not None)
+            if need_b:
+                d_bias[v : v + n] += dz.sum(0, dtype=dtype) if scale is None else dz.T @ scale[t : t + c]
+        if need_w and num_rows and not direct:
+            d_weight[v : v + n] = d_w
+    if need_h:
+        d_hidden = (d_hidden if scale is None else d_hidden.mul_(scale[:, None])).to(out_dtype)
+    return d_hidden, d_weight if weight_grad is None else None, d_bias.to(bias.dtype) if need_b else None
+
+
+def _fits(hidden: Tensor, head: Head) -> bool:
+    """Whether a float32 copy of all hidden states stays within the workspace; if not, they are converted by chunks."""
+    return 4 * hidden.numel() <= workspace_bytes(hidden.device, head.workspace_mb)

@@ -1,0 +1,1 @@
+"""Untrusted files read with care, own files written whole."""

@@ -1,0 +1,98 @@
+"""Many questions to the judge at once, from the cache where it has been asked before."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rto_fast.judges.llm.cache import Cache
+from rto_fast.judges.llm.client import Failure
+
+_PATIENCE = {"server": 3, "question": 20}
+"""Failures in a row, by whose they are, after which no question would succeed; at least as many as are asked at once.
+
+One question may crash a server, and one may be too long for it; a mistake in the settings ends it all at once.
+"""
+
+
+@dataclass(frozen=True)
+class Replies:
+    texts: dict[str, str]
+    """Reply by question"""
+    failed: dict[str, str]
+    """Reason by question"""
+    cached: int
+    """How many of the replies were there already."""
+
+
+def ask_all(
+    questions: Sequence[str],
+    ask: Callable[[str], str],
+    cache: Cache,
+    *,
+    concurrency: int,
+    progress: Callable[[int], None],
+) -> Replies:
+    """Every question once, `concurrency` at a time; a reply is on disk before the next is looked at.
+
+    ask(question) is called in threads and raises Failure; progress(n) is told of n more questions dealt with. One that
+    fails is left out and asked again by the next call. ConnectionError, one line, when none would succeed: a refusal
+    that is about the settings, or as many failures in a row as `_PATIENCE` has.
+    """
+    questions = list(dict.fromkeys(questions))
+    texts = {q: reply for q in questions if (reply := cache.get(q)) is not None}
+    cached, failed = len(texts), {}
+    progress(cached)
+    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # bounded, so that no more than a few questions are asked after the one that ends it all
+    done: queue.Queue[tuple[str, str | None, Failure | None]] = queue.Queue(concurrency)
+    missing = [q for q in questions if q not in texts]
+    for question in missing:
+        todo.put(question)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                question = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((question, ask(question), None))
+            except Failure as failure:
+                done.put((question, None, failure))
+
+    # daemons: a run that stops does not wait for replies that nobody will read
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(missing)))]
+    for worker in workers:
+        worker.start()
+    streak = 0
+    try:
+        while len(texts) + len(failed) < len(questions):
+            try:
+                question, reply, failure = done.get(timeout=1)
+            except queue.Empty:
+                if not any(w.is_alive() for w in workers) and done.empty():
+                    raise RuntimeError("ask_all: the threads that ask the judge died; see the trace above") from None
+                continue
+            if failure is None:
+                cache.put(question, reply)
+                texts[question], streak = reply, 0
+            else:
+                failed[question], streak = str(failure), streak + 1
+                patience = max(_PATIENCE[failure.whose], concurrency) if failure.whose in _PATIENCE else 1
+                if streak >= patience:
+                    raise ConnectionError(
+                        f"judge: {failure}; {len(texts)} of {len(questions)} questions are answered and kept in "
+                        f"{cache.path}, the same command asks the rest"
+                    )
+            progress(1)
+    finally:
+        stop.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                question, reply, _ = done.get_nowait()
+                if reply is not None:
+                    cache.put(question, reply)
+    return Replies(texts, failed, cached)

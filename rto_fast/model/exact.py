@@ -1,0 +1,80 @@
+"""Whether a model can be trained on packed rows: its log-probs there equal those of each sequence alone.
+
+Each check returns what it measured and raises ValueError, with the fix, where that is not what it has to be.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from rto_fast.model import attention
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.logprobs import response_logprobs
+from rto_fast.packing import pack
+
+Sequences = Sequence[tuple[list[int], list[int]]]
+"""(prompt, response) as token ids."""
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+"""Largest accepted |packed - alone| in nats; a cross-sequence leak or a wrong head shows as 0.4 and more."""
+
+
+@torch.no_grad()
+def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype, workspace_mb: int | None) -> float:
+    """Packed log-probs of (prompt, response) pairs against each sequence alone through the model's own logits.
+
+    Returns the largest difference in nats; raises ValueError above the tolerance of `dtype`, that of the arithmetic.
+    """
+    was_training = model.training
+    model.eval()
+    prompts, responses = [p for p, _ in sequences], [r for _, r in sequences]
+    batch, rows = (x.to(model.hf.device) for x in pack(prompts, responses))
+    packed = response_logprobs(model, batch, rows, workspace_mb)
+    model.hf.set_attn_implementation("sdpa")
+    try:
+        alone = torch.cat([_alone(model, prompt, response) for prompt, response in sequences])
+    finally:
+        model.hf.set_attn_implementation(attention.NAME)
+        model.train(was_training)
+    gap = (packed - alone).abs().max().item()
+    bound = TOLERANCE[dtype]
+    if not math.isfinite(gap):
+        raise ValueError(
+            f"model.path: log-probs of {type(model.hf).__name__} are not finite ({gap}); its weights are too large for "
+            f"{str(dtype).removeprefix('torch.')}, or its config.json is not theirs: give an undamaged copy"
+        )
+    if not gap <= bound:
+        raise ValueError(
+            f"model.path: packed log-probs of {type(model.hf).__name__} differ from one-by-one ones by {gap:.3g} nat "
+            f"(at most {bound} wanted); this architecture cannot be trained on packed rows here"
+        )
+    return gap
+
+
+def _alone(model: LanguageModel, prompt: list[int], response: list[int]) -> torch.Tensor:
+    tokens = torch.tensor([prompt + response], device=model.hf.device)
+    logits = model.hf(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
+
+
+def check_ratio(model: LanguageModel, sequences: Sequences, dtype: torch.dtype, workspace_mb: int | None) -> float:
+    """Log-probs as they are scored against those of a training forward: PPO's first ratio is 1 and its first KL 0.
+
+    Returns the largest difference in nats; raises ValueError above the tolerance of `dtype`.
+    """
+    was_training = model.training
+    batch, rows = (x.to(model.hf.device) for x in pack([p for p, _ in sequences], [r for _, r in sequences]))
+    with torch.no_grad():
+        scored = response_logprobs(model.eval(), batch, rows, workspace_mb)
+    with torch.enable_grad():
+        trained = response_logprobs(model.train(), batch, rows, workspace_mb).detach()
+    model.train(was_training)
+    gap = (scored - trained).abs().max().item()
+    if not gap <= TOLERANCE[dtype]:
+        raise ValueError(
+            f"model.path: log-probs of a training forward differ from scored ones by {gap:.3g} nat (at most "
+            f"{TOLERANCE[dtype]} wanted), so that PPO's first ratio would not be 1; look for dropout or noise that "
+            "is on in training only"
+        )
+    return gap

@@ -1,0 +1,103 @@
+"""Language models behind a small interface: hidden states and the head's weights, never logits.
+
+T rows, H hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rto_fast.packing import PackedBatch
+
+Out = TypeVar("Out")
+
+
+class Head(NamedTuple):
+    """What turns hidden states into logits: z = softcap * tanh((h W^T + b) / softcap) / temperature."""
+
+    weight: Tensor
+    """(V, H)"""
+    bias: Tensor | None = None
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def to(self, dtype: torch.dtype) -> "Head":
+        return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
+    def options(self) -> dict[str, object]:
+        """Keyword arguments of the head operators."""
+        return {"bias": self.bias, "softcap": self.softcap, "temperature": self.temperature}
+
+
+def hidden_states(backbone: nn.Module, batch: PackedBatch) -> Tensor:
+    """(T, H) hidden states of packed rows: the output of the last norm."""
+    return backbone(
+        input_ids=batch.input_ids[None],
+        position_ids=batch.position_ids[None],
+        use_cache=False,
+        cu_seq_lens_q=batch.cu_seqlens,
+        cu_seq_lens_k=batch.cu_seqlens,
+        max_length_q=batch.max_seqlen,
+        max_length_k=batch.max_seqlen,
+    ).last_hidden_state[0]
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """A policy's log-probs must be a function of its weights, in training as in scoring."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # some families hand these to functions; OPT calls one of them dropout
+        for name in ("attention_dropout", "dropout_p", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def zero_head(hidden_size: int, bias: bool = True) -> nn.Linear:
+    """Starts at zero: the first advantages are rewards to go, not noise."""
+    head = nn.Linear(hidden_size, 1, bias=bias, dtype=torch.float32)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+class LanguageModel(nn.Module):
+    """A causal language model whose head is applied by the caller, inside the module's forward.
+
+    Running the head inside forward is what lets a sharding wrapper gather the head's weight and reduce its gradient.
+    """
+
+    def __init__(self, hf: PreTrainedModel):
+        super().__init__()
+        self.hf = without_dropout(hf)
+        self.value_head: nn.Linear | None = None
+        """Set by `add_value_head`: a critic on this model's own hidden states."""
+
+    def forward(self, batch: PackedBatch, fn: Callable[[Tensor, Head], Out]) -> Out:
+        """fn(hidden (T, H), head) on packed rows, hidden and head in the dtype of the arithmetic.
+
+        fn runs outside autocast: it chooses its own precision (float32 from the logits on).
+        """
+        hidden = hidden_states(self.hf.base_model, batch)
+        device = hidden.device.type
+        # under autocast the residual stream is float32, but the head's GEMM is not to be
+        hidden = hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+        with torch.autocast(device, enabled=False):
+            return fn(hidden, self.head().to(hidden.dtype))
+
+    def head(self) -> Head:
+        output = self.hf.get_output_embeddings()
+        config = self.hf.config
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return Head(output.weight, output.bias, getattr(config, "final_logit_softcapping", None), 1.0 / scale)
+
+    def add_value_head(self) -> None:
+        self.value_head = zero_head(self.hf.config.hidden_size).to(self.hf.device, torch.float32)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.hf.get_output_embeddings().weight.shape[0]

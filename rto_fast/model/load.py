@@ -1,0 +1,139 @@
+"""Models from folders and hub ids: safetensors only, checked before and after; every refusal names its field."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from rto_fast.files.digests import check_stage
+from rto_fast.files.foreign import check_finite, check_loaded, check_model_folder, opening, read_object
+from rto_fast.model import attention
+from rto_fast.model.families import check_family, check_no_adapter
+from rto_fast.model.language import LanguageModel, zero_head
+from rto_fast.model.scalar import ScalarModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
+    """Raises ValueError, naming `field`, for what is no model that can be trained here; a hub id's weights apart."""
+    folder = Path(path).expanduser()
+    check_stage(folder, field)
+    check_no_adapter(path, field)
+    if (folder / "config.json").exists():
+        check_model_folder(folder, field, trust_remote_code)
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
+        raise ValueError(
+            f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2"
+        )
+    check_family(path, field, trust_remote_code=trust_remote_code, scalar=scalar)
+
+
+def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, object]:
+    return {
+        "pretrained_model_name_or_path": path,
+        "dtype": dtype,
+        "attn_implementation": attention.register(),
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,
+        # reported by check_loaded, which names the first of them
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+
+
+def load_language_model(
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    field: str = "model.path",
+    trust_remote_code: bool = False,
+    liger: bool = False,
+) -> LanguageModel:
+    """Load a Hugging Face causal language model (a folder or a hub id; safetensors only).
+
+    `liger` replaces norms, rotary embeddings and MLPs by liger-kernel's. Raises ValueError naming `field` when the
+    folder holds no model, and for liger away from CUDA.
+    """
+    check_folder(path, field, trust_remote_code)
+    with opening(field, path, "causal language model"):
+        hf, info = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    check_loaded(info, field, path)
+    check_finite(hf.to(device), field, path)
+    if liger:
+        if torch.device(device).type != "cuda":
+            raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got {device}; use --model.liger False")
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        # the losses stay ours: liger's would compute logits
+        _apply_liger_kernel_to_instance(model=hf, cross_entropy=False, fused_linear_cross_entropy=False)
+    return LanguageModel(hf)
+
+
+def stored_dtype(path: str, trust_remote_code: bool = False) -> torch.dtype | None:
+    """The type of a folder's or hub id's weights, as its configuration says it; None where that says nothing usable."""
+    dtype = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).dtype
+    return dtype if dtype in DTYPES.values() else None
+
+
+def load_scalar_model(
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    field: str = "rm.model",
+    trust_remote_code: bool = False,
+) -> ScalarModel:
+    """Load a reward model, as a scorer or as a critic's start: a backbone and a head `score` or `value_head` (1, H).
+
+    `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
+    """
+    check_folder(path, field, trust_remote_code, scalar=True)
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it reports the head, which is read apart, as left over
+    with opening(field, path, "reward model"):
+        weights = _read_head(path, field)
+        backbone, info = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    transformers_logging.set_verbosity(said)
+    check_loaded(info, field, path)
+    head = zero_head(weights["weight"].shape[1])
+    with torch.no_grad():
+        head.weight.copy_(weights["weight"])
+        if "bias" in weights:
+            head.bias.copy_(weights["bias"])
+    mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
+    model = ScalarModel(backbone, head, mean, std).to(device)
+    check_finite(model, field, path)
+    return model
+
+
+def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) -> None:
+    """Raises ValueError, naming `field`, where `load_scalar_model` would find no reward model; reads only its head."""
+    check_folder(path, field, trust_remote_code, scalar=True)
+    with opening(field, path, "reward model"):
+        _read_head(path, field)
+
+
+def _read_head(path: str, field: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    index = Path(path).expanduser() / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(read_object(index, field)["weight_map"].values()))
+    found: dict[str, Tensor] = {}
+    for name in names:
+        with safe_open(cached_file(path, name), framework="pt") as file:
+            for key in file.keys():
+                module, _, kind = key.rpartition(".")
+                if module.split(".")[-1] in ("score", "value_head") and kind in ("weight", "bias"):
+                    found[kind] = file.get_tensor(key).float()
+    if "weight" not in found or found["weight"].ndim != 2 or found["weight"].shape[0] != 1:
+        raise ValueError(
+            f"{field}: {path!r} holds no score.weight or value_head.weight of shape (1, hidden); give a reward model"
+        )
+    return found

@@ -1,0 +1,35 @@
+"""What a model says of packed answers: log-probs of the response tokens, a score at the last token.
+
+R response rows, S sequences.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rto_fast.kernels.linear_logprob import linear_logprob
+from rto_fast.model.language import Head, LanguageModel
+from rto_fast.model.scalar import ScalarModel
+from rto_fast.packing import PackedBatch, Rows, microbatches, pack_whole
+
+
+def response_logprobs(model: LanguageModel, batch: PackedBatch, rows: Rows, workspace_mb: int | None) -> Tensor:
+    """(R,) float32 log-probs of the response tokens; differentiable in the model's weights."""
+    target = batch.target_ids[rows.index]
+
+    def head_rows(hidden: Tensor, head: Head) -> Tensor:
+        return linear_logprob(hidden[rows.index], head.weight, target, workspace_mb=workspace_mb, **head.options())
+
+    return model(batch, head_rows)
+
+
+@torch.no_grad()
+def last_token_scores(model: ScalarModel, sequences: Sequence[list[int]], microbatch_rows: int) -> Tensor:
+    """(S,) float32 on the model's device: what the model says of each whole sequence, at its last token."""
+    device = model.head.weight.device
+    scores = torch.zeros(len(sequences), device=device)
+    for group in microbatches([len(s) for s in sequences], microbatch_rows):
+        packed, last = pack_whole([sequences[i] for i in group])
+        scores[group] = model(packed.to(device), last.to(device)).to(scores.dtype)
+    return scores

@@ -1,0 +1,42 @@
+"""A backbone with one number per row: critics and reward models.
+
+T rows, R of them asked for, H hidden.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rto_fast.model.language import LanguageModel, hidden_states, without_dropout, zero_head
+from rto_fast.packing import PackedBatch
+
+
+class ScalarModel(nn.Module):
+    """A backbone with one number per row: a critic (value of the row's state) or a reward model (score of the text).
+
+    output = (w . h_t + b - mean) / std in float32; mean and std are a reward model's calibration, 0 and 1 otherwise.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, head: nn.Linear, mean: float = 0.0, std: float = 1.0):
+        super().__init__()
+        self.backbone = without_dropout(backbone)
+        self.head = head
+        self.mean, self.std = mean, std
+
+    def forward(self, batch: PackedBatch, index: Tensor) -> Tensor:
+        """(R,) float32 values of the rows `index` (R,)."""
+        hidden = hidden_states(self.backbone, batch)[index]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (self.head(hidden.to(self.head.weight.dtype))[:, 0] - self.mean) / self.std
+
+
+def critic_from(model: LanguageModel, bias: bool = True) -> ScalarModel:
+    """A critic with its own copy of the model's backbone and a head of zeros.
+
+    A reward model's head has no bias: it would cancel in every pair, and drift on rounding errors alone.
+    """
+    backbone = type(model.hf.base_model)(model.hf.config)
+    backbone.load_state_dict(model.hf.base_model.state_dict())
+    weight = model.hf.get_output_embeddings().weight
+    critic = ScalarModel(backbone.to(weight.dtype), zero_head(model.hf.config.hidden_size, bias))
+    return critic.to(weight.device)

@@ -1,0 +1,100 @@
+"""Every stage's models, optimizer and stage object, from the run's context."""
+
+from typing import NamedTuple
+
+from rto_fast.config import OptimConfig, RTOConfig, member
+from rto_fast.judges.choose import scorer_of, watch_of
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.load import load_scalar_model
+from rto_fast.model.scalar import ScalarModel, critic_from
+from rto_fast.pipeline.prepare import Context
+from rto_fast.stages.dpo import DPO
+from rto_fast.stages.rm import RewardModel
+from rto_fast.stages.rto import RTO
+from rto_fast.stages.sft import SFT
+from rto_fast.training import loop
+
+
+class Built(NamedTuple):
+    model: LanguageModel | ScalarModel
+    """What the stage trains and leaves."""
+    stage: loop.Stage
+    state: loop.TrainState
+    optim: OptimConfig
+
+
+def build(context: Context, stage: str) -> Built:
+    """The named stage at its first step."""
+    makers = {"sft": _sft, "dpo": _dpo, "rm": _rm}
+    return makers[stage](context) if stage in makers else build_rl(context, member(context.config.rto, stage))
+
+
+def _sft(context: Context) -> Built:
+    config = context.config.sft
+    model = context.load(context.config.model.path)
+    state = _state(model, config.optim)
+    stage = SFT(model, context.corpus.demonstrations, config, state, **context.stage_options)
+    return Built(model, stage, state, config.optim)
+
+
+def _dpo(context: Context) -> Built:
+    config = context.config.dpo
+    model = context.load(context.stage_path("sft"), "sft.model")
+    state = _state(model, config.optim)
+    stage = DPO(model, context.corpus.pairs, config, state, **context.stage_options)
+    return Built(model, stage, state, config.optim)
+
+
+def _rm(context: Context) -> Built:
+    config = context.config.rm
+    model = critic_from(context.load(context.stage_path("sft"), "sft.model"), bias=False)
+    state = _state(model, config.optim)
+    options = {name: value for name, value in context.stage_options.items() if name != "workspace_mb"}
+    return Built(model, RewardModel(model, context.corpus.pairs, config, state, **options), state, config.optim)
+
+
+def build_rl(context: Context, config: RTOConfig) -> Built:
+    """PPO on the reward that `config` describes."""
+    policy, reference = (context.load(context.stage_path("sft"), "sft.model") for _ in range(2))
+    dpo = context.load(context.stage_path("dpo"), "dpo.model") if config.reward.beta_1 else None
+    critic = _critic(context, config, policy, reference)
+    groups = loop.parameter_groups("policy", policy, config.optim.lr, config.optim.weight_decay)
+    if critic is not None:
+        groups += loop.parameter_groups("critic", critic, config.critic.lr, config.optim.weight_decay)
+    state = loop.make_state(groups, config.optim)
+    scorer = scorer_of(context, config)
+    stage = RTO(
+        policy,
+        reference,
+        dpo,
+        critic,
+        context.corpus.prompts,
+        config,
+        state,
+        eos_token_ids=context.eos_token_ids,
+        max_new_tokens=context.config.max_new_tokens,
+        guards=context.config.guards,
+        scorer=scorer,
+        watch=watch_of(context, scorer),
+        sentence_end_ids=context.corpus.sentence_end_ids,
+        **context.stage_options,
+    )
+    return Built(policy, stage, state, config.optim)
+
+
+def _critic(context: Context, config: RTOConfig, policy: LanguageModel, reference: LanguageModel) -> ScalarModel | None:
+    if config.critic.kind == "shared":
+        policy.add_value_head()
+    if config.critic.kind != "separate":
+        return None
+    if not config.critic.model:
+        return critic_from(reference)
+    path = context.stage_path("rm") if config.critic.model == "rm" else config.critic.model
+    trusted = context.config.model.trust_remote_code
+    return load_scalar_model(
+        path, dtype=context.dtype, device=context.device, field="rto.critic.model", trust_remote_code=trusted
+    )
+
+
+def _state(model: LanguageModel | ScalarModel, optim: OptimConfig) -> loop.TrainState:
+    return loop.make_state(loop.parameter_groups("policy", model, optim.lr, optim.weight_decay), optim)

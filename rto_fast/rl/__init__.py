@@ -1,0 +1,1 @@
+"""What lies between a policy and its step: answers, scores, rewards, advantages."""

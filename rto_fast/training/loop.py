@@ -1,0 +1,194 @@
+"""The one training loop: it knows batches and losses, but no stage, model or kernel by name."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rto_fast.config import GuardConfig, OptimConfig
+from rto_fast.training.guards import StepGuard
+from rto_fast.training.metrics import peak_memory_mb
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The micro-batches of one optimizer step."""
+
+    batches: list[Any]
+    total: float
+    """Weight of the whole step over all micro-batches (tokens, answers or pairs): the loss sums are divided by it."""
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    """What the stage has to say before this step, e.g. about the rollout that it trains on."""
+
+
+class Stage(Protocol):
+    num_steps: int
+    note: Callable[[str], None]
+    """Told what goes on between two steps; set by whoever shows progress."""
+
+    def steps(self) -> Iterator[Step]: ...
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a sum over rows, and statistics that are sums too; all on the device."""
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Everything that changes while a stage runs. Random streams are derived from the seed and these counters."""
+
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    progress: dict[str, float] = field(default_factory=dict)
+    """Counters and controllers of the stage, e.g. its iteration and its KL coefficient."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    """What the stage could not compute again after a step, e.g. the rollout that it is training on."""
+    between_steps: bool = True
+    """False while a step is being taken: only between steps does the state describe one moment."""
+    guard: StepGuard | None = None
+    """Set while the stage runs: a state behind a step that was not finite is not to be saved."""
+
+    def save(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """(tensors by part and name, facts): all that `restore` needs after a step. Raises BadStep."""
+        if self.guard is not None:
+            self.guard.raise_if_broken()
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = self.optimizer.state_dict()["state"]
+        parts = {
+            "weights": {str(i): p for i, p in enumerate(weights)},
+            "optimizer": {f"{i}.{name}": x for i, values in moments.items() for name, x in values.items()},
+            "stage": self.tensors,
+        }
+        return parts, {"progress": self.progress}
+
+    def restore(self, step: int, parts: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
+        """Take up what `save` gave. Raises ValueError when it belongs to another model."""
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        saved = parts["weights"]
+        fit = {"optimizer", "stage"} <= set(parts) and set(saved) == {str(i) for i in range(len(weights))}
+        fit = fit and all(saved[str(i)].shape == p.shape for i, p in enumerate(weights))
+        for key, x in parts.get("optimizer", {}).items():
+            number = key.partition(".")[0]
+            fit = fit and number in saved and (x.ndim == 0 or x.shape == saved[number].shape)
+        if not fit:
+            raise ValueError("checkpoint: its weights are those of another model; start over with --resume False")
+        with torch.no_grad():
+            for i, p in enumerate(weights):
+                p.copy_(saved[str(i)])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, x in parts["optimizer"].items():
+            number, _, name = key.partition(".")
+            moments.setdefault(int(number), {})[name] = x
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step, self.progress, self.tensors = step, dict(facts["progress"]), dict(parts["stage"])
+
+    def parameters(self) -> dict[str, list[Tensor]]:
+        """The trained parameters of each network by its name; gradients are clipped per network."""
+        networks: dict[str, list[Tensor]] = {}
+        for group in self.optimizer.param_groups:
+            networks.setdefault(group["network"], []).extend(group["params"])
+        return networks
+
+
+def parameter_groups(network: str, module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """A module's trained parameters in AdamW groups: matrices decay, norms and biases do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [{**group, "network": network, "lr": lr, "peak_lr": lr} for group in groups if group["params"]]
+
+
+def make_state(groups: list[dict[str, Any]], config: OptimConfig) -> TrainState:
+    """AdamW over the groups, nothing trained yet."""
+    return TrainState(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True))
+
+
+def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Share of the peak learning rate at `step` (0-based): a linear warm-up, then the schedule down to min_lr."""
+    warmup = math.ceil(config.warmup * num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, num_steps - warmup)
+    falling = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.min_lr + (1 - config.min_lr) * falling
+
+
+def train(
+    stage: Stage,
+    state: TrainState,
+    config: OptimConfig,
+    log: Callable[[int, dict[str, float]], None],
+    log_every: int = 1,
+    autocast: torch.dtype | None = None,
+    after_step: Callable[[TrainState], None] = lambda state: None,
+    guards: GuardConfig = GuardConfig(),  # noqa: B008  (frozen)
+) -> None:
+    """Run the stage from state.step to its end: normalise, backward, clip, step, log.
+
+    log(step, metrics) is called every `log_every` steps and whenever the stage reports; only then do statistics reach
+    the host. after_step(state) is called when a step is done and logged: the state can be saved there, and only there.
+    A step whose loss or gradient is not finite is not taken, nor is any after it; that is decided on the device, and
+    the next logged step or save raises BadStep. `guards` says what happens to large gradients.
+    """
+    device = state.optimizer.param_groups[0]["params"][0].device
+    precision = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
+    rows, since = 0, time.perf_counter()
+    state.guard = guard = StepGuard(guards, device)
+    for step in _under(precision, stage.steps()):
+        state.between_steps = False
+        factor = lr_factor(state.step, stage.num_steps, config)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        sums: dict[str, Tensor] = {}
+        rows += sum(batch.packed.num_rows for batch in step.batches)
+        for batch in step.batches:
+            with precision():
+                loss, stats = stage.loss(batch)
+            (loss / step.total).backward()
+            for name, value in {"loss": loss.detach(), **stats}.items():
+                sums[name] = sums[name] + value if name in sums else value
+        norms = {f"grad_norm/{name}": _clip(ps, config.max_grad_norm) for name, ps in state.parameters().items()}
+        logged = (state.step + 1) % log_every == 0 or bool(step.metrics) or state.step + 1 == stage.num_steps
+        state.optimizer.found_inf = guard.refuse(state.step + 1, step.batches, sums["loss"], list(norms.values()))
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.between_steps = True
+        if logged:
+            metrics = {name: value / step.total for name, value in sums.items()}
+            metrics = {k: float(v) for k, v in {**step.metrics, **metrics, **norms, "lr": config.lr * factor}.items()}
+            metrics |= guard.report(metrics["loss"])
+            metrics["tokens_per_second"] = rows / (time.perf_counter() - since)
+            metrics["memory/peak_mb"] = peak_memory_mb(device)
+            rows, since = 0, time.perf_counter()
+            log(state.step, metrics)
+        after_step(state)
+
+
+def _under(context: Callable[[], AbstractContextManager], steps: Iterator[Step]) -> Iterator[Step]:
+    """The same steps, each made under the context: a stage's rollout and scoring run in the precision of its loss."""
+    while True:
+        with context():
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
+def _clip(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Scale one network's gradients down to max_norm; the norm before that, on the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:  # a policy while its critic warms up; of nothing, torch makes a norm on the CPU
+        return torch.zeros((), device=parameters[0].device)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
