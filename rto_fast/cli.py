@@ -57,7 +57,7 @@ def parse(
         hidden = [without_secrets(word) for word in args]
         if hidden == list(args):
             raise ValueError(_one_line(said.getvalue())) from None
-    # tyro's box breaks long words over lines, where what is secret in them could not be told any more
+    # tyro's box breaks long words over lines, where what is secret in them could not be recognised any more
     parse(settings, hidden, prog, default=default, onoff=onoff, more=more)
     raise ValueError("the command line cannot be read; see --help")
 
@@ -118,7 +118,7 @@ def check_words(args: Sequence[str]) -> None:
     for flag, word in zip(["the first word", *args], args, strict=False):
         if len(word) > MAX_WORD or "\0" in word or not word.isascii() and not is_unicode(word):
             said = f"{word[:40]!r}{' and so on' if len(word) > 40 else ''}"
-            raise ValueError(f"{flag[:40]}: wanted UTF-8 text of at most {MAX_WORD} letters without NUL, got {said}")
+            raise ValueError(f"{flag[:40]}: wanted UTF-8 text of at most {MAX_WORD} characters without NUL, got {said}")
 
 
 def _one_line(box: str) -> str:
@@ -147,7 +147,7 @@ def run(work: Callable[[list[str]], object], args: Sequence[str] | None, interru
 
 
 def _status(work: Callable[[list[str]], object], args: list[str], interrupted: str, viewer: bool) -> int:
-    # texts may hold letters that the terminal's encoding lacks
+    # texts may hold characters that the terminal's encoding lacks
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -242,7 +242,7 @@ def run(mutations: list[Mutation], jobs: int, limit_s: float) -> Counter:
     counts: Counter = Counter()
     unkilled: list[str] = []
 
-    def told(mutation: Mutation, verdict: str, why: str, seconds: float) -> None:
+    def report(mutation: Mutation, verdict: str, why: str, seconds: float) -> None:
         counts[verdict] += 1
         if verdict in ("alive", "broken"):
             unkilled.append(f"{verdict:10} {mutation.name}: {why}")
@@ -259,14 +259,14 @@ def run(mutations: list[Mutation], jobs: int, limit_s: float) -> Counter:
         print(f"the tests of {len(waiting)} mutations, unchanged: {tried - began:.0f} s", flush=True)
         for mutation in mutations:
             if mutation.equivalent:
-                told(mutation, "equivalent", mutation.equivalent, 0.0)
+                report(mutation, "equivalent", mutation.equivalent, 0.0)
         free, busy = places, []
         try:
             while waiting or busy:
                 while waiting and free:
                     mutation = waiting.pop(0)
                     if mutation.name in bad:
-                        told(mutation, "broken", bad[mutation.name], 0.0)
+                        report(mutation, "broken", bad[mutation.name], 0.0)
                         continue
                     place = free.pop()
                     try:
@@ -275,12 +275,12 @@ def run(mutations: list[Mutation], jobs: int, limit_s: float) -> Counter:
                     except ValueError as error:
                         place.end()
                         free.append(place)
-                        told(mutation, "broken", str(error), 0.0)
+                        report(mutation, "broken", str(error), 0.0)
                 for place in list(busy):
                     if (code := place.finished(limit_s)) is not None:
                         busy.remove(place)
                         free.append(place)
-                        told(place.mutation, *_verdict(place, code), time.monotonic() - place.started)
+                        report(place.mutation, *_verdict(place, code), time.monotonic() - place.started)
                 time.sleep(0.01)
         finally:
             for place in busy:

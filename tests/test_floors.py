@@ -1,82 +1,35 @@
-"""Imports point down only. Floors 2 and 3 are ordered: a module may import those named before it."""
+"""Imports point down only: one folder is one room, and rooms of a floor meet where an arrow is drawn."""
 
 import ast
+from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {
-    1: ["kernels", "testing"],
-    2: [
-        "types",
-        "text",
-        "unread",
-        "regular",
-        "seeds",
-        "stats",
-        "config",
-        "trust",
-        "cli",
-        "recipe",
-        "depends",
-        "neutral",
-        "packing",
-    ],
-    3: [
-        "disk",
-        "foreign",
-        "digests",
-        "families",
-        "attention",
-        "model",
-        "data",
-        "rollout",
-        "experience",
-        "groups",
-        "quickstart",
-        "losses",
-        "scoring",
-        "rewards",
-        "corpus",
-        "scorers",
-        "metrics",
-        "guards",
-        "stall",
-        "export",
-        "folder",
-        "memory",
-        "inputs",
-        "facts",
-        "threads",
-        "best",
-        "checkpoint",
-        "interrupt",
-        "preflight",
-        "heatmap",
-    ],
-    4: ["loop"],
-    5: ["stages", "evaluate", "report"],
-    6: [
-        "prepare",
-        "judges",
-        "start",
-        "build",
-        "measure",
-        "takeover",
-        "pipeline",
-        "compare",
-        "train",
-        "credit",
-        "decode",
-    ],
+FLOORS = [  # from the ground up
+    {"kernels"},
+    {"files", "config", "packing"},
+    {"model", "data", "tasks"},
+    {"training", "rollout", "runs"},
+    {"rl", "judges"},
+    {"stages"},
+    {"evaluate", "credit", "decode", "report"},
+    {"pipeline"},
+    {"train", "cli"},
+]
+ARROWS = {  # within a floor
+    ("config", "files"),
+    ("credit", "evaluate"),
+    ("decode", "evaluate"),
+    ("report", "evaluate"),
+    ("train", "cli"),
 }
-ORDER = [name for floor in (2, 3) for name in FLOORS[floor]]
+DOORS = {"train.py", "cli.py", "__main__.py", "serve.py", "likelihood.py"}
+"""Commands: what they parse their options with is above everything."""
 FILES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
-
-
-def floor_of(part: str) -> int:
-    return next(floor for floor, names in FLOORS.items() if part in names)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imported(path: Path) -> set[str]:
@@ -97,56 +50,47 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def part_of(path: Path) -> str:
+def room_of(path: Path) -> str:
     relative = path.relative_to(ROOT)
     return "kernels" if relative.parts[0] == "kernels" else Path(relative.parts[1]).stem
 
 
-def test_every_module_has_a_floor():
-    known = {name for names in FLOORS.values() for name in names} | {"__init__", "theory"}
-    assert {part_of(p) for p in FILES} == known
+HOUSE = [p for p in FILES if room_of(p) not in ("__init__", "theory")]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if part_of(p) not in ("__init__", "theory")], ids=str)
+def test_every_file_is_in_a_room():
+    assert {room_of(p) for p in HOUSE} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", HOUSE, ids=str)
 def test_imports_point_down(path: Path):
-    part = part_of(path)
-    own = floor_of(part)
+    room = room_of(path)
     for name in imported(path):
         if not name.startswith("rto_fast."):
             continue
         other = name.split(".")[1]
-        if other == part and own != 5:
+        if other == room or (room, other) in ARROWS or (other == "cli" and path.name in DOORS):
             continue
-        if own == 5:
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            same_package = part == other and part in ("evaluate", "report")
-            assert name == module or same_package or floor_of(other) < 5, f"{path}: {name} is on the same floor"
-        elif own in (2, 3) and floor_of(other) in (2, 3):
-            assert ORDER.index(other) < ORDER.index(part), f"{path}: {other} is not below {part}"
-        else:
-            assert floor_of(other) < own or own == 6, f"{path}: {name} is not below floor {own}"
+        assert LEVEL[other] < LEVEL[room], f"{path}: {name} is not below {room}"
+
+
+def test_no_circle_within_a_room():
+    """Files of one room may lean on one another, in one direction."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in HOUSE if "rto_fast" in p.parts}
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name, path in names.items():
+        graph[name] |= {other for other in imported(path) if other in names and other != name}
+    TopologicalSorter(graph).prepare()  # CycleError names the files
 
 
 def test_kernels_know_tensors_only():
+    allowed = {"torch", "triton", "ctypes", "rto_fast", "math", "os", "typing", "types", "importlib", "pathlib"}
+    allowed |= {"collections", "dataclasses", "functools"}
     for path in FILES:
-        if part_of(path) == "kernels":
-            tops = {name.split(".")[0] for name in imported(path)}
-            assert tops <= {
-                "torch",
-                "triton",
-                "ctypes",
-                "rto_fast",
-                "math",
-                "os",
-                "typing",
-                "types",
-                "importlib",
-                "pathlib",
-                "collections",
-                "dataclasses",
-                "functools",
-            }, path
-            assert all(n.startswith("rto_fast.kernels") for n in imported(path) if n.startswith("rto_fast")), path
+        if room_of(path) == "kernels":
+            names = imported(path)
+            assert {name.split(".")[0] for name in names} <= allowed, path
+            assert all(n.startswith("rto_fast.kernels") for n in names if n.startswith("rto_fast")), path
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("rto_fast/theory/*.py")), ids=lambda path: path.stem)

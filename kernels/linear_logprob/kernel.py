@@ -18,7 +18,7 @@ from rto_fast.kernels.common.workspace import upcast
 __all__ = ["PITCH", "d_logits_", "finish", "fold", "new_state", "operand", "row_scale"]
 
 BLOCK = 4096
-# told no bound, ptxas aims at 32 or 48 registers for some configurations and spills
+# without a bound, ptxas aims at 32 or 48 registers for some configurations and spills
 LAUNCH = dict(num_warps=8, maxnreg=64)
 # exp(-1e4) is 0, and 0 * -1e4 is 0 where 0 * -inf would be NaN
 NO_LOGIT = tl.constexpr(-1e4)

@@ -218,6 +218,6 @@ def token_reward_gae_triton(
             SHAPING=shaping_only,
             BLOCK=BLOCK,
             num_warps=4,
-            maxnreg=96,  # told no bound, ptxas aims at 40 registers in some configurations and spills
+            maxnreg=96,  # without a bound, ptxas aims at 40 registers in some configurations and spills
         )
     return TokenRewards(rewards, advantages, returns, moments)

@@ -30,7 +30,7 @@ class Heatmap:
     title: str
     prompt: str
     tokens: list[str]
-    """Texts that read as the answer when they are put together: a token brings its own blanks. Tokens that make one
+    """Texts that read as the answer when they are put together: a token brings its own whitespace. Tokens that make one
     character together are one text."""
     rewards: list[float]
     """One per text, e.g. beta log pi_dpo/pi_ref"""
@@ -125,20 +125,20 @@ def terminal(heatmap: Heatmap, width: int = 100, *, scale: float | None = None, 
 def _coloured(heatmap: Heatmap, width: int, scale: float) -> list[str]:
     lines, line, used = [], "", 0
     shown = _shown(heatmap)
-    starts = [k for k, (_, blank, text) in enumerate(shown) if k == 0 or blank or text == "␣"]
+    starts = [k for k, (_, space, text) in enumerate(shown) if k == 0 or space or text == "␣"]
     for start, end in pairwise([*starts, len(shown)]):
         # a word of several tokens stays on one line where it can
         room = len(shown[start][1]) + sum(_columns(text) for _, _, text in shown[start:end])
-        for k, (i, blank, text) in enumerate(shown[start:end]):
+        for k, (i, space, text) in enumerate(shown[start:end]):
             size = _columns(text)
-            if used and used + (len(blank) + size if k else room) > width:
-                lines, line, used, blank = [*lines, line], "", 0, ""
+            if used and used + (len(space) + size if k else room) > width:
+                lines, line, used, space = [*lines, line], "", 0, ""
             wrong = heatmap.signs is not None and heatmap.signs[i] < 0
             mark = _UNDERLINED if wrong else ""
             line += (
-                (_paint(blank, 0.0) + _OFF if blank else "") + _paint(mark + text, heatmap.rewards[i] / scale) + _OFF
+                (_paint(space, 0.0) + _OFF if space else "") + _paint(mark + text, heatmap.rewards[i] / scale) + _OFF
             )
-            used += len(blank) + size
+            used += len(space) + size
             if heatmap.tokens[i].endswith("\n"):
                 lines, line, used = [*lines, line], "", 0
     return [*lines, *([line] if line else []), *_left_out(heatmap)]
@@ -161,8 +161,8 @@ def _numbered(heatmap: Heatmap, width: int) -> list[str]:
     rows, used, shown = ["", "", ""], 0, _shown(heatmap)
     # columns part all tokens, so where words have several of them a word's beginning is marked
     sub_words = any(not b and s[-1].isalnum() and t[0].isalnum() for (_, _, s), (_, b, t) in pairwise(shown))
-    for i, blank, text in shown:
-        text = "▁" + text if blank and sub_words else text
+    for i, space, text in shown:
+        text = "▁" + text if space and sub_words else text
         number = f"{heatmap.rewards[i]:+.3f}"
         mark = "" if heatmap.signs is None else {-1: "x", 0: "", 1: "o"}[heatmap.signs[i]]
         size = max(_columns(text), len(number))
@@ -176,11 +176,11 @@ def _numbered(heatmap: Heatmap, width: int) -> list[str]:
 
 
 def _shown(heatmap: Heatmap) -> list[tuple[int, str, str]]:
-    """(number, blank before it, text) of the tokens to show."""
+    """(number, space before it, text) of the tokens to show."""
     out, gap = [], False
     for i, token in enumerate(heatmap.tokens[:MAX_TOKENS]):
         body = token.strip(" ")
-        # a token that is nothing but blanks has a reward too, so it must be seen
+        # a token that is nothing but whitespace has a reward too, so it must be seen
         text = visible(body.replace("\n", "↵"), MAX_TOKEN) or "␣"
         out.append((i, " " if i and body and (gap or token.startswith(" ")) else "", text))
         gap = bool(body) and token.endswith(" ")
@@ -197,12 +197,12 @@ def _columns(text: str) -> int:
 
 
 def _folded(text: str, width: int) -> list[str]:
-    """Lines of at most `width` columns, broken at blanks where there are some."""
+    """Lines of at most `width` columns, broken at spaces where there are some."""
     lines = [""] if text else []
     for c in text:
         if _columns(lines[-1] + c) > width:
-            head, blank, tail = lines[-1].rpartition(" ")
-            lines[-1:] = [head, tail] if blank and head.strip() and c != " " else [lines[-1], ""]
+            head, space, tail = lines[-1].rpartition(" ")
+            lines[-1:] = [head, tail] if space and head.strip() and c != " " else [lines[-1], ""]
         lines[-1] += "" if c == " " and not lines[-1] and len(lines) > 1 else c
     return lines
 
@@ -212,20 +212,20 @@ def html(heatmap: Heatmap, *, scale: float | None = None) -> str:
 
     <figure class="hm"> with one <span class="hm-token" style="--v:..."> per token, --v in [-1, 1]; hm-wrong and
     hm-right where the truth is known. The number is in title, in aria-label, and on focus in a bubble (data-r). Only
-    the blanks of the text itself separate the tokens, so that sub-words read as words. `scale`: see `scale_of`.
+    the whitespace of the text itself separates the tokens, so that sub-words read as words. `scale`: see `scale_of`.
     """
     scale = scale or scale_of([heatmap])
     parts = []
-    for i, blank, text in _shown(heatmap):
+    for i, space, text in _shown(heatmap):
         number, known = f"{heatmap.rewards[i]:+.3f}", ""
         if heatmap.signs is not None and heatmap.signs[i]:
             known = "wrong" if heatmap.signs[i] < 0 else "right"
         v = max(-1.0, min(1.0, heatmap.rewards[i] / scale))
         said = _escape(f"{text}: {number}" + (f", known to be {known}" if known else ""))
         parts.append(
-            f'{blank}<span class="hm-token{known and f" hm-{known}"}" style="--v:{v:.3f}" tabindex="0" role="img" '
+            f'{space}<span class="hm-token{known and f" hm-{known}"}" style="--v:{v:.3f}" tabindex="0" role="img" '
             f'title="{said}" aria-label="{said}" data-r="{number}">{_escape(text)}</span>'
-            # a line may break behind blanks that are drawn
+            # a line may break behind spaces that are drawn
             + ("<br>" if heatmap.tokens[i].endswith("\n") else "<wbr>" if text == "␣" else "")
         )
     parts += [f' <span class="hm-more">{line}</span>' for line in _left_out(heatmap)]

@@ -16,7 +16,7 @@ from rto_fast.rollout import Completion
 from rto_fast.tasks.quickstart.judge import Oracle
 
 _WINDOW = 8
-"""Tokens before one that are decoded with it: blanks, and characters of several tokens, depend on the neighbours."""
+"""Tokens before one that are decoded with it: spaces, and characters of several tokens, depend on the neighbours."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 

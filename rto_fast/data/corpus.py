@@ -57,8 +57,8 @@ class Corpus:
     def largest_id(self) -> int:
         """The largest token id that a model will be given."""
         pairs = ((p.prompt, p.chosen, p.rejected) for p in (*self.pairs, *self.held_out))
-        told = ((d.prompt, d.response) for d in self.demonstrations)
-        return max(map(max, chain(*pairs, *told, self.prompts, self.evaluation, [self.eos_token_ids])))
+        shown = ((d.prompt, d.response) for d in self.demonstrations)
+        return max(map(max, chain(*pairs, *shown, self.prompts, self.evaluation, [self.eos_token_ids])))
 
 
 class _Source(NamedTuple):

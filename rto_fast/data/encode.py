@@ -175,10 +175,10 @@ def _encode(
             TOO_LONG: "; shorten its texts",
             HeldOut.REASON: HeldOut.FIX,
         }
-        mend = f" ({refusal})" if refusal else "".join(fix for reason, fix in fixes.items() if dropped[reason])
+        advice = f" ({refusal})" if refusal else "".join(fix for reason, fix in fixes.items() if dropped[reason])
         raise ValueError(
             f"{field}: none of the {len(rows)} rows is left with max_length {max_length} and max_prompt {max_prompt}: "
-            f"{counts}{mend}"
+            f"{counts}{advice}"
         )
     quantiles = {name: _quantiles(x) for name, x in lengths.items()}
     return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, dict(marks), quantiles)

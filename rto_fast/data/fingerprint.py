@@ -40,7 +40,7 @@ def fingerprint(tokenizer) -> Fingerprint:
 
 
 def check_same_tokenizer(a, b, name_a: str = "the policy", name_b: str = "the DPO model") -> None:
-    """Raises ValueError, one sentence that says what differs and what mends it, unless `a` and `b` agree on every
+    """Raises ValueError, one sentence that says what differs and what fixes it, unless `a` and `b` agree on every
     token id, on BOS and EOS and on the chat template."""
     one, two = fingerprint(a), fingerprint(b)
     if one == two:
@@ -48,16 +48,16 @@ def check_same_tokenizer(a, b, name_a: str = "the policy", name_b: str = "the DP
     same = f"train both from one base model, or give {name_b} the tokenizer files of {name_a}"
     if (one.vocab, one.size) != (two.vocab, two.size):
         what = _first_difference(a, b, name_a, name_b)
-        mend = "use models that were trained from the same base model"
+        fix = "use models that were trained from the same base model"
     elif one.bos != two.bos:
-        what, mend = f"BOS is {one.bos!r} for {name_a} and {two.bos!r} for {name_b}", same
+        what, fix = f"BOS is {one.bos!r} for {name_a} and {two.bos!r} for {name_b}", same
     elif one.eos != two.eos:
-        what, mend = f"EOS is {one.eos!r} for {name_a} and {two.eos!r} for {name_b}", same
+        what, fix = f"EOS is {one.eos!r} for {name_a} and {two.eos!r} for {name_b}", same
     else:
         has = [name for name, print_ in ((name_a, one), (name_b, two)) if print_.chat_template]
         what = "their chat templates differ" if len(has) == 2 else f"only {has[0]} has a chat template"
-        mend = same
-    raise ValueError(f"{name_a} and {name_b} do not have the same tokenizer: {what}; {mend}")
+        fix = same
+    raise ValueError(f"{name_a} and {name_b} do not have the same tokenizer: {what}; {fix}")
 
 
 def _by_id(tokenizer) -> list[tuple[int, str]]:

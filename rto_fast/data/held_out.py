@@ -36,7 +36,7 @@ def split(rows: Sequence, held_out: float | int, seed: int = 0) -> tuple[list, l
               below, at least one prompt
     seed      another seed, another choice; the order of the rows does not matter to it, and both sides keep it
 
-    Rows are anything with a `prompt` (messages or token ids); two prompts are the same when they differ in blanks only.
+    Rows are anything with a `prompt` (messages or token ids); prompts that differ in whitespace only are the same.
     Raises ValueError when a side that should have rows would have none.
     """
     if held_out < 0 or (held_out >= 1 and held_out != int(held_out)):

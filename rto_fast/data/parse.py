@@ -104,10 +104,10 @@ def only_assistant(messages: tuple[Message, ...]) -> str:
 
 
 def split_common_prefix(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Two texts with the same beginning -> (prompt, chosen, rejected), cut before the last shared blank, so that no
-    word is split; each response keeps the blank in front of it."""
+    """Two texts with the same beginning -> (prompt, chosen, rejected), cut before the last shared space, so that no
+    word is split; each response keeps the space in front of it."""
     shared = commonprefix([chosen, rejected])
-    cut = max(shared.rfind(blank) for blank in " \n\t")
+    cut = max(shared.rfind(space) for space in " \n\t")
     if cut < 1 or not shared[:cut].strip():
         raise BadContent("no shared prompt", "chosen and rejected do not begin with the same words")
     return shared[:cut], chosen[cut:], rejected[cut:]

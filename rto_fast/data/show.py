@@ -7,7 +7,7 @@ _DIM, _GREEN, _BOLD, _RED, _OFF = "\033[2m", "\033[32m", "\033[1m", "\033[31m", 
 
 
 def _byte_letters() -> dict[str, int]:
-    """Letter -> byte of byte-level vocabularies (GPT-2's): a printable byte stands for itself, the others follow from
+    """Character -> byte of byte-level vocabularies (GPT-2's): a printable byte is its own, the others follow from
     code point 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
@@ -20,13 +20,13 @@ _BYTES = _byte_letters()
 class TokenPrinter:
     """Writes token ids as lines "weight | token | token ...", in colour only where asked.
 
-    A blank is written as an underline sign, everything unprintable as an escape (data must not drive the terminal).
+    A space is written as an underline sign, everything unprintable as an escape (data must not drive the terminal).
     """
 
     def __init__(self, tokenizer, eos_id: int, *, colour: bool, ids: bool, whole: bool, unicode: bool = True):
         self.tokenizer, self.eos_id = tokenizer, eos_id
         self.colour, self.ids, self.whole = colour, ids, whole
-        self.blank = "▁" if unicode else "_"
+        self.space = "▁" if unicode else "_"
         self.width = max(40, min(160, shutil.get_terminal_size((120, 20)).columns))
 
     def lines(self, tokens: Sequence[int], weight: int, *, first: bool) -> list[str]:
@@ -73,7 +73,7 @@ class TokenPrinter:
 
     def _escape(self, text: str) -> str:
         out = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("|", "\\|"))
-        return out.replace(" ", self.blank) or "''"
+        return out.replace(" ", self.space) or "''"
 
     def _paint(self, line: str, weight: int) -> str:
         if not self.colour:

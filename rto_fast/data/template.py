@@ -1,6 +1,6 @@
 """From messages to token ids: the prompt as the model expects it, and a response whose last action is EOS.
 
-Prompt and response are tokenised apart and joined as tokens. Tokenising the joined text could merge the last letters of
+Prompt and response are tokenised apart, joined as tokens. Tokenising the joined text could merge the last characters of
 one with the first of the other, and the prompt of a rollout would not be the prompt of the pair it came from.
 """
 
@@ -34,7 +34,7 @@ class Template:
 
     tokenizer  a Hugging Face tokenizer
     style      "chat"   the tokenizer's own chat template, with its generation prompt
-               "plain"  "\\n\\nHuman: ...\\n\\nAssistant:" for every tokenizer; the response starts with a blank
+               "plain"  "\\n\\nHuman: ...\\n\\nAssistant:" for every tokenizer; the response starts with a space
                "none"   the contents as they stand, nothing between them (stories, completions)
                "auto"   chat where the tokenizer has a template, else plain
     parse_special  special tokens spelled out in the data are special tokens: for data that is trusted. A prompt and a
@@ -79,7 +79,7 @@ class Template:
         self._banned = (set(specials.values()) - meant) | {self.eos_id, tokenizer.eos_token_id}
         self._eos_texts = tuple({tokenizer.eos_token, tokenizer.convert_ids_to_tokens(self.eos_id)})
         self._joint = self._find_joint()
-        # whether a text behind a special token reads as one of its own (with a blank put before it) or goes on
+        # whether a text behind a special token reads as one of its own (with a space put before it) or goes on
         behind = self._encode([f"{tokenizer.eos_token}b"], split_special_tokens=False)[0]
         self._restarts = behind[1:] == self._encode(["b"])[0]
 
@@ -160,7 +160,7 @@ class Template:
         return "".join(turns) + "\n\nAssistant:"
 
     def has_literal_special(self, text: str) -> bool:
-        """Whether a special token is spelled out in a text; it is encoded as the letters it is made of."""
+        """Whether a special token is spelled out in a text; it is encoded as the characters it is made of."""
         return self._literal.search(text) is not None
 
     def marker_in(self, messages: Sequence[Message]) -> str:
@@ -189,7 +189,7 @@ class Template:
     def _find_joint(self) -> tuple[str, list[int]] | None:
         """A text and its ids behind which a continuation can be cut off; None where a text reads the same anywhere.
 
-        SentencePiece-style tokenizers put a blank before every text, also before one that continues another.
+        SentencePiece-style tokenizers put a space before every text, also before one that continues another.
         """
         for joint in ("\n", ".", ":", "a"):
             prefix, whole, alone = self._encode([joint, joint + "b", "b"])
@@ -198,7 +198,7 @@ class Template:
         return None
 
     def _continue(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that go on from a prompt, without the blank that would be put before a text of its own."""
+        """Ids of texts that go on from a prompt, without the space that would be put before a text of its own."""
         if self._joint is None:
             return self._encode(texts)
         joint, prefix = self._joint
@@ -242,7 +242,7 @@ class Template:
             return list(map(tuple, in_child(work, seconds=SECONDS + SECONDS_EACH * len(turns), megabytes=MEGABYTES)))
         except Exhausted as error:
             raise ValueError(
-                f"data.template: the tokenizer's chat template cannot be used: {error}; mend chat_template in "
+                f"data.template: the tokenizer's chat template cannot be used: {error}; fix chat_template in "
                 "tokenizer_config.json, or use --data.template plain"
             ) from None
 
@@ -258,14 +258,14 @@ class Template:
         return [text, ""]
 
     def _read_assistant_turn(self) -> None:
-        """What the chat template writes between its generation prompt and an answer (at most blanks count), and which
+        """What the chat template writes between its generation prompt and an answer (only whitespace counts), and which
         special token it closes the answer with."""
         user = Message("user", _PROBE)
         (asked, refusal), (written, third) = self._render([[user], [Message("user", _QUESTION)]])
         answered, second = self._render([[user, Message("assistant", _ANSWER)]], answered=True)[0]
         if refusal := refusal or second or third:
             raise TemplateRefusal(
-                f"data.template: {refusal} (a question and its answer); mend chat_template in tokenizer_config.json, "
+                f"data.template: {refusal} (a question and its answer); fix chat_template in tokenizer_config.json, "
                 "or use --data.template plain"
             )
         if not asked.strip():

@@ -46,7 +46,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, answer: Completion) -> str:
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Completion) -> str:
-    """The answer as text, without the EOS that ended it and blanks around it."""
+    """The answer as text, without the EOS that ended it and whitespace around it."""
     return valid(tokenizer.decode(words(answer))).strip()
 
 

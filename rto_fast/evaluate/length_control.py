@@ -13,7 +13,7 @@ def length_controlled(wins: ArrayLike, lengths_a: ArrayLike, lengths_b: ArrayLik
         length-controlled win rate = sigmoid(theta)
 
     Without their term for the difficulty of an instruction, which is fitted over the models of a leaderboard. Lengths
-    may be in any unit (theirs are letters).
+    may be in any unit (theirs are characters).
     wins: (n,) 1 = a, 0 = b, 0.5 = tie; lengths_a, lengths_b: (n,). theta and phi maximise the likelihood times
     Jeffreys' prior (Firth 1993), which keeps them finite when one side wins always or length tells the winner; the
     interval is sigmoid(theta +- 1.96 standard errors). When all d are equal there is nothing to control for, and phi

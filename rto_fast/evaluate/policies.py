@@ -84,7 +84,7 @@ def evaluate(
     """Let the policy answer every prompt and score the answers. All policies share the random numbers of `seed`.
 
     oracle(prompt ids, response ids) is an answer's known return; score(answers) gives a reward model's (answers,)
-    scores; progress(n) is told that n more answers are finished. `kl` is the mean of log pi/pi_ref over the answers,
+    scores; progress(n) is called when n more answers are finished. `kl` is the mean of log pi/pi_ref over the answers,
     which is KL(pi, pi_ref) when they are sampled from pi itself: temperature 1, top_p 1.
     """
     answers = rollout(

@@ -37,19 +37,19 @@ def scorer(
 
     def score(answers: list[Completion]) -> np.ndarray:
         if own is None:
-            asked, told = [a.prompt for a in answers], [a.response for a in answers]
+            asked, responses = [a.prompt for a in answers], [a.response for a in answers]
         else:
             texts = [answer_text(policy_tokenizer, a) for a in answers]
-            told = [
+            responses = [
                 r if a.finish == "eos" or len(r) < 2 else r[:-1]
                 for a, r in zip(answers, own.responses(texts, conversations), strict=True)
             ]
             # an empty answer is its EOS
-            told = [r or [own.eos_id] for r in told]
+            responses = [r or [own.eos_id] for r in responses]
             asked = prompts
         if limit is not None:
-            asked = [_cut(p, r, limit, tokenizer.bos_token_id) for p, r in zip(asked, told, strict=True)]
-        texts = [prompt + response for prompt, response in zip(asked, told, strict=True)]
+            asked = [_cut(p, r, limit, tokenizer.bos_token_id) for p, r in zip(asked, responses, strict=True)]
+        texts = [prompt + response for prompt, response in zip(asked, responses, strict=True)]
         values = last_token_scores(model, texts, microbatch_rows).cpu().numpy()
         if not np.isfinite(values).all():
             raise ValueError(

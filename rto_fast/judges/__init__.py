@@ -24,7 +24,7 @@ class Answer:
     prompt: str
     """What was answered: the whole dialogue in the template's form, as the policy read it, without special tokens."""
     response: str
-    """What the policy wrote, without special tokens; blanks at its ends are its own. It may be empty."""
+    """What the policy wrote, without special tokens; whitespace at its ends is its own. It may be empty."""
     finished: bool = True
     """True where the policy ended the answer itself (EOS), False where the length limit cut it off."""
     reference: str | None = None

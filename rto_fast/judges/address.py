@@ -31,7 +31,7 @@ def read_address(url: str, name: str, example: str, key: str = "") -> Address:
     """The parts of an http(s) URL. Raises ValueError, one sentence that begins with `name` and shows no secret."""
     wanted = f"{name}: wanted a url like {example}"
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"{wanted}, got one with blanks or other than plain letters")
+        raise ValueError(f"{wanted}, got one with whitespace or other than ASCII characters")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from rto_fast.files.text import one_line
 
 CONNECTIONS = 256
-"""Open at once; more are told to come again."""
+"""Open at once; more are asked to come again."""
 READ_LIMIT_S = 30.0
 """Longest that a request may take from the connection to its last byte."""
 REPLY_LIMIT_S = 30.0

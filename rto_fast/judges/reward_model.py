@@ -54,7 +54,7 @@ class TextScorer:
             if self._template.style == "chat" and is_dialogue(answer.prompt):
                 with suppress(TemplateRefusal):
                     return self._join(self._template, as_messages(answer.prompt), answer)
-            # an answer that was decoded apart from its prompt may have lost the blank between them
+            # an answer that was decoded apart from its prompt may have lost the space between them
             response = " " + response.lstrip()
         return self._join(self._plain, (Message("text", answer.prompt),), replace(answer, response=response))
 

@@ -32,7 +32,7 @@ from rto_fast.judges.server import KEY
 from rto_fast.model.load import DTYPES, load_scalar_model
 
 WAITING = 64
-"""Whole requests held at once; more are told to come again."""
+"""Whole requests held at once; more are asked to come again."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which networks can be trained on packed rows here, told by their configuration before any weight is read.
+"""Which networks can be trained on packed rows here, recognised by their configuration before any weight is read.
 
 Packing needs attention to be the only way from one token to another, and replaceable (`attention`): causal decoders
 whose layers attend fully or in a sliding window. Everything else gets a sentence that says what it is.

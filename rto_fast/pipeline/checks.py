@@ -1,6 +1,6 @@
 """Checks before the first step: what would make every later number wrong.
 
-Each returns what it measured and raises ValueError, with the mend, where that is not what it has to be.
+Each returns what it measured and raises ValueError, with the fix, where that is not what it has to be.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ def check_eos(responses: Sequence[list[int]], eos_token_ids: Sequence[int]) -> i
 
 
 def check_round_trip(tokenizer: PreTrainedTokenizerBase, response: list[int]) -> int:
-    """How many letters an answer's text has; written and read again it must be the same, blanks aside."""
+    """How many characters an answer's text has; written and read again it must be the same, whitespace aside."""
 
     def text(ids: list[int]) -> str:
         return "".join(tokenizer.decode(ids, skip_special_tokens=True).split())

@@ -39,13 +39,13 @@ def evaluate_run(context: Context, say: Callable[[str], None]) -> dict[str, Any]
         StallGuard(config.guards.stall_minutes, "evaluation") as stall,
     ):
 
-        def told(more: int) -> None:
+        def logged(more: int) -> None:
             bar.update(more)
             stall.alive(f"{bar.n}/{bar.total} answers")
 
         for stage in stages:
             policy = {"sft": reference, "dpo": dpo}.get(stage) or context.load(context.stage_path(stage))
-            evaluations[stage] = _measure(context, policy, reference, dpo, score, told)
+            evaluations[stage] = _measure(context, policy, reference, dpo, score, logged)
     results: dict[str, Any] = {
         "policies": {name: e.summary() for name, e in evaluations.items()},
         "win_rate": win_rates(evaluations),

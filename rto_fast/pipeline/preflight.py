@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
 
 def preflight(context: Context, model: LanguageModel) -> list[Check]:
-    """Run all checks. Raises ValueError, naming the field, what was measured and the mend, at the first that fails."""
+    """Run all checks. Raises ValueError, naming the field, what was measured and the fix, at the first that fails."""
     return [*_models(context, model), *_data(context), *_room(context, model)]
 
 
@@ -68,8 +68,8 @@ def _data(context: Context) -> Iterator[Check]:
     if examples:
         count = check_eos([response for _, response in examples], context.eos_token_ids)
         yield Check("answers end in EOS", f"{count} of {count}, with weight", "all")
-        letters = check_round_trip(context.tokenizer, examples[0][1])
-        yield Check("tokenizer reads back", f"{letters} letters", "the same text")
+        characters = check_round_trip(context.tokenizer, examples[0][1])
+        yield Check("tokenizer reads back", f"{characters} characters", "the same text")
 
 
 def _room(context: Context, model: LanguageModel) -> Iterator[Check]:

@@ -60,7 +60,7 @@ class DPO:
         self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
         self._orders: dict[int, list[int]] = {}
         self.note: Callable[[str], None] = lambda text: None
-        """Told what goes on between two steps."""
+        """Logs what goes on between two steps."""
 
     def steps(self) -> Iterator[Step]:
         if "reference" not in self.state.tensors:

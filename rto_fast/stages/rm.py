@@ -55,7 +55,7 @@ class RewardModel:
         self.batch_size = min(config.batch_size, len(pairs))
         self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
         self.note: Callable[[str], None] = lambda text: None
-        """Told what goes on between two steps."""
+        """Logs what goes on between two steps."""
 
     def steps(self) -> Iterator[Step]:
         per_epoch, order = len(self.pairs) // self.batch_size, None

@@ -113,7 +113,7 @@ class RTO:
         self._updating: float | None = None
         """When the last update began, by the clock."""
         self.note: Callable[[str], None] = lambda text: None
-        """Told what goes on between two steps."""
+        """Logs what goes on between two steps."""
         self.num_prompts = config.rollouts // (config.group if self.grouped else 1)
         """Prompts of an iteration."""
         self.iterations = config.iterations or max(1, math.ceil(config.epochs * len(prompts) / self.num_prompts))

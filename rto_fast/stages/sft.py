@@ -51,7 +51,7 @@ class SFT:
         self.device = device
         self.batch_size = min(config.batch_size, len(demonstrations))
         self.note: Callable[[str], None] = lambda text: None
-        """Told what goes on between two steps."""
+        """Logs what goes on between two steps."""
         self.num_steps = max(1, int(config.epochs * len(demonstrations) // self.batch_size))
 
     def steps(self) -> Iterator[Step]:

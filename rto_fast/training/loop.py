@@ -30,7 +30,7 @@ class Step:
 class Stage(Protocol):
     num_steps: int
     note: Callable[[str], None]
-    """Told what goes on between two steps; set by whoever shows progress."""
+    """Logs what goes on between two steps; set by whoever shows progress."""
 
     def steps(self) -> Iterator[Step]: ...
 

@@ -38,7 +38,7 @@ def byte_level(*, adds: str = "", template: str | None = None, bos: str | None =
 
 
 def sentencepiece_style(*, adds_bos: bool = True, template: str | None = None, once: bool = False):
-    """Puts a blank before every text, falls back to bytes, adds BOS: the first Llamas. `once`: not again behind a
+    """Puts a space before every text, falls back to bytes, adds BOS: the first Llamas. `once`: not again behind a
     special token, as later ones do."""
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?!"]
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a")]
@@ -70,7 +70,7 @@ def sentencepiece_style(*, adds_bos: bool = True, template: str | None = None, o
 
 
 def word_level(words: str = "the cat sat on a mat . ?"):
-    """Words between blanks; what a text spells as <eos> comes out as EOS whatever one asks for."""
+    """Words between spaces; what a text spells as <eos> comes out as EOS whatever one asks for."""
     names = ["<unk>", "<bos>", "<eos>", *words.split()]
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(names)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -22,7 +22,7 @@ class Case:
     make: Callable[["Place"], list[str]]
     """Writes it and returns the flags that name it."""
     says: tuple[str, ...]
-    """What the error must hold: the field or the file, and words of the mend."""
+    """What the error must hold: the field or the file, and words of the fix."""
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,8 @@ def test_the_page_says_what_the_code_bounds():
     assert f"({read.MAX_LINE_BYTES // 2**20} MiB)" in page and f"{read.MAX_JSON_BYTES // 2**30} GiB of rows" in page
     assert f"{allowance.MAX_GROWTH} times its size, or {allowance.FREE_BYTES // 2**20} MiB" in page
     assert encode.MAX_CHARACTERS == 2**20 and f"or {encode.MAX_CHARACTERS_PER_TOKEN} for each token" in page
-    assert trial.MAX_ID == 2**24 and "(2^24)" in page and f"at most {trial.MAX_GROWTH} letters or tokens" in page
-    assert f"({recipe.MAX_BYTES // 2**10} KiB)" in page and f"({cli.MAX_WORD:,} letters)" in page
+    assert trial.MAX_ID == 2**24 and "(2^24)" in page and f"at most {trial.MAX_GROWTH} characters or tokens" in page
+    assert f"({recipe.MAX_BYTES // 2**10} KiB)" in page and f"({cli.MAX_WORD:,} characters)" in page
 
 
 def test_no_secret_of_the_environment_is_written_down(tmp_path, monkeypatch):

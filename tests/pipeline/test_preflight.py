@@ -1,4 +1,4 @@
-"""What is checked before the first step: each check passes on a sound run and names the mend on a broken one."""
+"""What is checked before the first step: each check passes on a sound run and names the fix on a broken one."""
 
 import sys
 import time

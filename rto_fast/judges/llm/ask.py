@@ -36,8 +36,8 @@ def ask_all(
 ) -> Replies:
     """Every question once, `concurrency` at a time; a reply is on disk before the next is looked at.
 
-    ask(question) is called in threads and raises Failure; progress(n) is told of n more questions dealt with. One that
-    fails is left out and asked again by the next call. ConnectionError, one line, when none would succeed: a refusal
+    ask(question) is called in threads and raises Failure; progress(n) is called when n more questions are dealt with.
+    One that fails is left out and asked again by the next call. ConnectionError, one line, when none would succeed: a refusal
     that is about the settings, or as many failures in a row as `_PATIENCE` has.
     """
     questions = list(dict.fromkeys(questions))

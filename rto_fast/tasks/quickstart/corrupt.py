@@ -14,7 +14,7 @@ from rto_fast.tasks.quickstart.task import split_questions
 
 @dataclass(frozen=True, slots=True)
 class CorruptedAnswer:
-    """Two answers to one question, words joined by blanks, that differ in the swapped words alone."""
+    """Two answers to one question, words joined by spaces, that differ in the swapped words alone."""
 
     prompt: str
     right: str
