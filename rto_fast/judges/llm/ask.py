@@ -37,8 +37,8 @@ def ask_all(
     """Every question once, `concurrency` at a time; a reply is on disk before the next is looked at.
 
     ask(question) is called in threads and raises Failure; progress(n) is called when n more questions are dealt with.
-    One that fails is left out and asked again by the next call. ConnectionError, one line, when none would succeed: a refusal
-    that is about the settings, or as many failures in a row as `_PATIENCE` has.
+    One that fails is left out and asked again by the next call. ConnectionError, one line, when none would succeed:
+    a refusal that is about the settings, or as many failures in a row as `_PATIENCE` has.
     """
     questions = list(dict.fromkeys(questions))
     texts = {q: reply for q in questions if (reply := cache.get(q)) is not None}
