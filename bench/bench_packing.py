@@ -70,14 +70,14 @@ def in_turns(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
 @pytest.mark.parametrize("num_sequences", [1, 16, 256, 4096])
 def test_packing(benchmark, num_sequences):
     prompts, responses = token_lists(num_sequences)
-    batch, rows = pack(prompts, responses)
+    batch = pack(prompts, responses)
     padded = pad(prompts, responses)
     decisions = padded.attend[:, 1:]
     assert batch.num_rows == ROWS
     assert torch.equal(batch.input_ids, padded.ids[:, :-1][decisions])
     assert torch.equal(batch.target_ids, padded.ids[:, 1:][decisions])
     assert torch.equal(batch.position_ids, padded.positions[:, :-1][decisions])
-    assert torch.equal(batch.target_ids[rows.index], padded.ids[:, 1:][padded.actions[:, :-1]])
+    assert torch.equal(batch.target_ids[batch.response_rows], padded.ids[:, 1:][padded.actions[:, :-1]])
 
     lengths = [len(p) + len(r) - 1 for p, r in zip(prompts, responses, strict=True)]
     groups = microbatches(lengths, max(8192, max(lengths)))
@@ -86,7 +86,7 @@ def test_packing(benchmark, num_sequences):
         : -(-num_sequences // 4)
     ].tolist()
     offsets = cumulative([len(r) for r in responses])
-    column, actions = torch.randn(len(rows.index)), padded.actions[:, :-1]
+    column, actions = torch.randn(len(batch.response_rows)), padded.actions[:, :-1]
     matrix = torch.zeros(actions.shape).masked_scatter(actions, column)
 
     def by_matrix() -> Tensor:

@@ -29,7 +29,7 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.model import attention
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import load_language_model
-from rto_fast.rollout import Completion
+from rto_fast.rollout import Completion, Sampling
 from rto_fast.tasks.quickstart.knowledge import vocabulary
 from rto_fast.tasks.quickstart.task import MODEL
 
@@ -74,12 +74,13 @@ def uniform(low: int, high: int, count: int) -> list[int]:
 
 def generated(case: Case) -> list[Completion]:
     """What model.generate answers to the case's prompts."""
-    stage = case.stage
-    answers = generate(case.padded.policy.hf.eval(), stage.prompts, stage.sampling, stage.eos_token_ids)
+    collector, sampling = case.stage.collector, case.stage.config.sampling
+    how = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, collector.max_new_tokens)
+    answers = generate(case.padded.policy.hf.eval(), collector.prompts, how, collector.eos_token_ids)
     case.padded.policy.hf.train()
     return [
-        Completion(p, a, [], "eos" if a[-1] in stage.eos_token_ids else "length")
-        for p, a in zip(stage.prompts, answers, strict=True)
+        Completion(p, a, [], "eos" if a[-1] in collector.eos_token_ids else "length")
+        for p, a in zip(collector.prompts, answers, strict=True)
     ]
 
 
@@ -141,17 +142,17 @@ def padded(case: Case, microbatch: int, answers: Callable[[], list[Completion]])
 
 def ours(case: Case, answers: list[Completion] | None) -> Callable[[], int]:
     sampled: list[Completion] = []
-    sample = case.stage._answer
+    sample = case.stage.collector.answer
 
     def run() -> int:
         case.ours(answers)
         return rows(answers or sampled)
 
-    def keep(iteration: int) -> list[Completion]:
-        sampled[:] = sample(iteration)
+    def keep(iteration: int, note: Callable[[str], None]) -> list[Completion]:
+        sampled[:] = sample(iteration, note)
         return sampled
 
-    case.stage._answer = keep
+    case.stage.collector.answer = keep
     return run
 
 
@@ -176,9 +177,9 @@ def test_rollout_included(benchmark, which):
         case, given = quickstart(prompts, count), ragged_answers(uniform(16, 128, MINIBATCH), len(vocabulary()))
     else:
         case, given = stories(count)
-    sample = case.stage._answer
+    sample = case.stage.collector.answer
     check_parity(case, given[:MINIBATCH])
-    case.stage._answer = sample
+    case.stage.collector.answer = sample
     rivals = {"ours": ours(case, None)}
     rivals |= {
         f"generate + padded {name}": padded(case, size, lambda: generated(case))

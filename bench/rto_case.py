@@ -8,6 +8,8 @@ from bench.padded_rto import PaddedRTO
 from rto_fast.config import OptimConfig, RTOConfig
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.scalar import critic_from
+from rto_fast.rl.collect import Collector
+from rto_fast.rl.score import Models
 from rto_fast.rollout import Completion
 from rto_fast.stages.rto import RTO
 from rto_fast.training import loop
@@ -39,14 +41,10 @@ class Case:
         self.optim = optim
         reference, trained, dpo, critic = models
         self.state = self._state(trained, critic, config)
-        self.stage = RTO(
-            trained,
-            reference,
-            dpo,
-            critic,
-            prompts,
-            config,
-            self.state,
+        collector = Collector(
+            models=Models(trained, reference, dpo, critic),
+            prompts=prompts,
+            config=config,
             eos_token_ids=eos_token_ids,
             max_new_tokens=max_new_tokens,
             seed=SEED,
@@ -54,6 +52,7 @@ class Case:
             workspace_mb=None,
             device=torch.device("cpu"),
         )
+        self.stage = RTO(collector, self.state)
         reference, trained, dpo, critic = copy.deepcopy(models)
         self.padded = PaddedRTO(
             trained,
@@ -75,7 +74,7 @@ class Case:
     def ours(self, answers: list[Completion] | None = None) -> list[float]:
         """One iteration of the stage in the product's loop; without answers it rolls out. Losses of its steps."""
         if answers is not None:
-            self.stage._answer = lambda iteration: answers
+            self.stage.collector.answer = lambda iteration, note: answers
         losses: list[float] = []
         self.state.progress["iteration"] = 0  # else the stage goes on from its end, with nothing left to do
         loop.train(self.stage, self.state, self.optim, lambda step, metrics: losses.append(metrics["loss"]))

@@ -20,12 +20,14 @@ __all__ = ["FactoredLogits", "RTOScore", "Reward", "rto_score", "rto_score_refer
 class RTOScore(NamedTuple):
     """What PPO needs of every response row; all float32 (float64 for float64), none with a gradient."""
 
-    logprobs: Tensor
+    old_logprobs: Tensor
     """(R,) of the policy: PPO's log pi_old."""
     ref_logprobs: Tensor
     """(R,)"""
     dpo_logprobs: Tensor | None
     """(R,); None when beta_1 is 0 or there is no DPO model: nothing was computed."""
+    values: Tensor
+    """(R,), as given"""
     rewards: Tensor
     """(R,)"""
     advantages: Tensor
@@ -122,7 +124,7 @@ def rto_score(
         logprobs = [x.to(values.dtype) for x in logprobs]
         dpo_logprobs = logprobs[2] if dpo is not None else None
         out = token_reward_gae(*logprobs[:2], dpo_logprobs, values, cu_seqlens, backend=backend, **reward)
-    return RTOScore(logprobs[0], logprobs[1], dpo_logprobs, *out)
+    return RTOScore(logprobs[0], logprobs[1], dpo_logprobs, values.detach(), *out)
 
 
 def _logprobs(

@@ -32,10 +32,9 @@ def kl_per_answer(
     """
     out = np.zeros(len(answers))
     for group in microbatches([len(a.prompt) + len(a.response) - 1 for a in answers], microbatch_rows):
-        packed, rows = pack([answers[i].prompt for i in group], [answers[i].response for i in group])
-        packed, rows = packed.to(reference.hf.device), rows.to(reference.hf.device)
+        packed = pack([answers[i].prompt for i in group], [answers[i].response for i in group]).to(reference.hf.device)
         (ref_hidden, ref_head), (hidden, head) = (m(packed, lambda *out: out) for m in (reference, model))
-        ref_hidden, hidden = ref_hidden[rows.index], hidden[rows.index]
+        ref_hidden, hidden = packed.responses(ref_hidden), packed.responses(hidden)
         chunk = max(1, _CHUNK_MB * 2**20 // (16 * ref_head.weight.shape[0]))
         kl = torch.cat(
             [
@@ -43,7 +42,7 @@ def kl_per_answer(
                 for x, y in zip(ref_hidden.split(chunk), hidden.split(chunk), strict=True)
             ]
         )
-        offsets = rows.cu_seqlens.tolist()
+        offsets = packed.response_cu_seqlens.tolist()
         for i, start, end in zip(group, offsets, offsets[1:], strict=False):
             out[i] = kl[start:end].double().sum().item()
     return out

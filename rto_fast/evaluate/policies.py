@@ -133,10 +133,10 @@ def answer_logprobs(
     """Each answer's (tokens,) log-probs under the model, on the host."""
     out: list[np.ndarray] = [np.zeros(0)] * len(answers)
     for group in microbatches([len(a.prompt) + len(a.response) - 1 for a in answers], microbatch_rows):
-        packed, rows = pack([answers[i].prompt for i in group], [answers[i].response for i in group])
+        packed = pack([answers[i].prompt for i in group], [answers[i].response for i in group])
         device = model.hf.device
-        logprobs = response_logprobs(model, packed.to(device), rows.to(device), workspace_mb).double().cpu().numpy()
-        for i, part in zip(group, np.split(logprobs, rows.cu_seqlens[1:-1].numpy()), strict=True):
+        logprobs = response_logprobs(model, packed.to(device), workspace_mb).double().cpu().numpy()
+        for i, part in zip(group, np.split(logprobs, packed.response_cu_seqlens[1:-1].numpy()), strict=True):
             out[i] = part
     return out
 

@@ -11,6 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
+from rto_fast.rollout import Completion
+
+Judge = Callable[[list[Completion]], list[float]]
+"""One number per answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -29,8 +29,7 @@ def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype
     was_training = model.training
     model.eval()
     prompts, responses = [p for p, _ in sequences], [r for _, r in sequences]
-    batch, rows = (x.to(model.hf.device) for x in pack(prompts, responses))
-    packed = response_logprobs(model, batch, rows, workspace_mb)
+    packed = response_logprobs(model, pack(prompts, responses).to(model.hf.device), workspace_mb)
     model.hf.set_attn_implementation("sdpa")
     try:
         alone = torch.cat([_alone(model, prompt, response) for prompt, response in sequences])
@@ -64,11 +63,11 @@ def check_ratio(model: LanguageModel, sequences: Sequences, dtype: torch.dtype, 
     Returns the largest difference in nats; raises ValueError above the tolerance of `dtype`.
     """
     was_training = model.training
-    batch, rows = (x.to(model.hf.device) for x in pack([p for p, _ in sequences], [r for _, r in sequences]))
+    batch = pack([p for p, _ in sequences], [r for _, r in sequences]).to(model.hf.device)
     with torch.no_grad():
-        scored = response_logprobs(model.eval(), batch, rows, workspace_mb)
+        scored = response_logprobs(model.eval(), batch, workspace_mb)
     with torch.enable_grad():
-        trained = response_logprobs(model.train(), batch, rows, workspace_mb).detach()
+        trained = response_logprobs(model.train(), batch, workspace_mb).detach()
     model.train(was_training)
     gap = (scored - trained).abs().max().item()
     if not gap <= TOLERANCE[dtype]:

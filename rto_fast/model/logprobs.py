@@ -11,15 +11,15 @@ from torch import Tensor
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.scalar import ScalarModel
-from rto_fast.packing import PackedBatch, Rows, microbatches, pack_whole
+from rto_fast.packing import PackedBatch, microbatches, pack_whole
 
 
-def response_logprobs(model: LanguageModel, batch: PackedBatch, rows: Rows, workspace_mb: int | None) -> Tensor:
+def response_logprobs(model: LanguageModel, batch: PackedBatch, workspace_mb: int | None) -> Tensor:
     """(R,) float32 log-probs of the response tokens; differentiable in the model's weights."""
-    target = batch.target_ids[rows.index]
+    target = batch.responses(batch.target_ids)
 
     def head_rows(hidden: Tensor, head: Head) -> Tensor:
-        return linear_logprob(hidden[rows.index], head.weight, target, workspace_mb=workspace_mb, **head.options())
+        return linear_logprob(batch.responses(hidden), head.weight, target, workspace_mb=workspace_mb, **head.options())
 
     return model(batch, head_rows)
 
@@ -30,6 +30,5 @@ def last_token_scores(model: ScalarModel, sequences: Sequence[list[int]], microb
     device = model.head.weight.device
     scores = torch.zeros(len(sequences), device=device)
     for group in microbatches([len(s) for s in sequences], microbatch_rows):
-        packed, last = pack_whole([sequences[i] for i in group])
-        scores[group] = model(packed.to(device), last.to(device)).to(scores.dtype)
+        scores[group] = model(pack_whole([sequences[i] for i in group]).to(device)).to(scores.dtype)
     return scores

@@ -23,9 +23,9 @@ class ScalarModel(nn.Module):
         self.head = head
         self.mean, self.std = mean, std
 
-    def forward(self, batch: PackedBatch, index: Tensor) -> Tensor:
-        """(R,) float32 values of the rows `index` (R,)."""
-        hidden = hidden_states(self.backbone, batch)[index]
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """(R,) float32 values of the response rows."""
+        hidden = batch.responses(hidden_states(self.backbone, batch))
         with torch.autocast(hidden.device.type, enabled=False):
             return (self.head(hidden.to(self.head.weight.dtype))[:, 0] - self.mean) / self.std
 

@@ -9,12 +9,10 @@ from itertools import accumulate
 
 import torch
 
-from rto_fast.packing.types import PackedBatch, Rows
+from rto_fast.packing.types import PackedBatch
 
 
-def pack(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], average: str = "token"
-) -> tuple[PackedBatch, Rows]:
+def pack(prompts: Sequence[list[int]], responses: Sequence[list[int]], average: str = "token") -> PackedBatch:
     """Lay S sequences prompt + response end to end as decisions, on the CPU.
 
     A sequence of n tokens gives n - 1 rows: row t holds token t and aims at token t + 1. The rows that aim at a
@@ -53,25 +51,59 @@ def pack(
     positions = torch.arange(sum(lengths)) - spread(starts)
     trained = positions >= spread(num_rows - torch.tensor(answers, dtype=torch.int64))
     share = torch.tensor([1.0 if average == "token" else 1.0 / a for a in answers], dtype=torch.float32)
-    batch = PackedBatch(
+    return PackedBatch(
         input_ids=tokens[is_input],
         target_ids=tokens[is_target],
         position_ids=positions,
         cu_seqlens=offsets,
         max_seqlen=max(lengths, default=0),
         weights=spread(share) * trained,
+        response_rows=trained.nonzero()[:, 0],
+        response_cu_seqlens=cumulative(answers),
     )
-    return batch, Rows(trained.nonzero()[:, 0], cumulative(answers))
 
 
-def pack_whole(sequences: Sequence[list[int]]) -> tuple[PackedBatch, torch.Tensor]:
-    """S sequences with a row for every token, the last one's too, and (S,) int64 that last row of each, on the CPU.
+def pack_whole(sequences: Sequence[list[int]]) -> PackedBatch:
+    """S sequences with a row for every token, the last one's too, on the CPU; the response row of each is that last.
 
     A score of a whole text belongs to the state after its last token. Targets are never read (the last is 0) and every
     weight is 0.
     """
-    batch, _ = pack([s[:1] for s in sequences], [[*s[1:], 0] for s in sequences])
-    return replace(batch, weights=torch.zeros_like(batch.weights)), batch.cu_seqlens[1:].long() - 1
+    batch = pack([s[:1] for s in sequences], [[*s[1:], 0] for s in sequences])
+    last, one_each = batch.cu_seqlens[1:].long() - 1, cumulative([1] * len(sequences))
+    return replace(batch, weights=torch.zeros_like(batch.weights), response_rows=last, response_cu_seqlens=one_each)
+
+
+def select(batch: PackedBatch, sequences: Sequence[int]) -> tuple[PackedBatch, torch.Tensor]:
+    """Some sequences of a batch on the CPU, in the given order, as a batch of their own; and their response rows'
+    places (R',) int64 among the batch's R, to gather what belongs to them.
+
+    The batch is, bit for bit, what `pack` makes of those sequences.
+    """
+    at, places = (segment_gather(x, sequences) for x in (batch.cu_seqlens, batch.response_cu_seqlens))
+    lengths, answers = ([x[s] for s in sequences] for x in (batch.lengths, batch.response_lengths))
+    offsets, chosen = cumulative(lengths), torch.tensor(sequences, dtype=torch.int64)
+    # a response row keeps its distance from its sequence's first row
+    moved = (offsets[:-1] - batch.cu_seqlens[chosen]).long().repeat_interleave(torch.tensor(answers, dtype=torch.int64))
+    few = PackedBatch(
+        input_ids=batch.input_ids[at],
+        target_ids=batch.target_ids[at],
+        position_ids=batch.position_ids[at],
+        cu_seqlens=offsets,
+        max_seqlen=max(lengths, default=0),
+        weights=batch.weights[at],
+        response_rows=batch.response_rows[places] + moved,
+        response_cu_seqlens=cumulative(answers),
+    )
+    return few, places
+
+
+def segment_gather(offsets: torch.Tensor, segments: Sequence[int]) -> torch.Tensor:
+    """Numbers (int64, on the CPU) of the given segments' items, in that order, in an array with `offsets` (S+1,)."""
+    chosen = torch.tensor(segments, dtype=torch.int64)
+    starts, lengths = offsets[:-1].long()[chosen], offsets.diff().long()[chosen]
+    ends = lengths.cumsum(0)
+    return (starts - ends + lengths).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
 
 
 def cumulative(lengths: Sequence[int]) -> torch.Tensor:
@@ -103,10 +135,3 @@ def microbatches(lengths: Sequence[int], max_rows: int) -> list[list[int]]:
             groups.append([item])
             free.append(max_rows - lengths[item])
     return groups
-
-
-def segment_gather(offsets: torch.Tensor, sequences: Sequence[int]) -> torch.Tensor:
-    """Row numbers (on the CPU) of the given sequences, in that order, in an array with `offsets` (S+1,) on the CPU."""
-    bounds = offsets.tolist()
-    parts = [torch.arange(bounds[s], bounds[s + 1]) for s in sequences]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

@@ -1,29 +1,19 @@
 """The tensors that flow between the parts of the trainer.
 
-T rows, S sequences, R rows that are trained (responses), V vocabulary.
+T rows, S sequences, R rows that aim at a response token, V vocabulary.
 
 Row t is a decision: its state ends in input_ids[t], its action is target_ids[t]. Log-prob, value, reward, advantage
-and weight of that action all sit on row t. Only packing.py shifts tokens.
+and weight of that action all sit on row t. Only pack.py shifts tokens.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 
-class _Movable:
-    """`to(device)` for a dataclass of tensors."""
-
-    __slots__ = ()
-
-    def to(self, device: torch.device | str):
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in moved.items()})
-
-
 @dataclass(frozen=True, slots=True)
-class PackedBatch(_Movable):
+class PackedBatch:
     """S sequences laid end to end as T decisions, without padding."""
 
     input_ids: Tensor
@@ -38,6 +28,10 @@ class PackedBatch(_Movable):
     """Rows of the longest sequence, known on the host so that nothing has to wait for the device."""
     weights: Tensor
     """(T,) float32: 0 = not trained (prompt); 1 = token mean; 1/len = sequence mean."""
+    response_rows: Tensor
+    """(R,) int64, rising: the rows that are scored, rewarded and trained."""
+    response_cu_seqlens: Tensor
+    """(S+1,) int32: offsets of the sequences among these R rows, 0 ... R."""
 
     @property
     def num_rows(self) -> int:
@@ -47,12 +41,20 @@ class PackedBatch(_Movable):
     def num_sequences(self) -> int:
         return self.cu_seqlens.shape[0] - 1
 
+    @property
+    def lengths(self) -> list[int]:
+        """Rows of each sequence; off the CPU this waits for the device."""
+        return self.cu_seqlens.diff().tolist()
 
-@dataclass(frozen=True, slots=True)
-class Rows(_Movable):
-    """The response rows of a PackedBatch, in order: what is scored, rewarded and trained."""
+    @property
+    def response_lengths(self) -> list[int]:
+        """Response rows of each sequence; off the CPU this waits for the device."""
+        return self.response_cu_seqlens.diff().tolist()
 
-    index: Tensor
-    """(R,) int64: row numbers in the packed batch."""
-    cu_seqlens: Tensor
-    """(S+1,) int32: offsets of the sequences among these R rows."""
+    def responses(self, per_row: Tensor) -> Tensor:
+        """(R, ...): the response rows of (T, ...); differentiable."""
+        return per_row[self.response_rows]
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_seqlen"}
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})

@@ -8,6 +8,8 @@ from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import load_scalar_model
 from rto_fast.model.scalar import ScalarModel, critic_from
 from rto_fast.pipeline.prepare import Context
+from rto_fast.rl.collect import Collector
+from rto_fast.rl.score import Models
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rm import RewardModel
 from rto_fast.stages.rto import RTO
@@ -63,14 +65,10 @@ def build_rl(context: Context, config: RTOConfig) -> Built:
         groups += loop.parameter_groups("critic", critic, config.critic.lr, config.optim.weight_decay)
     state = loop.make_state(groups, config.optim)
     scorer = scorer_of(context, config)
-    stage = RTO(
-        policy,
-        reference,
-        dpo,
-        critic,
-        context.corpus.prompts,
-        config,
-        state,
+    collector = Collector(
+        models=Models(policy, reference, dpo, critic),
+        prompts=context.corpus.prompts,
+        config=config,
         eos_token_ids=context.eos_token_ids,
         max_new_tokens=context.config.max_new_tokens,
         guards=context.config.guards,
@@ -79,7 +77,7 @@ def build_rl(context: Context, config: RTOConfig) -> Built:
         sentence_end_ids=context.corpus.sentence_end_ids,
         **context.stage_options,
     )
-    return Built(policy, stage, state, config.optim)
+    return Built(policy, RTO(collector, state), state, config.optim)
 
 
 def _critic(context: Context, config: RTOConfig, policy: LanguageModel, reference: LanguageModel) -> ScalarModel | None:

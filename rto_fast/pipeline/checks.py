@@ -22,8 +22,8 @@ def check_eos(responses: Sequence[list[int]], eos_token_ids: Sequence[int]) -> i
                 f"data: answer {number} ends in token {response[-1]}, not in EOS {list(eos_token_ids)}; a policy "
                 "trained on it would never stop: give the model a tokenizer with an EOS, or another --data.template"
             )
-    batch, rows = pack([response[:1] for response in responses], responses)
-    last = rows.index[rows.cu_seqlens[1:].long() - 1]
+    batch = pack([response[:1] for response in responses], responses)
+    last = batch.response_rows[batch.response_cu_seqlens[1:].long() - 1]
     if not (batch.weights[last] > 0).all():
         raise ValueError("data: EOS rows have no weight; this is a fault of rto_fast, please report it")
     return len(responses)

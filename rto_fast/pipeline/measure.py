@@ -16,11 +16,11 @@ from rto_fast.evaluate.progress import progress
 from rto_fast.evaluate.report import print_sweep, print_table, write_samples
 from rto_fast.evaluate.stats import credit_auc, mean_estimate, wins
 from rto_fast.files.digests import write_recorded
+from rto_fast.judges import Judge
 from rto_fast.judges.choose import reward_model, scorer_of
 from rto_fast.model.language import LanguageModel
 from rto_fast.pipeline.prepare import Context
 from rto_fast.rollout import Completion, Sampling
-from rto_fast.stages.rto import Judge
 from rto_fast.training.stall import StallGuard
 
 MAPS = 6

@@ -1,60 +1,70 @@
-"""One PPO iteration's answers and what the update needs of them, as an object and as tensors for a checkpoint.
+"""What an iteration of PPO learns from: answers as packed rows, and five numbers for each of them.
 
 R response rows, S answers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rto_fast.rollout import Completion
+from rto_fast.packing import PackedBatch, microbatches, select
 
-FINISHES = ("eos", "length")
-COLUMNS = ("old_logprobs", "reference", "old_values", "advantages", "returns")
+COLUMNS = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")
+
+
+class Batch(NamedTuple):
+    """A micro-batch of answers, on the device of the policy."""
+
+    packed: PackedBatch
+    weights: Tensor
+    """(R,) float32, as are the next five"""
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """Columns are (R,) float32 over all response rows."""
+    """Columns are (R,) float32 over all response rows, on the policy's device."""
 
-    answers: list[Completion]
-    offsets: Tensor
-    """(S+1,) int32 on the CPU: rows of each answer"""
-    weights: list[float]
-    """Weight of each answer: 0 = masked out"""
+    packed: PackedBatch
+    """All answers, on the CPU"""
+    kept: Tensor
+    """(S,) bool on the CPU: the answers that are learned from"""
     old_logprobs: Tensor
-    reference: Tensor
-    """Log-probs under pi_ref"""
-    old_values: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    """The critic's, before the first step"""
     advantages: Tensor
     returns: Tensor
 
+    def batches(self, answers: list[int], microbatch_rows: int) -> list[Batch]:
+        """The given answers as micro-batches."""
+        lengths, device = self.packed.lengths, self.old_logprobs.device
+        made = []
+        for group in microbatches([lengths[i] for i in answers], microbatch_rows):
+            packed, places = select(self.packed, [answers[g] for g in group])
+            packed, places = packed.to(device), places.to(device)
+            columns = (getattr(self, name)[places] for name in COLUMNS)
+            made.append(Batch(packed, packed.responses(packed.weights), *columns))
+        return made
+
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors, on the devices where they are; `from_tensors` makes the same again."""
-        answers = self.answers
-        return {
-            "offsets": self.offsets,
-            "weights": torch.tensor(self.weights, dtype=torch.float64),
-            "prompts": torch.tensor([t for a in answers for t in a.prompt], dtype=torch.int64),
-            "prompt_lengths": torch.tensor([len(a.prompt) for a in answers], dtype=torch.int64),
-            "responses": torch.tensor([t for a in answers for t in a.response], dtype=torch.int64),
-            "logprobs": torch.tensor([p for a in answers for p in a.logprobs], dtype=torch.float64),
-            "finishes": torch.tensor([FINISHES.index(a.finish) for a in answers], dtype=torch.uint8),
-            **{name: getattr(self, name) for name in COLUMNS},
-        }
+        packed = {name: getattr(self.packed, name) for name in PACKED}
+        return packed | {name: getattr(self, name) for name in ("kept", *COLUMNS)}
+
+
+PACKED = [f.name for f in fields(PackedBatch) if f.name != "max_seqlen"]
 
 
 def from_tensors(tensors: dict[str, Tensor], device: torch.device) -> Experience:
     """The Experience whose `tensors` these are, its columns on `device`."""
-    lengths = tensors["offsets"].diff().tolist()
-    prompts = tensors["prompts"].split(tensors["prompt_lengths"].tolist())
-    responses, logprobs = tensors["responses"].split(lengths), tensors["logprobs"].split(lengths)
-    answers = [
-        Completion(prompt.tolist(), response.tolist(), sampled.tolist(), FINISHES[finish])
-        for prompt, response, sampled, finish in zip(
-            prompts, responses, logprobs, tensors["finishes"].tolist(), strict=True
-        )
-    ]
+    packed = {name: tensors[name].cpu() for name in PACKED}
+    longest = int(packed["cu_seqlens"].diff().max())
     columns = {name: tensors[name].to(device) for name in COLUMNS}
-    return Experience(answers, tensors["offsets"].cpu(), tensors["weights"].tolist(), **columns)
+    return Experience(PackedBatch(**packed, max_seqlen=longest), tensors["kept"].cpu(), **columns)

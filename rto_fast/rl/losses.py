@@ -14,15 +14,15 @@ def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     return -(logprobs * weights).sum()
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float = math.inf) -> Tensor:
-    """PPO's value loss: sum_t w_t 1/2 max((V - R)^2, (V_old + clamp(V - V_old, +-clip) - R)^2).
+def value_loss(new_values: Tensor, values: Tensor, returns: Tensor, weights: Tensor, clip: float = math.inf) -> Tensor:
+    """PPO's value loss: sum_t w_t 1/2 max((V_new - R)^2, (V + clamp(V_new - V, +-clip) - R)^2).
 
     Schulman et al. 2017's value term, clipped as PPO implementations do; `clip=inf` leaves the maximum out.
-    All (R,) float32; differentiable in values.
+    All (R,) float32; `values` are those that the returns were made with; differentiable in new_values.
     """
-    error = (values - returns).square()
+    error = (new_values - returns).square()
     if clip < math.inf:
-        moved = old_values + (values - old_values).clamp(-clip, clip)
+        moved = values + (new_values - values).clamp(-clip, clip)
         error = torch.maximum(error, (moved - returns).square())
     return 0.5 * (error * weights).sum()
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rto_fast.config import RewardConfig
 from rto_fast.kernels.common.segments import sequence_sums
-from rto_fast.kernels.rto_score import Reward
+from rto_fast.kernels.rto_score import Reward, RTOScore
 from rto_fast.kernels.token_reward_gae import merge_moments
-from rto_fast.rl.score import Scores
 
 
 def reward_options(
@@ -51,24 +50,24 @@ def reward_options(
     )
 
 
-def whiten(scores: Scores) -> Tensor:
+def whiten(scores: RTOScore) -> Tensor:
     """(R,) float32: A <- (A - mean) / sqrt(max(var, 1e-8)), mean and variance over all counted rows of a rollout."""
     _, mean, variance = merge_moments(scores.moments)
     return (scores.advantages - mean) * variance.clamp_min(1e-8).rsqrt()
 
 
-def check_finite(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig) -> None:
+def check_finite(scores: RTOScore, sentence_scores: Tensor | None, config: RewardConfig) -> None:
     """Raises ValueError, naming the model that it came from, when a reward or a value is not finite."""
     if not (torch.isfinite(scores.rewards).all() & torch.isfinite(scores.values).all()):
         raise ValueError(_blame(scores, sentence_scores, config))
 
 
-def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig) -> str:
+def _blame(scores: RTOScore, sentence_scores: Tensor | None, config: RewardConfig) -> str:
     """One sentence on where a reward that is not finite came from."""
     sources = {
-        "the policy's log-probs": scores.policy,
-        "the reference's log-probs (sft)": scores.reference,
-        "the DPO model's log-probs": scores.dpo if config.beta_1 else None,
+        "the policy's log-probs": scores.old_logprobs,
+        "the reference's log-probs (sft)": scores.ref_logprobs,
+        "the DPO model's log-probs": scores.dpo_logprobs if config.beta_1 else None,
         "the critic's values": scores.values,
         "the sentence scores": sentence_scores,
     }
@@ -85,7 +84,7 @@ def _blame(scores: Scores, sentence_scores: Tensor | None, config: RewardConfig)
 
 
 def reward_statistics(
-    scores: Scores,
+    scores: RTOScore,
     cu_seqlens: Tensor,
     config: RewardConfig,
     *,
@@ -94,15 +93,17 @@ def reward_statistics(
     truncated: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Each component's mean, |mean|, clip fraction and share of the return's magnitude, on the device."""
-    log_ratio = scores.policy - scores.reference
+    log_ratio = scores.old_logprobs - scores.ref_logprobs
     parts = {"kl": -beta_2 * log_ratio}
     stats: dict[str, Tensor] = {}
-    if scores.dpo is not None and config.beta_1:
-        raw = config.beta_1 * (scores.dpo - scores.reference)
+    if scores.dpo_logprobs is not None and config.beta_1:
+        raw = config.beta_1 * (scores.dpo_logprobs - scores.ref_logprobs)
         parts["dense"] = raw.clamp(-config.clip, config.clip)
         if math.isfinite(config.clip):
             stats["reward/dense_clipped"] = (raw.abs() > config.clip).float().mean()
-        stats["reward/implicit_per_answer"] = sequence_sums(scores.dpo - scores.reference, cu_seqlens).mean()
+        stats["reward/implicit_per_answer"] = sequence_sums(
+            scores.dpo_logprobs - scores.ref_logprobs, cu_seqlens
+        ).mean()
     if sentence_scores is not None and config.beta_3:
         parts["score"] = config.beta_3 * sentence_scores.clamp(-config.score_clip, config.score_clip)
         stats["reward/score"] = sentence_scores.mean()
@@ -122,3 +123,14 @@ def reward_statistics(
     if truncated is not None:
         stats["answers/truncated"] = truncated.float().mean()
     return stats
+
+
+def next_beta_2(config: RewardConfig, beta_2: float, kl: float, answers: int) -> float:
+    """The next iteration's beta_2: the proportional controller of Ziegler et al. 2019, section 2.2 (arXiv:1909.08593).
+
+    beta_2 (1 + clamp(kl / target - 1, +-0.2) answers / horizon),   kl in nats per answer
+    """
+    if config.adaptive_kl_target is None:
+        return beta_2
+    error = min(max(kl / config.adaptive_kl_target - 1, -0.2), 0.2)
+    return beta_2 * (1 + error * answers / config.adaptive_kl_horizon)

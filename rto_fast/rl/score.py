@@ -1,69 +1,86 @@
-"""Log-probs, values, token rewards and advantages of answers: one call, one workspace, response rows only.
+"""Log-probs, values, token rewards and advantages of answers: response rows only, one workspace for all models.
 
-R response rows.
+R response rows, S answers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.rto_score import FactoredLogits, Reward, rto_score
+from rto_fast.kernels.rto_score import FactoredLogits, Reward, RTOScore, rto_score
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.scalar import ScalarModel
-from rto_fast.packing import PackedBatch, Rows
+from rto_fast.packing import PackedBatch, cumulative, microbatches, segment_gather, select
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What PPO needs to know of each response row, (R,) float32, and of each of S answers."""
+class Models(NamedTuple):
+    """Whoever is asked about an answer."""
 
-    policy: Tensor
-    """Log-probs, as are the next two"""
-    reference: Tensor
-    dpo: Tensor | None
-    values: Tensor
-    rewards: Tensor
-    advantages: Tensor
-    """Not whitened"""
-    returns: Tensor
-    moments: Tensor
-    """(S, 3) float32 of each answer's advantages, for whitening"""
+    policy: LanguageModel
+    reference: LanguageModel
+    dpo: LanguageModel | None
+    critic: ScalarModel | None
+    """None: the policy's own value head, or, where it has none, a value of 0 (group-relative advantages)."""
+
+
+def score_all(
+    models: Models,
+    packed: PackedBatch,  # all answers, on the CPU
+    reward: Callable[[list[int], PackedBatch], Reward],
+    *,
+    microbatch_rows: int,
+    workspace_mb: int | None,
+    device: torch.device,
+) -> RTOScore:
+    """Every answer's scores in the order of the answers, so that nothing depends on microbatch_rows.
+
+    reward(answers, their batch) gives the reward's parameters for some of them, by their numbers.
+    """
+    order: list[int] = []
+    parts = []
+    for group in microbatches(packed.lengths, microbatch_rows):
+        batch, _ = select(packed, group)
+        parts.append(score(models, batch.to(device), reward(group, batch), workspace_mb))
+        order += group
+    # back from the order of the packing
+    place = sorted(range(len(order)), key=order.__getitem__)
+    lengths = packed.response_lengths
+    rows = segment_gather(cumulative([lengths[i] for i in order]), place).to(device)
+
+    def column(name: str) -> Tensor | None:
+        pieces = [getattr(part, name) for part in parts]
+        if pieces[0] is None:
+            return None
+        return torch.cat(pieces)[torch.tensor(place, device=device) if name == "moments" else rows]
+
+    return RTOScore(*map(column, RTOScore._fields))
 
 
 @torch.no_grad()
-def score(
-    batch: PackedBatch,
-    rows: Rows,
-    *,
-    policy: LanguageModel,
-    reference: LanguageModel,
-    dpo: LanguageModel | None,
-    critic: ScalarModel | None,
-    reward: Reward,
-    workspace_mb: int | None,
-) -> Scores:
-    """Score one packed batch with every model. `critic=None` takes the policy's own value head, or, where it has none,
-    a value of 0 (group-relative advantages).
+def score(models: Models, batch: PackedBatch, reward: Reward, workspace_mb: int | None) -> RTOScore:
+    """Score one packed batch with every model.
 
     The policy's log-probs are those of the training forward, never the sampler's, so that the first PPO ratio is 1.
     """
+    policy, reference, dpo, critic = models
     device = batch.input_ids.device.type
     precision = partial(
         torch.autocast, device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
     )
-    values = None if critic is None else critic(batch, rows.index)
+    values = None if critic is None else critic(batch)
 
     # the forwards are nested, so that a sharding wrapper holds the three heads together while they are used; a head
     # runs outside autocast, the next model's forward does not
-    def with_policy(hidden: Tensor, head: Head) -> Scores:
-        own = _own_values(policy, hidden, rows) if values is None else values
+    def with_policy(hidden: Tensor, head: Head) -> RTOScore:
+        own = _own_values(policy, batch.responses(hidden)) if values is None else values
         logits = FactoredLogits(hidden, *head)
         with precision():
             return reference(batch, lambda h, head: with_reference(logits, own, FactoredLogits(h, *head)))
 
-    def with_reference(logits: FactoredLogits, values: Tensor, ref_logits: FactoredLogits) -> Scores:
+    def with_reference(logits: FactoredLogits, values: Tensor, ref_logits: FactoredLogits) -> RTOScore:
         if dpo is None:
             return finish(logits, ref_logits, None, values)
         with precision():
@@ -71,24 +88,23 @@ def score(
 
     def finish(
         logits: FactoredLogits, ref_logits: FactoredLogits, dpo_logits: FactoredLogits | None, values: Tensor
-    ) -> Scores:
-        out = rto_score(
+    ) -> RTOScore:
+        return rto_score(
             logits,
             ref_logits,
             dpo_logits,
             batch.target_ids,
             values,
-            rows.cu_seqlens,
-            rows=rows.index,
+            batch.response_cu_seqlens,
+            rows=batch.response_rows,
             workspace_mb=workspace_mb,
             **reward,
         )
-        return Scores(*out[:3], values, *out[3:])
 
     return policy(batch, with_policy)
 
 
-def _own_values(policy: LanguageModel, hidden: Tensor, rows: Rows) -> Tensor:
+def _own_values(policy: LanguageModel, hidden: Tensor) -> Tensor:
     if policy.value_head is None:
-        return torch.zeros(rows.index.shape, device=hidden.device)
-    return policy.value_head(hidden[rows.index].float())[:, 0]
+        return torch.zeros(len(hidden), device=hidden.device)
+    return policy.value_head(hidden.float())[:, 0]

@@ -19,7 +19,7 @@ from rto_fast.kernels.common.segments import sequence_sums
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.logprobs import response_logprobs
-from rto_fast.packing import PackedBatch, Rows, microbatches, pack
+from rto_fast.packing import PackedBatch, microbatches, pack
 from rto_fast.rl.losses import wins
 from rto_fast.training.loop import Step, TrainState
 from rto_fast.training.seeds import permutation
@@ -27,9 +27,8 @@ from rto_fast.training.seeds import permutation
 
 class Batch(NamedTuple):
     packed: PackedBatch
-    rows: Rows
     """2B sequences: the B chosen, then the B rejected."""
-    reference: Tensor
+    ref_logprobs: Tensor
     """(2B,) float32: log pi_ref of each answer"""
 
 
@@ -63,8 +62,8 @@ class DPO:
         """Logs what goes on between two steps."""
 
     def steps(self) -> Iterator[Step]:
-        if "reference" not in self.state.tensors:
-            self.state.tensors["reference"] = self._reference_logprobs()
+        if "ref_logprobs" not in self.state.tensors:
+            self.state.tensors["ref_logprobs"] = self._reference_logprobs()
         for step in range(self.state.step, self.num_steps):
             chosen = self._chosen(step)
             yield Step([self._batch(group) for group in self._groups(chosen)], len(chosen))
@@ -81,14 +80,13 @@ class DPO:
         lengths = [2 * len(p.prompt) + len(p.chosen) + len(p.rejected) - 2 for p in (self.pairs[i] for i in items)]
         return [[items[i] for i in group] for group in microbatches(lengths, self.microbatch_rows)]
 
-    def _pack(self, items: list[int]) -> tuple[PackedBatch, Rows]:
+    def _pack(self, items: list[int]) -> PackedBatch:
         pairs = [self.pairs[i] for i in items]
         return pack([p.prompt for p in pairs] * 2, [p.chosen for p in pairs] + [p.rejected for p in pairs])
 
     def _batch(self, items: list[int]) -> Batch:
-        packed, rows = self._pack(items)
-        reference = self.state.tensors["reference"][:, items].reshape(-1)
-        return Batch(packed.to(self.device), rows.to(self.device), reference.to(self.device))
+        ref_logprobs = self.state.tensors["ref_logprobs"][:, items].reshape(-1)
+        return Batch(self._pack(items).to(self.device), ref_logprobs.to(self.device))
 
     @torch.no_grad()
     def _reference_logprobs(self) -> Tensor:
@@ -97,21 +95,21 @@ class DPO:
         seen = sorted({i for step in range(self.num_steps) for i in self._chosen(step)})
         for group in self._groups(seen):
             self.note("reference log-probs")
-            packed, rows = (x.to(self.device) for x in self._pack(group))
-            logprobs = response_logprobs(self.model, packed, rows, self.workspace_mb)
-            sums[:, group] = sequence_sums(logprobs, rows.cu_seqlens).view(2, -1).cpu()
+            packed = self._pack(group).to(self.device)
+            logprobs = response_logprobs(self.model, packed, self.workspace_mb)
+            sums[:, group] = sequence_sums(logprobs, packed.response_cu_seqlens).view(2, -1).cpu()
         return sums
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        packed, rows = batch.packed, batch.rows
+        packed, ref_logprobs = batch.packed, batch.ref_logprobs
 
         def head_rows(hidden: Tensor, head: Head):
             return preference_head(
-                hidden[rows.index],
+                packed.responses(hidden),
                 head.weight,
-                packed.target_ids[rows.index],
-                rows.cu_seqlens,
-                batch.reference,
+                packed.responses(packed.target_ids),
+                packed.response_cu_seqlens,
+                ref_logprobs,
                 beta=self.config.beta,
                 label_smoothing=self.config.label_smoothing,
                 loss=self.config.loss,
@@ -120,7 +118,7 @@ class DPO:
             )
 
         out = self.model(packed, head_rows)
-        chosen, rejected = ((out.logprobs - batch.reference) * self.config.beta).view(2, -1).detach().sum(1)
+        chosen, rejected = ((out.logprobs - ref_logprobs) * self.config.beta).view(2, -1).detach().sum(1)
         logp_chosen, logp_rejected = out.logprobs.view(2, -1).detach().sum(1)
         return out.loss, {
             "accuracy": wins(out.margins.detach()).sum(),

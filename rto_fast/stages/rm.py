@@ -27,8 +27,7 @@ from rto_fast.training.seeds import permutation
 
 class Batch(NamedTuple):
     packed: PackedBatch
-    last: Tensor
-    """(2B,) int64: the row of each answer's last token; the B chosen, then the B rejected."""
+    """2B sequences, their last tokens the response rows: the B chosen, then the B rejected."""
 
 
 class RewardModel:
@@ -70,11 +69,10 @@ class RewardModel:
 
     def _batch(self, pairs: list[EncodedPair]) -> Batch:
         chosen, rejected = ([p.prompt + p.chosen for p in pairs], [p.prompt + p.rejected for p in pairs])
-        packed, last = pack_whole(chosen + rejected)
-        return Batch(packed.to(self.device), last.to(self.device))
+        return Batch(pack_whole(chosen + rejected).to(self.device))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen, rejected = self.model(batch.packed, batch.last).view(2, -1)
+        chosen, rejected = self.model(batch.packed).view(2, -1)
         margin = chosen - rejected
         return -F.logsigmoid(margin).sum(), {
             "accuracy": wins(margin.detach()).sum(),

@@ -15,7 +15,7 @@ from rto_fast.config import SFTConfig
 from rto_fast.data.encode import EncodedDemonstration
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.logprobs import response_logprobs
-from rto_fast.packing import PackedBatch, Rows, microbatches, pack
+from rto_fast.packing import PackedBatch, microbatches, pack
 from rto_fast.rl.losses import nll_loss
 from rto_fast.training.loop import Step, TrainState
 from rto_fast.training.seeds import permutation
@@ -23,7 +23,6 @@ from rto_fast.training.seeds import permutation
 
 class Batch(NamedTuple):
     packed: PackedBatch
-    rows: Rows
 
 
 class SFT:
@@ -67,13 +66,12 @@ class SFT:
         lengths = [len(d.prompt) + len(d.response) - 1 for d in chosen]
         batches = []
         for group in microbatches(lengths, self.microbatch_rows):
-            packed, rows = pack(
-                [chosen[i].prompt for i in group], [chosen[i].response for i in group], self.config.average
-            )
-            batches.append(Batch(packed.to(self.device), rows.to(self.device)))
+            prompts, responses = [chosen[i].prompt for i in group], [chosen[i].response for i in group]
+            batches.append(Batch(pack(prompts, responses, self.config.average).to(self.device)))
         total = len(chosen) if self.config.average == "sequence" else sum(len(d.response) for d in chosen)
         return Step(batches, total)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs = response_logprobs(self.model, batch.packed, batch.rows, self.workspace_mb)
-        return nll_loss(logprobs, batch.packed.weights[batch.rows.index]), {}
+        packed = batch.packed
+        logprobs = response_logprobs(self.model, packed, self.workspace_mb)
+        return nll_loss(logprobs, packed.responses(packed.weights)), {}

@@ -30,6 +30,8 @@ from rto_fast.config import CriticConfig, OptimConfig, RewardConfig, RTOConfig, 
 from rto_fast.model import attention
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.scalar import critic_from
+from rto_fast.rl.collect import Collector
+from rto_fast.rl.score import Models
 from rto_fast.rollout import Completion
 from rto_fast.stages.rto import RTO
 from rto_fast.theory.token_tree import (
@@ -155,14 +157,10 @@ def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lamb
         places = e.vocab ** torch.arange(e.depth - 1, -1, -1)
         return log_ratio[torch.tensor([a.response for a in answers]) @ places].tolist()
 
-    stage = RTO(
-        policy,
-        reference,
-        dpo,
-        critic,
-        [[START]],
-        config,
-        state,
+    collector = Collector(
+        models=Models(policy, reference, dpo, critic),
+        prompts=[[START]],
+        config=config,
         eos_token_ids=(),
         max_new_tokens=e.depth,
         seed=e.seed,
@@ -172,6 +170,7 @@ def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lamb
         scorer=scorer,
         sentence_end_ids=SENTENCE_ENDS,
     )
+    stage = RTO(collector, state)
     regrets: dict[str, float] = {}
 
     def watch(done: int) -> None:

@@ -22,11 +22,11 @@ def tokens(lengths, seed):
 
 def rows_of(pairs, average):
     """Each sequence's rows as (input, target, position, weight) and which of them are the response's."""
-    batch, rows = pack([p for p, _ in pairs], [r for _, r in pairs], average)
+    batch = pack([p for p, _ in pairs], [r for _, r in pairs], average)
     columns = [batch.input_ids, batch.target_ids, batch.position_ids, batch.weights]
     cut = lambda x, offsets: [x[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]  # noqa: E731
     offsets = batch.cu_seqlens.tolist()
-    responses = cut(rows.index, rows.cu_seqlens.tolist())
+    responses = cut(batch.response_rows, batch.response_cu_seqlens.tolist())
     relative = [[i - a for i in part] for part, a in zip(responses, offsets[:-1], strict=True)]
     return list(zip(*(cut(x, offsets) for x in columns), relative, strict=True))
 

@@ -95,7 +95,7 @@ def test_opt_has_its_dropout_taken_off(tmp_path):
 def test_a_hub_id_may_have_no_slash(monkeypatch):
     """gpt2 is one, and the sentence about a missing folder names it."""
     asked = []
-    monkeypatch.setattr("rto_fast.model.check_family", lambda path, field, **_: asked.append(path))
+    monkeypatch.setattr("rto_fast.model.load.check_family", lambda path, field, **_: asked.append(path))
     check_folder("gpt2", "model.path", False)
     assert asked == ["gpt2"]
     with pytest.raises(ValueError, match="model.path: no config.json in './gpt2'"):

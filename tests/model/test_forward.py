@@ -44,8 +44,8 @@ def own_logprobs(model: LanguageModel, prompt: list[int], response: list[int]) -
 def test_a_models_own_scales_are_its_scales_here(kind):
     model = scaled(kind)
     prompts, responses = sequences(LENGTHS)
-    packed, rows = pack(prompts, responses)
-    got = response_logprobs(model, packed, rows, 16)
+    packed = pack(prompts, responses)
+    got = response_logprobs(model, packed, 16)
     want = torch.cat([own_logprobs(model, p, r) for p, r in zip(prompts, responses, strict=True)])
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
@@ -65,10 +65,10 @@ def test_a_soft_cap_bounds_the_logits():
     model = language_model("llama")
     model.hf.config.final_logit_softcapping = 2.0
     (prompt,), (response,) = sequences([(3, 5)])
-    packed, rows = pack([prompt], [response])
+    packed = pack([prompt], [response])
     logits = model.hf(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
     want = (2.0 * torch.tanh(logits / 2.0)).log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-    torch.testing.assert_close(response_logprobs(model, packed, rows, 16), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(response_logprobs(model, packed, 16), want, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_without_packing_is_causal_over_a_prompt():
@@ -109,6 +109,6 @@ def test_dropout_is_off_in_training_too():
     hf = AutoModelForCausalLM.from_config(settings, attn_implementation=attention.register())
     model = LanguageModel(hf).train()
     (prompt,), (response,) = sequences([(3, 5)])
-    packed, rows = pack([prompt], [response])
-    first, second = (response_logprobs(model, packed, rows, 16) for _ in range(2))
+    packed = pack([prompt], [response])
+    first, second = (response_logprobs(model, packed, 16) for _ in range(2))
     assert torch.equal(first, second)

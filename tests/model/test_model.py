@@ -29,7 +29,7 @@ def test_logits_are_scaled_as_the_family_defines_them(scaling):
     model = LanguageModel(hf).double()
     prompts, responses = sequences([(3, 4), (2, 9), (5, 1)])
     with torch.no_grad():
-        got = response_logprobs(model, *pack(prompts, responses), None).split([len(r) for r in responses])
+        got = response_logprobs(model, pack(prompts, responses), None).split([len(r) for r in responses])
         for prompt, response, ours in zip(prompts, responses, got, strict=True):
             # float64 on both sides
             torch.testing.assert_close(ours.sum(), eager_logprob(model, prompt, response), rtol=1e-10, atol=1e-10)
@@ -39,7 +39,7 @@ def test_logits_are_scaled_as_the_family_defines_them(scaling):
 def test_under_autocast_the_head_multiplies_in_the_dtype_of_the_arithmetic(dtype):
     """float32 weights and a float32 residual stream, whose GEMM with the head must not be a float32 one on a GPU."""
     model, seen = language_model("llama"), []
-    batch, rows = pack(*sequences([(3, 4), (2, 5)]))
+    batch = pack(*sequences([(3, 4), (2, 5)]))
 
     def head_rows(hidden, head):
         seen.append((hidden.dtype, head.weight.dtype, torch.is_autocast_enabled("cpu")))
@@ -47,7 +47,7 @@ def test_under_autocast_the_head_multiplies_in_the_dtype_of_the_arithmetic(dtype
 
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
         model(batch, head_rows)
-        values = critic_from(model)(batch, rows.index)
+        values = critic_from(model)(batch)
     assert seen == [(dtype, dtype, False)] and values.dtype == torch.float32
 
 

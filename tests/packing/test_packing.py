@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from rto_fast.model import attention
 from rto_fast.model.exact import check_packing
 from rto_fast.model.load import load_language_model
 from rto_fast.model.logprobs import response_logprobs
-from rto_fast.packing import microbatches, pack, segment_gather
+from rto_fast.packing import PackedBatch, microbatches, pack, segment_gather, select
 from tests.tiny import ARCHITECTURES, SHARED, language_model, sequences
 
 TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=9)
@@ -17,9 +19,9 @@ TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=9)
 @settings(max_examples=200, deadline=None)
 def test_rows_are_decisions(pairs, average):
     prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
-    batch, rows = pack(prompts, responses, average)
+    batch = pack(prompts, responses, average)
     assert batch.num_rows == sum(len(p) + len(r) - 1 for p, r in pairs)
-    assert batch.target_ids[rows.index].tolist() == [t for r in responses for t in r]
+    assert batch.target_ids[batch.response_rows].tolist() == [t for r in responses for t in r]
     for s, (prompt, response) in enumerate(pairs):
         a, b = batch.cu_seqlens[s : s + 2].tolist()
         assert [*batch.input_ids[a:b].tolist(), batch.target_ids[b - 1].item()] == prompt + response
@@ -56,6 +58,24 @@ def test_segment_gather_takes_whole_sequences_in_the_order_asked():
     assert segment_gather(offsets, [2, 0, 1]).tolist() == [2, 3, 4, 0, 1]
 
 
+@given(
+    st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=6), st.sampled_from(["token", "sequence"]), st.randoms()
+)
+@settings(max_examples=200, deadline=None)
+def test_selected_sequences_are_packed_as_if_alone(pairs, average, draw):
+    """A rollout is packed once; every mini-batch of it is what packing its answers anew would give, to the bit."""
+    chosen = draw.sample(range(len(pairs)), draw.randint(0, len(pairs)))
+    whole = pack([p for p, _ in pairs], [r for _, r in pairs], average)
+    got, places = select(whole, chosen)
+    want = pack([pairs[i][0] for i in chosen], [pairs[i][1] for i in chosen], average)
+    assert got.max_seqlen == want.max_seqlen
+    for field in fields(PackedBatch):
+        if field.name != "max_seqlen":
+            mine, theirs = getattr(got, field.name), getattr(want, field.name)
+            assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), field.name
+    assert whole.responses(whole.target_ids)[places].tolist() == [t for i in chosen for t in pairs[i][1]]
+
+
 LENGTHS = [(3, 4), (1, 1), (5, 9), (2, 5), (3, 4), (1, 12)]
 
 
@@ -74,8 +94,8 @@ def test_packed_gradients_equal_the_sum_of_those_alone(architecture):
     def gradients(groups):
         model.zero_grad()
         for group in groups:
-            batch, rows = pack([prompts[i] for i in group], [responses[i] for i in group])
-            response_logprobs(model, batch, rows, 64).sum().backward()
+            batch = pack([prompts[i] for i in group], [responses[i] for i in group])
+            response_logprobs(model, batch, 64).sum().backward()
         return [p.grad.clone() for p in model.parameters()]
 
     for whole, alone in zip(gradients([range(6)]), gradients([[i] for i in range(6)]), strict=True):

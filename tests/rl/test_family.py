@@ -16,7 +16,7 @@ from rto_fast.rl.groups import group_relative
 from rto_fast.stages.rm import RewardModel
 from rto_fast.stages.rto import RTO
 from rto_fast.training import loop
-from tests.stages.test_stages import CONFIG, LIMITS, OPTIM, make_rto, one_step, pairs, run
+from tests.stages.test_stages import CONFIG, LIMITS, OPTIM, learned, make_rto, one_step, pairs, run, scores_of
 from tests.tiny import language_model
 
 RM_LIMITS = {k: v for k, v in LIMITS.items() if k != "workspace_mb"}
@@ -101,10 +101,9 @@ def stage_of(name: str, config: RTOConfig = CONFIG, **options) -> RTO:
 def rewards_of(name: str, **options):
     """One rollout's answers and the rewards that a member pays for them."""
     stage = stage_of(name, **options)
-    answers = stage._answer(0)
+    answers = stage.collector.answer(0)
     scores = torch.tensor(length_score(answers)) if stage.config.reward.beta_3 else None
-    truncated = torch.tensor([a.finish == "length" for a in answers])
-    return answers, stage._scores(answers, scores, truncated).rewards
+    return answers, scores_of(stage, answers, scores).rewards
 
 
 def per_answer(answers, x: torch.Tensor) -> list[torch.Tensor]:
@@ -174,13 +173,13 @@ def test_grpo_trains_without_a_critic_on_groups_of_one_prompt(token_rewards):
 
     assert stage.critic is None
 
-    answers = stage._answer(0)
+    answers = stage.collector.answer(0)
     assert len(answers) == 16
     for g in range(0, 16, 4):
         assert len({tuple(a.prompt) for a in answers[g : g + 4]}) == 1
     assert len({tuple(a.response) for a in answers[:4]}) > 1
-    experience, metrics = stage._score(answers)
-    assert experience.old_values.abs().max() == 0
+    experience, metrics = learned(stage, answers)
+    assert experience.values.abs().max() == 0
     before = copy.deepcopy(stage.policy.hf)
     logs = []
     run(stage, state, logs)
@@ -196,12 +195,14 @@ def test_grpo_without_a_signal_is_pulled_to_the_reference_alone():
     with torch.no_grad():
         for p in stage.policy.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    experience, _ = stage._score(stage._answer(0))
+    answers = stage.collector.answer(0)
+    experience, _ = learned(stage, answers)
     assert experience.advantages.abs().max() < 1e-4
-    step = stage._step(experience, list(range(16)), {}, 0)
+    stage.state.progress["iteration"] = 0
+    step = stage._step(experience, list(range(16)), {})
     loss = sum(stage.loss(batch)[0] for batch in step.batches)
-    gap = experience.reference - experience.old_logprobs
-    per_answer_mean = [x.mean() for x in per_answer(experience.answers, 0.5 * (gap.expm1() - gap))]
+    gap = experience.ref_logprobs - experience.old_logprobs
+    per_answer_mean = [x.mean() for x in per_answer(answers, 0.5 * (gap.expm1() - gap))]
     torch.testing.assert_close(loss.detach(), sum(per_answer_mean), rtol=1e-3, atol=1e-3)
 
 
@@ -217,7 +218,7 @@ def test_one_beta_2_weighs_an_iteration_in_its_loss_and_in_its_log():
     plain = stage._step
 
     def step(experience, *rest):
-        gap = experience.reference - experience.old_logprobs  # all answers score alike: the loss is the KL's alone
+        gap = experience.ref_logprobs - experience.old_logprobs  # all answers score alike: the loss is the KL's alone
         sums.append(float((gap.expm1() - gap).mean()))
         return plain(experience, *rest)
 

@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rto_fast.config.recipe import load_recipe
 from rto_fast.kernels.ppo_head import ppo_head
+from rto_fast.kernels.rto_score import RTOScore
 from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae
 from rto_fast.rl.losses import value_loss
 from rto_fast.rl.rewards import reward_options, whiten
-from rto_fast.rl.score import Scores
 
 PRESETS = {
     "rto_icml": dict(beta_1=0.05, beta_2=0.01, beta_3=1.0, clip=0.05),
@@ -179,7 +179,7 @@ def test_the_trainers_rewards_and_whitening(preset):
     columns = [rows[n].float() for n in names]
     options = reward_options(reward, beta_2=reward.beta_2, gamma=1.0, lam=0.95, sentence_scores=sentence.float())
     out = token_reward_gae(*columns, offsets, **options)
-    white = whiten(Scores(*columns, *out))
+    white = whiten(RTOScore(*columns, *out))
     wanted = (rewards, padded_whiten(advantages, mask), returns)
     for mine, theirs in zip((out.rewards, white, out.returns), wanted, strict=True):
         torch.testing.assert_close(mine.double(), packed_of(theirs, mask), rtol=1e-5, atol=1e-5)

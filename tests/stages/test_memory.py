@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rto_fast import attention, loop
 from rto_fast.config import OptimConfig, RewardConfig, RTOConfig
 from rto_fast.model import LanguageModel, critic_from
+from rto_fast.rl.collect import Collector
+from rto_fast.rl.score import Models
 from rto_fast.stages.rto import RTO
 from rto_fast.rollout import Completion
 
@@ -33,8 +35,10 @@ reference, dpo, critic = copy.deepcopy(policy), model(), critic_from(policy)
 optim = OptimConfig()
 groups = [g for name, m in (("policy", policy), ("critic", critic)) for g in loop.parameter_groups(name, m, 1e-5, 0.0)]
 rto = RTOConfig(RewardConfig(), rollouts=ANSWERS, minibatch=ANSWERS)
-stage = RTO(policy, reference, dpo, critic, [[1]], rto, loop.make_state(groups, optim), eos_token_ids=(), seed=0,
-            max_new_tokens=RESPONSE, microbatch_rows=2048, workspace_mb=64, device=torch.device("cpu"))
+collector = Collector(models=Models(policy, reference, dpo, critic), prompts=[[1]], config=rto, eos_token_ids=(),
+                      max_new_tokens=RESPONSE, seed=0, microbatch_rows=2048, workspace_mb=64,
+                      device=torch.device("cpu"))
+stage = RTO(collector, loop.make_state(groups, optim))
 g = torch.Generator().manual_seed(0)
 draw = lambda n: torch.randint(0, V, (n,), generator=g).tolist()
 answers = [Completion(draw(PROMPT), draw(RESPONSE), [0.0] * RESPONSE, "length") for _ in range(ANSWERS)]
@@ -48,8 +52,9 @@ def watch():
         peak = max(peak, resident())
         time.sleep(0.002)
 thread = threading.Thread(target=watch, daemon=True); thread.start()
-experience, metrics = stage._score(answers)
-step = stage._step(experience, list(range(ANSWERS)), metrics, 0)
+experience, metrics = collector.experience(answers, 0.05)
+stage.state.progress["iteration"] = 0
+step = stage._step(experience, list(range(ANSWERS)), metrics)
 for batch in step.batches:
     (stage.loss(batch)[0] / step.total).backward()
 done = True; thread.join()

@@ -15,6 +15,8 @@ from rto_fast.model.load import load_scalar_model
 from rto_fast.model.logprobs import last_token_scores
 from rto_fast.model.scalar import ScalarModel, critic_from
 from rto_fast.packing import pack
+from rto_fast.rl.collect import Collector
+from rto_fast.rl.score import Models
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rto import RTO
 from rto_fast.stages.sft import SFT
@@ -89,7 +91,7 @@ def test_dpo_equals_its_eager_definition_in_float64(loss, smoothing):
     trained.zero_grad()
     config = DPOConfig(beta=beta, loss=loss, label_smoothing=smoothing, batch_size=8)
     stage = DPO(model, rows, config, fresh(model), **LIMITS)
-    stage.state.tensors["reference"] = stage._reference_logprobs()
+    stage.state.tensors["ref_logprobs"] = stage._reference_logprobs()
     stage.model = trained
     # the reference sums are kept in float32: a few 1e-7 of 30 nats
     torch.testing.assert_close(one_step(stage), expected.detach(), rtol=1e-5, atol=1e-6, check_dtype=False)
@@ -127,7 +129,22 @@ def make_rto(config: RTOConfig, *, dpo_seed: int | None = 1, double: bool = Fals
             m.double()
     prompts = sequences([(n, 1) for n in (1, 3, 4, 7, 2)])[0]
     options = {"eos_token_ids": (2, 5), "max_new_tokens": 12, **LIMITS, **options}
-    return RTO(policy, reference, dpo, critic, prompts, config, state, **options), state
+    collector = Collector(models=Models(policy, reference, dpo, critic), prompts=prompts, config=config, **options)
+    return RTO(collector, state), state
+
+
+def learned(stage, answers=None):
+    """The experience of an iteration's answers, and its metrics."""
+    answers = stage.collector.answer(0) if answers is None else answers
+    return stage.collector.experience(answers, stage.state.progress["beta_2"])
+
+
+def scores_of(stage, answers, sentence_scores=None):
+    """Every model's scores of answers."""
+    packed = pack([a.prompt for a in answers], [a.response for a in answers], stage.config.average)
+    truncated = torch.tensor([a.finish == "length" for a in answers])
+    beta_2 = 0.0 if stage.collector.grouped else stage.state.progress["beta_2"]
+    return stage.collector.score(packed, beta_2, sentence_scores, truncated)
 
 
 CONFIG = RTOConfig(RewardConfig(0.1, 0.03, clip=0.2), iterations=2, rollouts=16, minibatch=8)
@@ -199,9 +216,9 @@ def test_a_seed_reproduces_every_bit():
 
 def test_every_prompt_is_answered_once_before_any_is_answered_again():
     stage, _ = make_rto(replace(CONFIG, rollouts=4, iterations=5))
-    seen = [a.prompt for i in range(5) for a in stage._answer(i)]
+    seen = [a.prompt for i in range(5) for a in stage.collector.answer(i)]
     for p in range(4):
-        assert sorted(seen[5 * p : 5 * p + 5]) == sorted(stage.prompts)
+        assert sorted(seen[5 * p : 5 * p + 5]) == sorted(stage.collector.prompts)
 
 
 def test_a_shared_trunk_trains_policy_and_value_head():
@@ -245,7 +262,7 @@ def test_masked_truncated_answers_do_not_train():
 def test_a_missing_eos_is_paid_for_at_the_last_token():
     stage, _ = make_rto(replace(CONFIG, reward=RewardConfig(0.1, 0.03, missing_eos_penalty=5.0)), eos_token_ids=())
     plain, _ = make_rto(replace(CONFIG, reward=RewardConfig(0.1, 0.03)), eos_token_ids=())
-    paid, free = (s._score(s._answer(0))[1]["reward/per_answer"] for s in (stage, plain))
+    paid, free = (learned(s)[1]["reward/per_answer"] for s in (stage, plain))
     assert float(paid - free) == pytest.approx(-5.0, abs=1e-4)
 
 
@@ -257,7 +274,7 @@ def test_every_granularity_pays_the_same_sum(granularity):
         )[0]
         for g in (granularity, "token")
     )
-    (later, paid_later), (now, paid_now) = (s._score(s._answer(0)) for s in (coarse, fine))
+    (later, paid_later), (now, paid_now) = (learned(s) for s in (coarse, fine))
     assert float(paid_later["reward/per_answer"]) == pytest.approx(float(paid_now["reward/per_answer"]), abs=1e-5)
     assert not torch.allclose(later.returns, now.returns)
 
@@ -283,8 +300,8 @@ def test_a_sentence_score_is_paid_at_the_last_token_and_nowhere_else():
         return [0.5 * len(a.response) for a in answers]
 
     stage, _ = make_rto(config, dpo_seed=None, scorer=scorer, watch=scorer)
-    answers = stage._answer(0)
-    experience, metrics = stage._score(answers)
+    answers = stage.collector.answer(0)
+    experience, metrics = learned(stage, answers)
     lengths = torch.tensor([float(len(a.response)) for a in answers])
     # the critic starts at 0, so the return to go is the score, on every row
     torch.testing.assert_close(experience.returns, lengths.repeat_interleave(lengths.long()).clamp_max(20.0))
@@ -296,7 +313,7 @@ def test_a_sentence_score_is_paid_at_the_last_token_and_nowhere_else():
 def test_a_nan_in_a_reward_names_its_source_and_updates_nothing():
     stage, state = make_rto(CONFIG)
     with torch.no_grad():
-        stage.dpo.hf.lm_head.weight[7] = math.nan
+        stage.collector.models.dpo.hf.lm_head.weight[7] = math.nan
     before = copy.deepcopy(stage.policy)
     with pytest.raises(ValueError, match="rto.reward: a reward is not finite, from the DPO model's log-probs"):
         run(stage, state)
@@ -346,9 +363,9 @@ def test_reward_models_of_others_load_with_head_and_calibration(name, tmp_path):
     weights.pop("lm_head.weight")
     save_file({**weights, f"{name}.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
     scorer = load_scalar_model(str(tmp_path))
-    batch, rows = pack([[3, 4]], [[5, 6]])
-    hidden = source(batch, lambda hidden, _: hidden)[rows.index]
-    torch.testing.assert_close(scorer(batch, rows.index), ((hidden @ head.T)[:, 0] - 0.25) / 4.0, rtol=1e-5, atol=1e-6)
+    batch = pack([[3, 4]], [[5, 6]])
+    hidden = source(batch, lambda hidden, _: batch.responses(hidden))
+    torch.testing.assert_close(scorer(batch), ((hidden @ head.T)[:, 0] - 0.25) / 4.0, rtol=1e-5, atol=1e-6)
 
 
 def test_a_reward_model_without_a_head_is_named(tmp_path):
@@ -360,16 +377,15 @@ def test_a_reward_model_without_a_head_is_named(tmp_path):
 def test_autocast_keeps_rewards_and_values_in_float32():
     """What a GPU runs by default, float32 weights and bfloat16 arithmetic, tried on the CPU."""
     stage, state = make_rto(CONFIG)
-    answers = stage._answer(0)
-    rest = (None, torch.zeros(len(answers), dtype=torch.bool))
-    exact = stage._scores(answers, *rest)
+    answers = stage.collector.answer(0)
+    exact = scores_of(stage, answers)
     with torch.autocast("cpu", torch.bfloat16):
-        same = stage._scores(answers, *rest)
-    for name in ("policy", "reference", "dpo", "values", "rewards", "advantages"):
+        same = scores_of(stage, answers)
+    for name in ("old_logprobs", "ref_logprobs", "dpo_logprobs", "values", "rewards", "advantages"):
         assert getattr(same, name).dtype == torch.float32
-    for name in ("policy", "reference", "dpo"):  # every model runs in bfloat16
+    for name in ("old_logprobs", "ref_logprobs", "dpo_logprobs"):  # every model runs in bfloat16
         assert not torch.equal(getattr(same, name), getattr(exact, name))
-    assert 0 < (same.policy - exact.policy).abs().max() < 0.3
+    assert 0 < (same.old_logprobs - exact.old_logprobs).abs().max() < 0.3
     logs = []
     loop.train(stage, state, OPTIM, lambda step, metrics: logs.append(metrics), autocast=torch.bfloat16)
     assert logs[0]["ratio_gap"] < 1e-5 and abs(logs[0]["kl/per_answer"]) < 1e-4

@@ -8,13 +8,13 @@ import torch
 
 from rto_fast.config import DPOConfig, RMConfig, RTOConfig, SFTConfig, member
 from rto_fast.model.scalar import critic_from
-from rto_fast.rl.experience import from_tensors
+from rto_fast.rl.experience import PACKED, from_tensors
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rm import RewardModel
 from rto_fast.stages.sft import SFT
 from rto_fast.training import loop
 from tests.rl.test_family import GRPO, RM_LIMITS, length_score, state_of
-from tests.stages.test_stages import CONFIG, CPU, LIMITS, OPTIM, demonstrations, fresh, make_rto, pairs
+from tests.stages.test_stages import CONFIG, CPU, LIMITS, OPTIM, demonstrations, fresh, learned, make_rto, pairs
 from tests.tiny import language_model
 
 ADAPTIVE = replace(CONFIG, reward=replace(CONFIG.reward, adaptive_kl_target=0.5, adaptive_kl_horizon=100))
@@ -62,21 +62,25 @@ def test_a_stage_goes_on_from_any_step_as_if_nothing_had_happened(kind, at):
 
 
 def test_experience_comes_back_as_it_was():
-    stage, _ = make_rto(replace(CONFIG, rollouts=16))
-    answers = stage._answer(0)
+    stage, _ = make_rto(replace(CONFIG, rollouts=16, reward=replace(CONFIG.reward, truncated="mask")))
+    answers = stage.collector.answer(0)
     answers[1] = replace(answers[1], finish="eos")
     answers[2] = replace(answers[2], finish="length")
-    experience, _ = stage._score(answers)
+    experience, _ = learned(stage, answers)
     again = from_tensors(experience.tensors(), CPU)
-    assert again.answers == experience.answers and again.weights == experience.weights
-    for name in ("offsets", "old_logprobs", "reference", "old_values", "advantages", "returns"):
+    assert again.packed.max_seqlen == experience.packed.max_seqlen
+    assert experience.kept.tolist() == [a.finish == "eos" for a in answers]
+    for name in ("kept", "old_logprobs", "ref_logprobs", "values", "advantages", "returns"):
         assert torch.equal(getattr(again, name), getattr(experience, name))
+    for name in PACKED:
+        assert torch.equal(getattr(again.packed, name), getattr(experience.packed, name))
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "rm", "rto"])
 def test_no_micro_batch_is_larger_than_its_budget(kind):
     stage = made(kind)
-    stage.microbatch_rows, stage.batch_size, stage.num_steps = 40, 8, 1
+    (stage.collector if kind == "rto" else stage).microbatch_rows = 40
+    stage.batch_size, stage.num_steps = 8, 1
     for step, _ in zip(stage.steps(), range(2), strict=False):
         assert len(step.batches) > 1 and all(b.packed.num_rows <= 40 for b in step.batches)
 
@@ -105,7 +109,7 @@ def test_a_second_calibration_changes_nothing_that_is_scored():
 def test_grpo_goes_as_often_over_the_prompts_as_it_is_told():
     config = member(replace(GRPO, iterations=None, epochs=3.0, rollouts=8, group=4), "grpo")
     stage, _ = make_rto(config, dpo_seed=None, scorer=length_score)
-    assert len(stage.prompts) == 5 and stage.num_prompts == 2
+    assert len(stage.collector.prompts) == 5 and stage.collector.num_prompts == 2
     assert stage.iterations == 8  # 3 x 5 prompts, two in an iteration
 
 
@@ -130,9 +134,8 @@ def test_early_stopping_looks_at_the_last_pass_alone():
 @pytest.mark.parametrize("shift", [-1.0, 1.0])
 def test_a_sampler_that_is_off_either_way_is_seen(shift):
     stage, _ = make_rto(CONFIG)
-    answers = stage._answer(0)
-    scores = stage._scores(answers, None, torch.zeros(len(answers), dtype=torch.bool))
+    answers = stage.collector.answer(0)
     off = [replace(a, logprobs=[p + shift for p in a.logprobs]) for a in answers]
-    told = stage._answer_statistics(off, scores)
-    assert float(told["sampler_gap/mean"]) == pytest.approx(1, abs=1e-3)
-    assert float(told["sampler_gap/max"]) == pytest.approx(1, abs=1e-2)
+    _, said = learned(stage, off)
+    assert float(said["sampler_gap/mean"]) == pytest.approx(1, abs=1e-3)
+    assert float(said["sampler_gap/max"]) == pytest.approx(1, abs=1e-2)
