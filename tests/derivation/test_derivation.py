@@ -46,7 +46,7 @@ def answers_and_scores(monkeypatch):
         return copy.deepcopy(LOADED[path])
 
     monkeypatch.setattr(Context, "load", load)
-    monkeypatch.setattr("rto_fast.stages.rto.rollout", rollout)
+    monkeypatch.setattr("rto_fast.rl.collect.rollout", rollout)
     monkeypatch.setattr("rto_fast.judges.rules.rule_scorer", scorer)
     monkeypatch.setattr("rto_fast.judges.server.server_scorer", server)
 
