@@ -115,7 +115,7 @@ def check_export(
         _same_weights(folder, saved.hf, live.hf, dtype)
         return
     tokens = [i % live.vocab_size for i in PROBE]
-    packed = pack([tokens[:1]], [tokens[1:]])[0].to(live.hf.device)
+    packed = pack([tokens[:1]], [tokens[1:]]).to(live.hf.device)
     _same(folder, "logits", *(m(packed, lambda hidden, head: hidden @ head.weight.T) for m in (saved, live)))
 
 
@@ -129,8 +129,8 @@ def check_scalar_export(
         _same_weights(folder, saved, live, dtype)
         return
     tokens = [i % live.backbone.config.vocab_size for i in PROBE]
-    packed, last = (x.to(live.head.weight.device) for x in pack_whole([tokens]))
-    _same(folder, "scores", *(m.eval()(packed, last) for m in (saved, live)))
+    packed = pack_whole([tokens]).to(live.head.weight.device)
+    _same(folder, "scores", *(m.eval()(packed) for m in (saved, live)))
 
 
 def _same_weights(folder: Path, saved: torch.nn.Module, live: torch.nn.Module, dtype: torch.dtype) -> None:

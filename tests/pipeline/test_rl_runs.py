@@ -75,11 +75,11 @@ def test_a_trained_reward_model_is_a_plain_sequence_classifier(family):
     with torch.no_grad():
         raw = hf(torch.tensor([tokens])).logits[0, 0]
     ours = load_scalar_model(str(folder))
-    packed, last = pack_whole([tokens])
+    packed = pack_whole([tokens])
     config = json.loads((folder / "config.json").read_text())
     assert config["std"] > 0
     with torch.no_grad():
-        torch.testing.assert_close(ours(packed, last)[0], (raw - config["mean"]) / config["std"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours(packed)[0], (raw - config["mean"]) / config["std"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_critic_may_start_from_the_runs_reward_model(tmp_path):
