@@ -1,12 +1,38 @@
-"""Without a GPU the Triton kernels run under the interpreter, which has to be chosen before triton is imported."""
+"""`pytest` alone runs the quick part on all cores; whatever is asked for by name or mark runs as it is asked for.
+
+Without a GPU the Triton kernels run under the interpreter, which has to be chosen before triton is imported.
+"""
 
 import os
 import sys
 
-import torch
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks: as many threads as cores in every worker slow them all
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     asked = os.environ.get("TRITON_INTERPRET") == "1"
     assert asked or "triton" not in sys.modules, "triton was imported before TRITON_INTERPRET could be set"
     os.environ["TRITON_INTERPRET"] = "1"
     from tests import interpreter  # noqa: F401
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Bare `pytest`: neither paths nor -m nor -n."""
+    option = config.option
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not option.markexpr:
+        option.markexpr = "not rest and not alone"
+        if option.numprocesses is None and not option.usepdb:
+            option.numprocesses, option.dist = "auto", "loadfile"
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.option.markexpr == "not rest and not alone":
+        return (
+            "the quick part on every core; `pytest -m rest -n auto` is the rest, `pytest -m alone` what compares times"
+        )
+    return None

@@ -112,7 +112,7 @@ def test_long_rows_are_shown_by_their_ends_and_in_colour_where_asked():
 
 
 @needs_data
-@pytest.mark.slow
+@pytest.mark.rest
 def test_as_a_user_calls_it():
     command = [sys.executable, "-m", "rto_fast.data", "--path", str(DATA / "hh-helpful"), "--limit", "20"]
     command += ["--model.path", str(DATA / "models/stories260K")]

@@ -23,7 +23,7 @@ from tests.tiny import SHARED
 COMMAND = Path(sys.executable).with_name("transformers")
 MISSING = [name for name in ("openai", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.rest,
     pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: pip install openai 'transformers[serving]'"),
 ]
 

@@ -147,6 +147,7 @@ def ratio(run, baseline, rounds: int = 7) -> float:
     return min(times["run"]) / min(times["baseline"])
 
 
+@pytest.mark.alone
 @needs_native
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for the native operators")
 class TestNativeRatios:

@@ -289,7 +289,7 @@ CALLS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("op", CALLS)
 def test_peak_memory_is_the_workspace(op):
     """2,048 rows of 50,304 logits are 393 MiB; at most 120 beyond inputs and gradients are ever held."""
