@@ -71,7 +71,7 @@ def test_a_wheel_holds_the_library_and_the_operators(tmp_path):
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "rto_fast/librto_fast.so" in names and "rto_fast/kernels/ppo_head/native.py" in names
+    assert {"rto_fast/librto_fast.so", "rto_fast/kernels/ppo_head/native.py", "rto_fast/py.typed"} <= set(names)
     assert not any(name.startswith("kernels/") for name in names)
     # what was unpacked from it runs, away from any checkout
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
