@@ -30,10 +30,9 @@ def model():
     return LanguageModel(AutoModelForCausalLM.from_config(config, attn_implementation=attention.register()))
 policy = model()
 reference, dpo, critic = copy.deepcopy(policy), model(), critic_from(policy)
-optim = OptimConfig()
-groups = [g for name, m in (("policy", policy), ("critic", critic)) for g in loop.parameter_groups(name, m, 1e-5, 0.0)]
+state = loop.make_state(OptimConfig(), {"policy": policy, "critic": critic})
 rto = RTOConfig(RewardConfig(), rollouts=ANSWERS, minibatch=ANSWERS)
-stage = RTO(policy, reference, dpo, critic, [[1]], rto, loop.make_state(groups, optim), eos_token_ids=(), seed=0,
+stage = RTO(policy, reference, dpo, critic, [[1]], rto, state, eos_token_ids=(), seed=0,
             max_new_tokens=RESPONSE, microbatch_rows=2048, workspace_mb=64, device=torch.device("cpu"))
 g = torch.Generator().manual_seed(0)
 draw = lambda n: torch.randint(0, V, (n,), generator=g).tolist()
