@@ -42,7 +42,7 @@ def train(run, folder: Path | None) -> list[torch.Tensor]:
     context, _ = run
     model = context.load(context.config.model.path)
     config = context.config.sft
-    state = loop.make_state(loop.parameter_groups("policy", model, config.optim.lr, 0.0), config.optim)
+    state = loop.make_state(config.optim, {"policy": model})
     stage = SFT(model, context.corpus.demonstrations, config, state, **context.stage_options)
     stage.num_steps = STEPS
     checkpoints = Checkpoints(folder or Path("never"), CheckpointConfig(every=10 if folder else 0, minutes=0))
@@ -52,7 +52,7 @@ def train(run, folder: Path | None) -> list[torch.Tensor]:
             checkpoints.save(state.step, *state.save())
 
     with checkpoints:
-        loop.train(stage, state, config.optim, lambda *_: None, 1, context.autocast, after_step)
+        loop.train(stage, state, lambda *_: None, 1, context.autocast, after_step)
     return [p.detach() for p in model.parameters()]
 
 

@@ -67,9 +67,7 @@ class Case:
         )
 
     def _state(self, policy: LanguageModel, critic: torch.nn.Module, config: RTOConfig) -> loop.TrainState:
-        groups = loop.parameter_groups("policy", policy, self.optim.lr, self.optim.weight_decay)
-        groups += loop.parameter_groups("critic", critic, config.critic.lr, self.optim.weight_decay)
-        return loop.make_state(groups, self.optim)
+        return loop.make_state(self.optim, {"policy": policy, "critic": critic}, critic=config.critic.lr)
 
     def ours(self, answers: list[Completion] | None = None) -> list[float]:
         """One iteration of the stage in the product's loop; without answers it rolls out. Losses of its steps."""
@@ -77,7 +75,7 @@ class Case:
             self.stage.collector.answer = lambda iteration, note: answers
         losses: list[float] = []
         self.state.progress["iteration"] = 0  # else the stage goes on from its end, with nothing left to do
-        loop.train(self.stage, self.state, self.optim, lambda step, metrics: losses.append(metrics["loss"]))
+        loop.train(self.stage, self.state, lambda step, metrics: losses.append(metrics["loss"]))
         assert losses, "no step was made"
         return losses
 

@@ -154,11 +154,7 @@ def _mean_and_ci95(x: np.ndarray) -> tuple[float, float]:
 def _train(kind, model: LanguageModel, data: list, config, source: Source, seed: int, after: Callable[[int], None]):
     """One stage by the training loop; nothing is written."""
     run = source.run
-    state = loop.make_state(
-        loop.parameter_groups("policy", model, config.optim.lr, config.optim.weight_decay), config.optim
-    )
+    state = loop.make_state(config.optim, {"policy": model})
     limits = {"microbatch_rows": run.microbatch_rows, "workspace_mb": run.workspace_mb}
     stage = kind(model, data, config, state, seed=seed, device=model.hf.device, **limits)
-    loop.train(
-        stage, state, config.optim, lambda step, metrics: None, stage.num_steps, after_step=lambda s: after(s.step)
-    )
+    loop.train(stage, state, lambda step, metrics: None, stage.num_steps, after_step=lambda s: after(s.step))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from rto_fast.config import OptimConfig, RTOConfig, member
+from rto_fast.config import RTOConfig, member
 from rto_fast.judges.choose import scorer_of, watch_of
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import load_scalar_model
@@ -22,7 +22,6 @@ class Built(NamedTuple):
     """What the stage trains and leaves."""
     stage: loop.Stage
     state: loop.TrainState
-    optim: OptimConfig
 
 
 def build(context: Context, stage: str) -> Built:
@@ -34,25 +33,25 @@ def build(context: Context, stage: str) -> Built:
 def _sft(context: Context) -> Built:
     config = context.config.sft
     model = context.load(context.config.model.path)
-    state = _state(model, config.optim)
+    state = loop.make_state(config.optim, {"policy": model})
     stage = SFT(model, context.corpus.demonstrations, config, state, **context.stage_options)
-    return Built(model, stage, state, config.optim)
+    return Built(model, stage, state)
 
 
 def _dpo(context: Context) -> Built:
     config = context.config.dpo
     model = context.load(context.stage_path("sft"), "sft.model")
-    state = _state(model, config.optim)
+    state = loop.make_state(config.optim, {"policy": model})
     stage = DPO(model, context.corpus.pairs, config, state, **context.stage_options)
-    return Built(model, stage, state, config.optim)
+    return Built(model, stage, state)
 
 
 def _rm(context: Context) -> Built:
     config = context.config.rm
     model = critic_from(context.load(context.stage_path("sft"), "sft.model"), bias=False)
-    state = _state(model, config.optim)
+    state = loop.make_state(config.optim, {"policy": model})
     options = {name: value for name, value in context.stage_options.items() if name != "workspace_mb"}
-    return Built(model, RewardModel(model, context.corpus.pairs, config, state, **options), state, config.optim)
+    return Built(model, RewardModel(model, context.corpus.pairs, config, state, **options), state)
 
 
 def build_rl(context: Context, config: RTOConfig) -> Built:
@@ -60,10 +59,7 @@ def build_rl(context: Context, config: RTOConfig) -> Built:
     policy, reference = (context.load(context.stage_path("sft"), "sft.model") for _ in range(2))
     dpo = context.load(context.stage_path("dpo"), "dpo.model") if config.reward.beta_1 else None
     critic = _critic(context, config, policy, reference)
-    groups = loop.parameter_groups("policy", policy, config.optim.lr, config.optim.weight_decay)
-    if critic is not None:
-        groups += loop.parameter_groups("critic", critic, config.critic.lr, config.optim.weight_decay)
-    state = loop.make_state(groups, config.optim)
+    state = loop.make_state(config.optim, {"policy": policy, "critic": critic}, critic=config.critic.lr)
     scorer = scorer_of(context, config)
     collector = Collector(
         models=Models(policy, reference, dpo, critic),
@@ -77,7 +73,7 @@ def build_rl(context: Context, config: RTOConfig) -> Built:
         sentence_end_ids=context.corpus.sentence_end_ids,
         **context.stage_options,
     )
-    return Built(policy, RTO(collector, state), state, config.optim)
+    return Built(policy, RTO(collector, state), state)
 
 
 def _critic(context: Context, config: RTOConfig, policy: LanguageModel, reference: LanguageModel) -> ScalarModel | None:
@@ -92,7 +88,3 @@ def _critic(context: Context, config: RTOConfig, policy: LanguageModel, referenc
     return load_scalar_model(
         path, dtype=context.dtype, device=context.device, field="rto.critic.model", trust_remote_code=trusted
     )
-
-
-def _state(model: LanguageModel | ScalarModel, optim: OptimConfig) -> loop.TrainState:
-    return loop.make_state(loop.parameter_groups("policy", model, optim.lr, optim.weight_decay), optim)

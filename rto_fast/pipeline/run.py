@@ -221,7 +221,7 @@ def _train(context: Context, name: str, built: Built, interrupt: Interrupt) -> C
         if interrupt.requested:  # while models were loaded
             raise Stopped
         try:
-            loop.train(stage, state, built.optim, report, config.log_every, context.autocast, after_step, config.guards)
+            loop.train(stage, state, report, config.log_every, context.autocast, after_step, config.guards)
             if checkpoints.best is not None and checkpoints.best.found is not None:
                 save()
         except BadStep as error:

@@ -148,10 +148,7 @@ def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lamb
     mean = best @ log_ratio
     config = settings(e, name, deviation=e.beta_1 * float((best @ (log_ratio - mean).square()).sqrt()))
     critic = None if config.critic.kind == "group" else critic_from(reference)
-    groups = loop.parameter_groups("policy", policy, e.lr, 0.0)
-    if critic is not None:
-        groups += loop.parameter_groups("critic", critic, config.critic.lr, 0.0)
-    state = loop.make_state(groups, config.optim)
+    state = loop.make_state(config.optim, {"policy": policy, "critic": critic}, critic=config.critic.lr)
 
     def scorer(answers: list[Completion]) -> list[float]:
         places = e.vocab ** torch.arange(e.depth - 1, -1, -1)
@@ -180,7 +177,7 @@ def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lamb
             note(f"{name:10} {done:4} iterations: regret {regrets[str(done)]:.4f}")
 
     note(f"{name:10} J* = {float(optimal_objective(ref_rows, dpo_rows, e.beta_1, e.beta_2)):.4f}")
-    loop.train(_Watched(stage, watch), state, config.optim, lambda *_: None, log_every=10**9)
+    loop.train(_Watched(stage, watch), state, lambda *_: None, log_every=10**9)
     return regrets
 
 

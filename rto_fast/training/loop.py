@@ -2,39 +2,50 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rto_fast.config import GuardConfig, OptimConfig
+from rto_fast.packing import PackedBatch
 from rto_fast.training.guards import StepGuard
 from rto_fast.training.metrics import peak_memory_mb
 
 
+class Batch(Protocol):
+    """What the loop asks of a micro-batch; the rest is between a stage's steps and its loss."""
+
+    @property
+    def packed(self) -> PackedBatch: ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Generic[B]):
     """The micro-batches of one optimizer step."""
 
-    batches: list[Any]
+    batches: list[B]
     total: float
     """Weight of the whole step over all micro-batches (tokens, answers or pairs): the loss sums are divided by it."""
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     """What the stage has to say before this step, e.g. about the rollout that it trains on."""
 
 
-class Stage(Protocol):
+class Stage(Protocol[B]):
     num_steps: int
     note: Callable[[str], None]
     """Logs what goes on between two steps; set by whoever shows progress."""
 
-    def steps(self) -> Iterator[Step]: ...
+    def steps(self) -> Iterator[Step[B]]: ...
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: B) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a sum over rows, and statistics that are sums too; all on the device."""
 
 
@@ -43,6 +54,8 @@ class TrainState:
     """Everything that changes while a stage runs. Random streams are derived from the seed and these counters."""
 
     optimizer: torch.optim.Optimizer
+    optim: OptimConfig
+    """The schedule of the learning rates, and the limit of gradient norms."""
     step: int = 0
     progress: dict[str, float] = field(default_factory=dict)
     """Counters and controllers of the stage, e.g. its iteration and its KL coefficient."""
@@ -95,18 +108,28 @@ class TrainState:
             networks.setdefault(group["network"], []).extend(group["params"])
         return networks
 
+    def set_rates(self, num_steps: int) -> dict[str, float]:
+        """Give each network the learning rate of the coming step, of `num_steps` in all; the rates, to be logged."""
+        factor = lr_factor(self.step, num_steps, self.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return {f"lr/{group['network']}": group["lr"] for group in self.optimizer.param_groups}
 
-def parameter_groups(network: str, module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """A module's trained parameters in AdamW groups: matrices decay, norms and biases do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [{**group, "network": network, "lr": lr, "peak_lr": lr} for group in groups if group["params"]]
 
+def make_state(config: OptimConfig, networks: Mapping[str, nn.Module | None], **peak_lr: float) -> TrainState:
+    """AdamW over the networks that there are, nothing trained yet: matrices decay, norms and biases do not.
 
-def make_state(groups: list[dict[str, Any]], config: OptimConfig) -> TrainState:
-    """AdamW over the groups, nothing trained yet."""
-    return TrainState(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True))
+    A network's learning rate peaks at config.lr, or where its name is given: `critic=1e-5`.
+    """
+    groups = []
+    for name, module in networks.items():
+        lr = peak_lr.get(name, config.lr)
+        trained = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+        matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        for params, weight_decay in ((matrices, config.weight_decay), (others, 0.0)):
+            if params:
+                groups.append(dict(params=params, weight_decay=weight_decay, network=name, lr=lr, peak_lr=lr))
+    return TrainState(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True), config)
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
@@ -122,9 +145,8 @@ def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
 
 
 def train(
-    stage: Stage,
+    stage: Stage[B],
     state: TrainState,
-    config: OptimConfig,
     log: Callable[[int, dict[str, float]], None],
     log_every: int = 1,
     autocast: torch.dtype | None = None,
@@ -144,9 +166,7 @@ def train(
     state.guard = guard = StepGuard(guards, device)
     for step in _under(precision, stage.steps()):
         state.between_steps = False
-        factor = lr_factor(state.step, stage.num_steps, config)
-        for group in state.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+        rates = state.set_rates(stage.num_steps)
         sums: dict[str, Tensor] = {}
         rows += sum(batch.packed.num_rows for batch in step.batches)
         for batch in step.batches:
@@ -155,16 +175,17 @@ def train(
             (loss / step.total).backward()
             for name, value in {"loss": loss.detach(), **stats}.items():
                 sums[name] = sums[name] + value if name in sums else value
-        norms = {f"grad_norm/{name}": _clip(ps, config.max_grad_norm) for name, ps in state.parameters().items()}
+        norms = {f"grad_norm/{name}": _clip(ps, state.optim.max_grad_norm) for name, ps in state.parameters().items()}
         logged = (state.step + 1) % log_every == 0 or bool(step.metrics) or state.step + 1 == stage.num_steps
-        state.optimizer.found_inf = guard.refuse(state.step + 1, step.batches, sums["loss"], list(norms.values()))
+        refused = guard.refuse(state.step + 1, step.batches, sums["loss"], list(norms.values()))
+        state.optimizer.found_inf = refused  # type: ignore[attr-defined]  # a fused step reads it, GradScaler sets it too
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.between_steps = True
         if logged:
-            metrics = {name: value / step.total for name, value in sums.items()}
-            metrics = {k: float(v) for k, v in {**step.metrics, **metrics, **norms, "lr": config.lr * factor}.items()}
+            means = {name: value / step.total for name, value in sums.items()}
+            metrics = {name: float(value) for name, value in {**step.metrics, **means, **norms, **rates}.items()}
             metrics |= guard.report(metrics["loss"])
             metrics["tokens_per_second"] = rows / (time.perf_counter() - since)
             metrics["memory/peak_mb"] = peak_memory_mb(device)
@@ -173,7 +194,7 @@ def train(
         after_step(state)
 
 
-def _under(context: Callable[[], AbstractContextManager], steps: Iterator[Step]) -> Iterator[Step]:
+def _under(context: Callable[[], AbstractContextManager[Any]], steps: Iterator[Step[B]]) -> Iterator[Step[B]]:
     """The same steps, each made under the context: a stage's rollout and scoring run in the precision of its loss."""
     while True:
         with context():

@@ -35,11 +35,11 @@ class AdamW:
     @torch.no_grad()
     def step(self) -> dict[str, float]:
         """Take one; what there is to log of it."""
-        factor, logged = self.factor, {"lr": self.config.lr * self.factor}
+        factor, logged = self.factor, {}
         for name, (parameters, lr) in self.networks.items():
             live = [p for p in parameters if p.grad is not None]
             norm = math.sqrt(sum(float(p.grad.square().sum()) for p in live))
-            logged[f"grad_norm/{name}"] = norm
+            logged |= {f"grad_norm/{name}": norm, f"lr/{name}": lr * factor}
             most = self.config.max_grad_norm
             shrink = most / norm if 0 < most < norm else 1.0
             for p in live:

@@ -123,7 +123,7 @@ class Place:
         built = build(self.setting(settings), stage)
         shake_product(built)
         steps: list[dict[str, float]] = []
-        loop.train(built.stage, built.state, built.optim, lambda step, metrics: steps.append(metrics))
+        loop.train(built.stage, built.state, lambda step, metrics: steps.append(metrics))
         steps = [{n: x for n, x in metrics.items() if not n.startswith(WALL_CLOCK)} for metrics in steps]
         weights = [p.detach() for p in trained(built)]
         if isinstance(built.stage, RewardModel):

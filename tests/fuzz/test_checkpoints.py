@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rto_fast.config import CheckpointConfig
+from rto_fast.config import CheckpointConfig, OptimConfig
 from rto_fast.training import loop
 from rto_fast.training.checkpoint import Checkpoints
 from rto_fast.training.metrics import StageLog
@@ -147,7 +147,7 @@ def test_a_state_of_another_model_is_named(name):
     module = torch.nn.Module()
     module.a, module.b = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([module.b, module.a])
-    state = loop.TrainState(optimizer)
+    state = loop.TrainState(optimizer, OptimConfig())
     before = [p.clone() for p in (module.b, module.a)]
     with pytest.raises(ValueError, match="checkpoint: its weights are those of another model; start over"):
         state.restore(1, others()[name], {"progress": {}})

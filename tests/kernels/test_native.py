@@ -71,11 +71,11 @@ def test_a_wheel_holds_the_library_and_the_operators(tmp_path):
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "rto_fast/librto_fast.so" in names and "rto_fast/kernels/ppo_head/native.py" in names
+    assert {"rto_fast/librto_fast.so", "rto_fast/kernels/ppo_head/native.py", "rto_fast/py.typed"} <= set(names)
     assert not any(name.startswith("kernels/") for name in names)
     # what was unpacked from it runs, away from any checkout
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from rto_fast.kernels import native; print(native.available(), native.PATH)"
+    code = "from rto_fast.kernels.common import native; print(native.available(), native.PATH)"
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "dist", env=env, capture_output=True, text=True)
     assert run.stdout.split() == ["True", str(tmp_path / "site/rto_fast/librto_fast.so")], run.stderr
@@ -86,7 +86,7 @@ def test_denormal_numbers_outlive_the_library():
     """A library linked with -ffast-math flushes them to zero in the whole process, merely by being loaded."""
     code = """
 import torch
-from rto_fast.kernels import native
+from rto_fast.kernels.common import native
 assert native.available() and native.library()
 tiny = torch.tensor([1e-40])
 assert (tiny * 1).item() > 0 and (tiny / 2).item() > 0, "denormals are flushed"
@@ -204,7 +204,7 @@ def test_the_ways_agree():
 
 SANITIZED = """
 import torch
-from rto_fast.kernels import native
+from rto_fast.kernels.common import native
 native.PATH = __import__("pathlib").Path({path!r})
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head

@@ -86,8 +86,8 @@ def test_what_does_not_fit_the_models_context_is_refused():
 def test_guards_and_the_log_reach_the_loop_and_the_stage(folder, monkeypatch):
     seen = {}
 
-    def train(stage, state, optim, log, log_every, autocast, after_step, guards):
-        seen.update(log_every=log_every, guards=guards, optim=optim)
+    def train(stage, state, log, log_every, autocast, after_step, guards):
+        seen.update(log_every=log_every, guards=guards, optim=state.optim)
         if isinstance(stage, RTO):
             raise Seen(stage)
         raise Seen

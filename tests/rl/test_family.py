@@ -29,7 +29,7 @@ def reward_model(seed: int = 3):
 
 
 def state_of(model) -> loop.TrainState:
-    return loop.make_state(loop.parameter_groups("policy", model, 1e-3, 0.0), OPTIM)
+    return loop.make_state(OPTIM, {"policy": model})
 
 
 def eager_score(model, tokens: list[int]) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_a_reward_model_learns_and_is_calibrated():
     rows = [EncodedPair([3 + i % 5], [4 + i % 3, 7, 2], [4 + i % 3, 9, 2]) for i in range(64)]
     stage = RewardModel(model, rows, RMConfig(batch_size=16, epochs=4), state_of(model), **RM_LIMITS)
     logs = []
-    loop.train(stage, stage.state, OPTIM, lambda step, metrics: logs.append(metrics))
+    loop.train(stage, stage.state, lambda step, metrics: logs.append(metrics))
     assert logs[-1]["accuracy"] == 1.0 and logs[-1]["loss"] < 0.5 * logs[0]["loss"]
     stage.calibrate()
     texts = [p.prompt + answer for p in rows for answer in (p.chosen, p.rejected)]
@@ -250,7 +250,7 @@ def test_an_iteration_that_goes_on_elsewhere_adapts_beta_2_by_its_own_kl():
         if state.step == 2:  # the iteration has four
             saved.extend(copy.deepcopy(state.save()))
 
-    loop.train(stage, state, OPTIM, lambda step, metrics: logs.append(metrics), after_step=save)
+    loop.train(stage, state, lambda step, metrics: logs.append(metrics), after_step=save)
     assert 0.8 < logs[0]["kl/per_answer"] / 30.0 < 1.2  # not so far off that any KL would do
     other, again = moved()
     again.restore(2, *saved)

@@ -32,13 +32,12 @@ def model():
     return LanguageModel(AutoModelForCausalLM.from_config(config, attn_implementation=attention.register()))
 policy = model()
 reference, dpo, critic = copy.deepcopy(policy), model(), critic_from(policy)
-optim = OptimConfig()
-groups = [g for name, m in (("policy", policy), ("critic", critic)) for g in loop.parameter_groups(name, m, 1e-5, 0.0)]
+state = loop.make_state(OptimConfig(), {"policy": policy, "critic": critic})
 rto = RTOConfig(RewardConfig(), rollouts=ANSWERS, minibatch=ANSWERS)
 collector = Collector(models=Models(policy, reference, dpo, critic), prompts=[[1]], config=rto, eos_token_ids=(),
                       max_new_tokens=RESPONSE, seed=0, microbatch_rows=2048, workspace_mb=64,
                       device=torch.device("cpu"))
-stage = RTO(collector, loop.make_state(groups, optim))
+stage = RTO(collector, state)
 g = torch.Generator().manual_seed(0)
 draw = lambda n: torch.randint(0, V, (n,), generator=g).tolist()
 answers = [Completion(draw(PROMPT), draw(RESPONSE), [0.0] * RESPONSE, "length") for _ in range(ANSWERS)]

@@ -53,7 +53,7 @@ def gradients(model) -> list[torch.Tensor]:
 
 
 def fresh(model) -> loop.TrainState:
-    return loop.make_state(loop.parameter_groups("policy", model, 1e-3, 0.0), OPTIM)
+    return loop.make_state(OPTIM, {"policy": model})
 
 
 def one_step(stage) -> torch.Tensor:
@@ -120,10 +120,7 @@ def make_rto(config: RTOConfig, *, dpo_seed: int | None = 1, double: bool = Fals
     critic = critic_from(reference) if config.critic.kind == "separate" else None
     if config.critic.kind == "shared":
         policy.add_value_head()
-    groups = loop.parameter_groups("policy", policy, OPTIM.lr, 0.0)
-    if critic is not None:
-        groups += loop.parameter_groups("critic", critic, OPTIM.lr, 0.0)
-    state = loop.make_state(groups, OPTIM)
+    state = loop.make_state(OPTIM, {"policy": policy, "critic": critic})
     if double:
         for m in (policy, reference, dpo, critic):
             m.double()
@@ -152,7 +149,7 @@ CONFIG = RTOConfig(RewardConfig(0.1, 0.03, clip=0.2), iterations=2, rollouts=16,
 
 def run(stage, state, logs=None):
     record = (lambda step, metrics: logs.append(metrics)) if logs is not None else (lambda *_: None)
-    loop.train(stage, state, OPTIM, record)
+    loop.train(stage, state, record)
     return stage
 
 
@@ -328,7 +325,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer():
     broken = stage.loss
     stage.loss = lambda batch: (broken(batch)[0] * math.nan, {})
     with pytest.raises(FloatingPointError, match="step 1: the gradient is not finite"):
-        loop.train(stage, state, OPTIM, lambda *_: None)
+        loop.train(stage, state, lambda *_: None)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True))
 
 
@@ -387,6 +384,6 @@ def test_autocast_keeps_rewards_and_values_in_float32():
         assert not torch.equal(getattr(same, name), getattr(exact, name))
     assert 0 < (same.old_logprobs - exact.old_logprobs).abs().max() < 0.3
     logs = []
-    loop.train(stage, state, OPTIM, lambda step, metrics: logs.append(metrics), autocast=torch.bfloat16)
+    loop.train(stage, state, lambda step, metrics: logs.append(metrics), autocast=torch.bfloat16)
     assert logs[0]["ratio_gap"] < 1e-5 and abs(logs[0]["kl/per_answer"]) < 1e-4
     assert all(math.isfinite(value) for metrics in logs for value in metrics.values())

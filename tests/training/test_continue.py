@@ -46,12 +46,14 @@ def test_a_stage_goes_on_from_any_step_as_if_nothing_had_happened(kind, at):
         if state.step == at:
             saved.append(copy.deepcopy((state.step, *state.save())))
 
-    loop.train(whole, whole.state, SCHEDULE, logs.__setitem__, after_step=keep)
+    whole.state.optim = SCHEDULE
+    loop.train(whole, whole.state, logs.__setitem__, after_step=keep)
     again = made(kind)
+    again.state.optim = SCHEDULE
     again.state.restore(*saved[0])
     torch.rand(9)  # the global stream is nobody's
     after = {}
-    loop.train(again, again.state, SCHEDULE, after.__setitem__)
+    loop.train(again, again.state, after.__setitem__)
     ours, theirs = (x.state.save()[0]["weights"] for x in (again, whole))
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
     assert list(after) == [step for step in logs if step > at]
@@ -127,7 +129,7 @@ def test_early_stopping_looks_at_the_last_pass_alone():
         return plain()
 
     stage._mean_k3 = looked
-    loop.train(stage, state, OPTIM, lambda *_: None)
+    loop.train(stage, state, lambda *_: None)
     assert weights == [pytest.approx(16, rel=1e-5)] * 3  # 16 answers of weight 1 in each pass
 
 

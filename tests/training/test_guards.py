@@ -21,7 +21,7 @@ from rto_fast.train import main
 from rto_fast.training import loop
 from rto_fast.training.guards import BadStep, StepGuard, dump
 from tests.kill_harness import arguments, setting
-from tests.stages.test_stages import CONFIG, LIMITS, OPTIM, demonstrations, fresh, make_rto, run
+from tests.stages.test_stages import CONFIG, LIMITS, demonstrations, fresh, make_rto, run
 from tests.tiny import language_model
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def sft_with(factors: list[float], guards: GuardConfig, log_every: int = 1):
     stage.loss = lambda batch: (plain(batch)[0] * factors[state.step], {})
     snapshot = lambda s: seen.append(copy.deepcopy(list(model.parameters())))  # noqa: E731
     record = lambda step, metrics: logs.append(metrics)  # noqa: E731
-    return model, seen, logs, lambda: loop.train(stage, state, OPTIM, record, log_every, None, snapshot, guards)
+    return model, seen, logs, lambda: loop.train(stage, state, record, log_every, None, snapshot, guards)
 
 
 def same(a, b) -> bool:
@@ -59,7 +59,7 @@ def test_a_state_behind_a_bad_step_is_never_saved():
     plain = stage.loss
     stage.loss = lambda batch: (plain(batch)[0] * math.nan, {})
     with pytest.raises(BadStep, match="step 1"):
-        loop.train(stage, state, OPTIM, lambda *_: None, 100, None, lambda s: s.save())
+        loop.train(stage, state, lambda *_: None, 100, None, lambda s: s.save())
 
 
 def test_large_gradients_are_skipped_taken_or_stop_the_run():
@@ -149,7 +149,7 @@ def test_a_real_allocation_that_fails_is_recognised():
 
 STALLED = """
 import time
-from rto_fast.stall import StallGuard
+from rto_fast.training.stall import StallGuard
 with StallGuard(0.02, "rto") as stall:
     stall.alive("256/256 answers")
     time.sleep(30)

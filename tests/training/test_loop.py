@@ -47,10 +47,9 @@ class Lines:
 def train(steps, config: OptimConfig = PLAIN, log_every: int = 1, metrics: dict | None = None, start=(0.0, 0.0)):
     """The stage, its weight and the logs, trained."""
     weight = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-    group = {"params": [weight], "network": "policy", "lr": config.lr, "peak_lr": config.lr, "weight_decay": 0.0}
-    state, logs = loop.make_state([group], config), []
+    state, logs = loop.make_state(config, {"policy": nn.ParameterList([weight])}), []
     stage = Lines(weight, [([Batch(b) for b in batches], total) for batches, total in steps], metrics)
-    loop.train(stage, state, config, lambda step, numbers: logs.append((step, numbers)), log_every)
+    loop.train(stage, state, lambda step, numbers: logs.append((step, numbers)), log_every)
     return stage, weight.detach(), logs, state
 
 
@@ -84,27 +83,25 @@ def test_gradients_are_scaled_down_to_the_norm_and_never_up(norm, factor):
     assert logs[0][1]["grad_norm/policy"] == pytest.approx(5.0)  # as it was
 
 
-def test_every_network_has_a_norm_of_its_own():
+def test_every_network_has_a_norm_and_a_rate_of_its_own():
     one, two = (nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
     config = OptimConfig(**{**vars(PLAIN), "max_grad_norm": 1.0})
-    groups = [
-        {"params": [p], "network": name, "lr": lr, "peak_lr": lr, "weight_decay": 0.0}
-        for p, name, lr in ((one, "policy", 0.5), (two, "critic", 0.1))
-    ]
-    state, logs = loop.make_state(groups, config), []
+    networks = {"policy": nn.ParameterList([one]), "critic": nn.ParameterList([two])}
+    state, logs = loop.make_state(config, networks, critic=0.1), []
     stage = Lines(one, [([Batch([[4.0]])], 1.0)])
     stage.loss = lambda batch: ((4.0 * one + 0.5 * two).sum(), {})
-    loop.train(stage, state, config, lambda step, numbers: logs.append(numbers))
+    loop.train(stage, state, lambda step, numbers: logs.append(numbers))
     torch.testing.assert_close(one.detach(), moved([1.0]), rtol=1e-5, atol=0)
     torch.testing.assert_close(two.detach(), moved([0.5], lr=0.1))
     assert logs[0]["grad_norm/policy"] == pytest.approx(4.0) and logs[0]["grad_norm/critic"] == pytest.approx(0.5)
+    assert (logs[0]["lr/policy"], logs[0]["lr/critic"]) == (0.5, 0.1)
 
 
 def test_the_rate_of_a_step_is_its_own_and_is_logged():
     config = OptimConfig(**{**vars(PLAIN), "warmup": 0.5, "schedule": "linear", "min_lr": 0.2})
     _, weight, logs, _ = train([([[[1.0, 0.0]]], 1.0)] * 4, config)
     rates = [0.25, 0.5, 0.5, 0.5 * (0.2 + 0.8 / 2)]
-    assert [numbers["lr"] for _, numbers in logs] == pytest.approx(rates)
+    assert [numbers["lr/policy"] for _, numbers in logs] == pytest.approx(rates)
     assert float(weight[0]) == pytest.approx(-sum(rates) / 2)
 
 
@@ -140,10 +137,9 @@ def test_it_goes_on_from_the_step_where_the_state_is():
     config = OptimConfig(**{**vars(PLAIN), "warmup": 0.5})
     stage = Lines(nn.Parameter(torch.zeros(2, dtype=torch.float64)), [([Batch([[1.0, 0.0]])], 1.0)])
     stage.num_steps = 4
-    group = {"params": [stage.weight], "network": "policy", "lr": 0.5, "peak_lr": 0.5, "weight_decay": 0.0}
-    state, logs = loop.make_state([group], config), []
+    state, logs = loop.make_state(config, {"policy": nn.ParameterList([stage.weight])}), []
     state.step = 3
-    loop.train(stage, state, config, lambda step, numbers: logs.append((step, numbers["lr"])))
+    loop.train(stage, state, lambda step, numbers: logs.append((step, numbers["lr/policy"])))
     assert logs == [(4, 0.5)]  # the second half is at the peak
 
 
@@ -158,7 +154,7 @@ def test_matrices_decay_norms_and_biases_never():
     for p in net.parameters():
         nn.init.ones_(p)
     config = OptimConfig(**{**vars(PLAIN), "weight_decay": 0.2})
-    state = loop.make_state(loop.parameter_groups("policy", net, config.lr, config.weight_decay), config)
+    state = loop.make_state(config, {"policy": net})
     for p in net.parameters():
         p.grad = torch.zeros_like(p)  # nothing moves but by decay
     state.optimizer.step()

@@ -278,7 +278,7 @@ def test_a_checkpoint_of_another_model_is_named(folder, monkeypatch):
     from rto_fast.training import loop
 
     small, large = torch.nn.Linear(3, 3), torch.nn.Linear(3, 4)
-    states = [loop.make_state(loop.parameter_groups("policy", m, 1e-3, 0.0), OptimConfig()) for m in (small, large)]
+    states = [loop.make_state(OptimConfig(), {"policy": m}) for m in (small, large)]
     with pytest.raises(
         ValueError, match="checkpoint: its weights are those of another model; start over with --resume"
     ):
