@@ -16,7 +16,6 @@ from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.policies import Evaluation, evaluate
-from rto_fast.evaluate.progress import progress
 from rto_fast.evaluate.saved import Saved
 from rto_fast.evaluate.scorer import scorer
 from rto_fast.evaluate.subject import Subject
@@ -25,6 +24,7 @@ from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.tasks.quickstart.judge import Oracle
 from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
+from rto_fast.training.progress import progress
 
 PAPER_PROMPTS, PAPER_LLM_PROMPTS = 400, 100
 """Zhong et al. 2024, section 5.1."""

@@ -10,6 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rto_fast.rollout import Completion  # brings torch, which a user's rule need not wait for
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Answer:
 
 Scorer = Callable[[list[Answer]], list[float]]
 """One finite number per answer, in the order of the answers."""
+Judge = Callable[[list["Completion"]], list[float]]
+"""The same of answers as token ids."""
 GO_ON = "the same command then goes on"
 """How an error ends that stops a run and costs it nothing."""
 

@@ -26,7 +26,7 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.foreign import no_duplicates
 from rto_fast.files.text import is_unicode
 from rto_fast.judges import Answer, Scorer
-from rto_fast.judges.bounded import BadRequest, BoundedHandler, BoundedServer
+from rto_fast.judges.bounded_server import BadRequest, BoundedHandler, BoundedServer
 from rto_fast.judges.reward_model import text_scorer
 from rto_fast.judges.server import KEY
 from rto_fast.model.load import DTYPES, load_scalar_model

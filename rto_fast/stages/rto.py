@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.config import GuardConfig, RTOConfig
+from rto_fast.judges import Judge
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.scalar import ScalarModel
@@ -39,9 +40,6 @@ from rto_fast.rl.score import Scores, score
 from rto_fast.rollout import Completion, Sampling, rollout
 from rto_fast.training.loop import Step, TrainState
 from rto_fast.training.seeds import derive, permutation
-
-Judge = Callable[[list[Completion]], list[float]]
-"""One number per answer."""
 
 
 @dataclass(frozen=True, slots=True)
