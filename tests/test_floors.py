@@ -74,6 +74,12 @@ def test_imports_point_down(path: Path):
         assert LEVEL[other] < LEVEL[room], f"{path}: {name} is not below {room}"
 
 
+def test_nothing_trains_with_a_viewer():
+    for path in HOUSE:
+        viewers = {"credit", "decode"} - {room_of(path)}
+        assert not viewers & {name.split(".")[1] for name in imported(path) if name.startswith("rto_fast.")}, path
+
+
 def test_no_circle_within_a_room():
     """Files of one room may lean on one another, in one direction."""
     names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in HOUSE if "rto_fast" in p.parts}

@@ -17,7 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from rto_fast import cli
-from rto_fast.credit.heatmap import Heatmap, page, scale_of, terminal, to_json
+from rto_fast.credit.page import page
+from rto_fast.credit.terminal import terminal
+from rto_fast.evaluate.heatmap import Heatmap, scale_of, to_json
 from rto_fast.files.digests import write_recorded
 from rto_fast.files.disk import write_whole
 
@@ -71,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def watch(options: Watch) -> dict[str, Any]:
     """Show, measure, write; returns what credit.json holds."""
-    from rto_fast.credit.scorer import pair_heatmaps
+    from rto_fast.evaluate.token_rewards import pair_heatmaps
 
     _check(options)
     source = _source(options)

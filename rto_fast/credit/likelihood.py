@@ -74,7 +74,7 @@ def follow(options: Follow) -> dict[str, Any]:
     """Train, measure, show, write; returns what likelihood.json holds."""
     from rto_fast.credit.chart import panels
     from rto_fast.credit.follow import STARTS, dpo_from, start_model, starts_of
-    from rto_fast.credit.heatmap import page
+    from rto_fast.credit.page import page
     from rto_fast.credit.source import from_run
 
     for name, least in (("steps", 1), ("answers", 2), ("points", 1)):

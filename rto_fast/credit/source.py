@@ -10,7 +10,6 @@ from transformers.utils.logging import disable_progress_bar
 from rto_fast.config import Config, DataConfig
 from rto_fast.config.recipe import load_recipe
 from rto_fast.config.trust import check_tool
-from rto_fast.credit.scorer import Scorer
 from rto_fast.data.encode import EncodedPair, encode_pairs, encode_prompts
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.held_out import split
@@ -18,6 +17,7 @@ from rto_fast.data.read import read_rows
 from rto_fast.data.rows import to_pairs, to_prompts
 from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.evaluate.token_rewards import Scorer
 from rto_fast.model.exact import check_packing
 from rto_fast.model.load import load_language_model
 from rto_fast.tasks.quickstart.judge import Oracle

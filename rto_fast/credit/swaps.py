@@ -7,10 +7,10 @@ from math import comb
 
 import numpy as np
 
-from rto_fast.credit.heatmap import Heatmap
-from rto_fast.credit.scorer import Scorer
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
+from rto_fast.evaluate.heatmap import Heatmap
 from rto_fast.evaluate.stats import Estimate, credit_auc, win_rate
+from rto_fast.evaluate.token_rewards import Scorer
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rto_fast.data.encode import (
 )
 from rto_fast.data.held_out import HeldOut, split
 from rto_fast.data.markers import marked
+from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
@@ -41,6 +42,8 @@ class Corpus:
     """Tokens that end a sentence, for Semi-RTO."""
     references: dict[tuple[int, ...], str]
     """A prompt's known right answer, where data.prompts has a column `reference`; rules compare with it."""
+    conversations: dict[tuple[int, ...], tuple[Message, ...]]
+    """The turns of every prompt by its tokens; none with template none, whose prompts are no conversations."""
     notes: list[str]
     """What was read and dropped, for people."""
     warnings: list[str]
@@ -80,8 +83,18 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     limits = {"max_length": config.max_length, "max_prompt": config.max_prompt}
     sources, kept_out = _read(config, seed)
     evaluation = sources["evaluation"].found.items if config.evaluation else kept_out
-    asked = encode_prompts(evaluation, template, **limits)[0] if evaluation else []
-    kept = encode_prompts(kept_out, template, **limits)[0] if kept_out and config.evaluation else []
+    conversations: dict[tuple[int, ...], tuple[Message, ...]] = {}
+
+    def known(encode: Callable, rows: list, **options: object) -> tuple[list, EncodingReport]:
+        """Rows encoded, their conversations noted."""
+        items, report = encode(rows, template, **limits, **options)
+        if template.style != "none":
+            for item, row in zip(items, report.kept, strict=True):
+                conversations.setdefault(tuple(getattr(item, "prompt", item)), rows[row].prompt)
+        return items, report
+
+    asked = known(encode_prompts, evaluation)[0] if evaluation else []
+    kept = known(encode_prompts, kept_out)[0] if kept_out and config.evaluation else []
     without = HeldOut([*evaluation, *kept_out], [*asked, *kept])
     notes: list[str] = []
     warnings: list[str] = []
@@ -89,14 +102,14 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     def encoded(what: str, encode: Callable) -> list:
         if what not in sources:
             return []
-        items, report = encode(sources[what].train, template, **limits, without=without, field=_field(what))
+        items, report = known(encode, sources[what].train, without=without, field=_field(what))
         notes.append(_note(what, sources[what].found, report))
         lost = loss(_field(what), sources[what].found, report, limits, config.allow_dropped)
         warnings.extend(filter(None, [lost, marked(_field(what), report, template)]))
         return items
 
     pairs = encoded("pairs", encode_pairs)
-    held_out = encode_pairs(kept_out, template, **limits)[0] if pairs and kept_out else []
+    held_out = known(encode_pairs, kept_out)[0] if pairs and kept_out else []
     prompts = _distinct(encoded("prompts", encode_prompts) or [p.prompt for p in pairs])
     demonstrations = encoded("demonstrations", encode_demonstrations)
     demonstrations = demonstrations or [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
@@ -109,7 +122,20 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
     ends = _sentence_ends(tokenizer)
     digests = {_field(what): source.digests for what, source in sources.items()}
-    return Corpus(pairs, demonstrations, prompts, held_out, evaluation, eos, ends, references, notes, warnings, digests)
+    return Corpus(
+        pairs,
+        demonstrations,
+        prompts,
+        held_out,
+        evaluation,
+        eos,
+        ends,
+        references,
+        conversations,
+        notes,
+        warnings,
+        digests,
+    )
 
 
 def _field(what: str) -> str:

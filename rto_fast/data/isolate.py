@@ -1,4 +1,7 @@
-"""A stranger's program (a chat template) runs in a child process, with so much time and memory and no more."""
+"""A stranger's program (a chat template) runs in a child process, with so much time and memory and no more.
+
+A fork, unlike judges/child.py: what runs is an object of this process, which no other could be handed, and once.
+"""
 
 import json
 import os

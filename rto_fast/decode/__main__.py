@@ -21,6 +21,7 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
     from transformers.utils.logging import disable_progress_bar
 
     from rto_fast.decode.experiments import num_rows, open_lab
+    from rto_fast.decode.findings import over_optimised
     from rto_fast.decode.source import open_source
     from rto_fast.decode.tables import TABLES, as_text
 
@@ -42,10 +43,13 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
     with source.precision(), tqdm(total=total, desc="decode", unit="row", dynamic_ncols=True, **quiet) as bar:
         lab = open_lab(source, options, bar.update)
         results["baselines"] = {name: baseline.summary() for name, baseline in lab.baselines.items()}
+        results["over_optimised"] = {}
         for table in TABLES:
             rows = results[table.key] = list(getattr(lab, table.key)())
+            found = over_optimised(rows, table.family, table.setting, source.judge)
+            results["over_optimised"][table.key] = found
             with bar.external_write_mode(file=sys.stdout):
-                for line in as_text(table, rows, source.judge):
+                for line in as_text(table, rows, found, source.judge):
                     say(line)
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_whole(output, json.dumps(results, indent=2, allow_nan=False) + "\n")

@@ -1,8 +1,7 @@
-"""The rows of figures as text, and what they say of over-optimisation."""
+"""The rows of figures as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 Row = dict[str, Any]
@@ -39,7 +38,7 @@ TABLES = (
 )
 
 
-def as_text(table: Table, rows: Sequence[Row], judge: str) -> list[str]:
+def as_text(table: Table, rows: Sequence[Row], findings: Sequence[Row], judge: str) -> list[str]:
     """One line per row: its figures with 95 % intervals and its win rates; then where a family over-optimises."""
     if not rows:
         return []
@@ -53,28 +52,18 @@ def as_text(table: Table, rows: Sequence[Row], judge: str) -> list[str]:
         lines.append([name, *wins, *figures, f"{100 * row['eos_rate']:.0f} %", f"{row['seconds']:.1f}"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    families = [list(family) for _, family in groupby(rows, lambda row: _family(table, row))]
-    notes = [found for family in families if (found := over_optimised(table, family, judge))]
+    notes = [over_optimised_text(table, finding, judge) for finding in findings]
     return ["", table.title, *(f"  {line.rstrip()}" for line in [*padded, *notes])]
 
 
-def over_optimised(table: Table, rows: Sequence[Row], judge: str) -> str | None:
-    """A sentence where the judge falls, beyond both 95 % intervals, while what was optimised goes on rising.
-
-    rows: one family in the order of its setting. None where nothing fell, and where no oracle judges.
-    """
-    if judge == "implicit_reward":
-        return None
-    best, last = max(rows, key=lambda row: row[judge]["mean"]), rows[-1]
-    sought = "likelihood" if "likelihood" in (last.get("search"), last.get("rank")) else "implicit_reward"
-    falls = best[judge]["mean"] - best[judge]["ci95"] > last[judge]["mean"] + last[judge]["ci95"]
-    if not falls or last[sought]["mean"] <= best[sought]["mean"]:
-        return None
+def over_optimised_text(table: Table, finding: Row, judge: str) -> str:
+    """A finding of `findings.over_optimised` as a sentence."""
+    best, last, sought = finding["best"], finding["last"], finding["sought"]
     what = {"likelihood": "log pi_dpo", "implicit_reward": "the DPO reward"}[sought]
     return (
-        f"over-optimised: {_family(table, last)}: {judge.replace('_', ' ')} is {best[judge]['mean']:.2f} at "
-        f"{table.symbol} = {best[table.setting]:g} and {last[judge]['mean']:.2f} at {table.symbol} = "
-        f"{last[table.setting]:g}, while {what} goes from {best[sought]['mean']:.2f} to {last[sought]['mean']:.2f}"
+        f"over-optimised: {_family(table, finding)}: {judge.replace('_', ' ')} is {best[judge]:.2f} at "
+        f"{table.symbol} = {best[table.setting]:g} and {last[judge]:.2f} at {table.symbol} = "
+        f"{last[table.setting]:g}, while {what} goes from {best[sought]:.2f} to {last[sought]:.2f}"
     )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from rto_fast.evaluate.answers import answer_text, write_answers
+from rto_fast.evaluate.answers import answer_text
 from rto_fast.evaluate.measure import measure, read_prompts, shared_tokenizer
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.policies import Evaluation
-from rto_fast.evaluate.report import write_samples
+from rto_fast.evaluate.report import write_answers, write_samples
 from rto_fast.evaluate.subject import Subject, subject
 from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
 from rto_fast.files.digests import write_recorded

@@ -16,15 +16,15 @@ from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.policies import Evaluation, evaluate
-from rto_fast.evaluate.progress import progress
 from rto_fast.evaluate.saved import Saved
-from rto_fast.evaluate.scorer import scorer
 from rto_fast.evaluate.subject import Subject
+from rto_fast.judges.reward_model import reward_judge
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.tasks.quickstart.judge import Oracle
 from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
+from rto_fast.training.progress import progress
 
 PAPER_PROMPTS, PAPER_LLM_PROMPTS = 400, 100
 """Zhong et al. 2024, section 5.1."""
@@ -157,15 +157,16 @@ def _judge(
         return lambda answers: {"oracle": np.array([oracle.answer_return(a.prompt, a.response) for a in answers])}
     if about.judge != "reward-model":
         return lambda answers: {}
-    score = scorer(
+    known = zip(map(tuple, prompts.ids), prompts.conversations, strict=True)
+    score = reward_judge(
         load_scalar_model(about.reward_model, field="reward_model", **placed),
         load_tokenizer(about.reward_model, "reward_model", options.trust_remote_code),
         tokenizer,
-        prompts.conversations,
-        template=about.template,
-        microbatch_rows=options.microbatch_rows,
+        {} if about.template == "none" else dict(known),
+        max_rows=options.microbatch_rows,
+        field="reward_model",
     )
-    return lambda answers: {"score": score(answers)}
+    return lambda answers: {"score": np.array(score(answers))}
 
 
 def _own_eos(policy: LanguageModel) -> list[int]:

@@ -1,5 +1,6 @@
-"""What a run says at its end: a table on the terminal, samples.md in its folder."""
+"""What a run says at its end: a table on the terminal, samples.md and answers.jsonl in its folder."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast.evaluate.answers import valid
+from rto_fast.evaluate.answers import answer_text, prompt_text
 from rto_fast.evaluate.policies import Evaluation
+from rto_fast.files.digests import write_recorded
 from rto_fast.files.disk import write_whole
+from rto_fast.files.text import valid
 
 COLUMNS = {
     "oracle_return": "oracle return",
@@ -102,3 +105,35 @@ def write_samples(
 def _quote(text: str) -> list[str]:
     """Indented as code, so that whatever a model wrote stays text."""
     return ["    " + line for line in valid(text).splitlines()] or ["    "]
+
+
+def write_answers(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluations: Mapping[str, Evaluation],
+    count: int,
+    judged: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """answers.jsonl: one line per prompt and policy, for the first `count` prompts.
+
+    {"index", "prompt", "policy", "response", "judged", "kl", "tokens", "finish"}; judged is what decides comparisons
+    (`Evaluation.judged`, or the given (answers,) array of each policy; null where that is NaN), kl is
+    log pi/pi_ref of the answer in nats, tokens counts EOS.
+    """
+    judged = {name: e.judged for name, e in evaluations.items()} if judged is None else judged
+    lines = []
+    for i in range(min(count, *(len(e.answers) for e in evaluations.values()))):
+        for name, evaluation in evaluations.items():
+            answer = evaluation.answers[i]
+            row = {
+                "index": i,
+                "prompt": prompt_text(tokenizer, answer),
+                "policy": name,
+                "response": answer_text(tokenizer, answer),
+                "judged": None if np.isnan(judged[name][i]) else float(judged[name][i]),
+                "kl": float(evaluation.kl[i]),
+                "tokens": len(answer.response),
+                "finish": answer.finish,
+            }
+            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    write_recorded(path, "".join(lines))

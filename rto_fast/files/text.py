@@ -13,6 +13,11 @@ def is_unicode(text: str) -> bool:
     return _SURROGATE.search(text) is None
 
 
+def valid(text: str) -> str:
+    """The text with halves of surrogate pairs, which no file and no request can hold, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def without_secrets(text: str) -> str:
     """The text with what may be secret in its URLs as ***: name and password, and all behind the first ? or #."""
     return _URL.sub(_without_secrets, text)

@@ -1,15 +1,24 @@
-"""Where sentence scores come from when they are not read off a reward model with the policy's tokenizer.
+"""Where sentence scores come from, in training and in evaluation.
 
+reward_model  a reward model, with the policy's tokenizer or one of its own
 rules         a final-number check, a regular expression, or a Python function of one's own
 server        a reward server over HTTP
-retokenised   a reward model with another tokenizer
 serve         such a server, for a reward model: python -m rto_fast.judges.serve
+llm/          a language model, asked which of two answers is better
+choose        which of these a run is scored by
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # they bring torch, which a rule of one's own need not wait for
+    from transformers import PreTrainedTokenizerBase
+
+    from rto_fast.data.parse import Message
+    from rto_fast.rollout import Completion
 
 from rto_fast.rollout import Completion
 
@@ -34,10 +43,15 @@ class Answer:
     """True where the policy ended the answer itself (EOS), False where the length limit cut it off."""
     reference: str | None = None
     """The right answer: column `reference` of the prompt's row in --data.prompts; None where that has none."""
+    messages: tuple["Message", ...] = ()
+    """The prompt's turns (`role`, `content`), before a template made them one text; empty where nothing but the text is
+    known, and with data.template none, where the prompt is no conversation."""
 
 
 Scorer = Callable[[list[Answer]], list[float]]
 """One finite number per answer, in the order of the answers."""
+Judge = Callable[[list["Completion"]], list[float]]
+"""The same of answers as token ids."""
 GO_ON = "the same command then goes on"
 """How an error ends that stops a run and costs it nothing."""
 
@@ -56,6 +70,28 @@ def check_scores(scores: object, count: int, field: str, hide: Callable[[str], s
             raise ValueError(
                 f"{field}: every score must be a finite number, got {_brief(score, hide)} for answer {i + 1} of {count}"
             )
+
+
+def as_texts(
+    tokenizer: "PreTrainedTokenizerBase",
+    answers: Sequence["Completion"],
+    conversations: Mapping[tuple[int, ...], Sequence["Message"]],
+    references: Mapping[tuple[int, ...], str] | None = None,
+) -> list[Answer]:
+    """A policy's answers as texts, with what `conversations` and `references` know of a prompt by its token ids."""
+    out = []
+    for a in answers:
+        known = tuple(a.prompt)
+        out.append(
+            Answer(
+                prompt=tokenizer.decode(a.prompt, skip_special_tokens=True),
+                response=tokenizer.decode(a.response, skip_special_tokens=True),
+                finished=a.finish == "eos",
+                reference=(references or {}).get(known),
+                messages=tuple(conversations.get(known, ())),
+            )
+        )
+    return out
 
 
 def _is_finite(score: Real) -> bool:

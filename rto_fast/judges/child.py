@@ -1,4 +1,8 @@
-"""A process that judges one item at a time and is ended when it takes too long."""
+"""A process that judges one item at a time and is ended when it takes too long.
+
+It lasts, unlike the forks of data/isolate.py: it imports its library once for all answers, holds nothing of the
+trainer's (no torch, none of its memory, none of its threads' locks), and may be asked from any thread.
+"""
 
 import json
 import os

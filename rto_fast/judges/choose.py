@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 from rto_fast.config import RTOConfig, member
-from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.text import one_line
-from rto_fast.judges import Answer, Judge, Scorer
+from rto_fast.judges import Judge, Scorer, as_texts
+from rto_fast.judges.reward_model import reward_judge
 from rto_fast.model.load import check_scalar_folder, load_scalar_model
-from rto_fast.model.logprobs import last_token_scores
 from rto_fast.pipeline.prepare import Context
 from rto_fast.rollout import Completion
 
@@ -72,7 +71,7 @@ def watch_of(context: Context, scorer: Judge | None) -> Judge | None:
 
 
 def reward_model(context: Context) -> Judge:
-    """The reward model's calibrated scores, through the policy's tokens where it shares them, else through text."""
+    """The run's reward model, or the one that the user gives, as a judge."""
     path = context.stage_path("rm")
     model = load_scalar_model(
         path,
@@ -81,31 +80,17 @@ def reward_model(context: Context) -> Judge:
         field="rm.model",
         trust_remote_code=context.config.model.trust_remote_code,
     )
-    model.eval().requires_grad_(False)
-    trusted = context.config.model.trust_remote_code
-    rows, tokenizer = context.config.microbatch_rows, load_tokenizer(path, "rm.model", trusted)
-    if fingerprint(tokenizer) == fingerprint(context.tokenizer):
-        return lambda answers: last_token_scores(model, [a.prompt + a.response for a in answers], rows).tolist()
-    from rto_fast.judges.reward_model import text_scorer
-
-    return _of_texts(context, text_scorer(model, tokenizer, max_rows=rows, device=context.device))
+    return reward_judge(
+        model.requires_grad_(False),
+        load_tokenizer(path, "rm.model", context.config.model.trust_remote_code),
+        context.tokenizer,
+        context.corpus.conversations,
+        max_rows=context.config.microbatch_rows,
+        field="rm.model",
+    )
 
 
 def _of_texts(context: Context, scorer: Scorer) -> Judge:
     """A judge of texts as a judge of tokens."""
-    decode = context.tokenizer.decode
-
-    def judge(answers: list[Completion]) -> list[float]:
-        return scorer(
-            [
-                Answer(
-                    prompt=decode(a.prompt, skip_special_tokens=True),
-                    response=decode(a.response, skip_special_tokens=True),
-                    finished=a.finish == "eos",
-                    reference=context.corpus.references.get(tuple(a.prompt)),
-                )
-                for a in answers
-            ]
-        )
-
-    return judge
+    corpus = context.corpus
+    return lambda answers: scorer(as_texts(context.tokenizer, answers, corpus.conversations, corpus.references))

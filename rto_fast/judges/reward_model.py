@@ -1,23 +1,46 @@
-"""Scores of a reward model that has a tokenizer of its own."""
+"""A reward model's scores: the same answer gets the same score in training and in evaluation.
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
+It is read as the reward model was trained. Where the policy has its tokenizer, token ids are scored as they are. Where
+it has one of its own, prompt and response are tokenised again, apart, and joined: a conversation through the reward
+model's own chat template, or as plain turns where it has none; a text that is no conversation as it stands. A server
+(`judges.serve`) scores alike what it can see: it is given texts alone, so turns must be plain to be known as such.
+"""
 
-import torch
+import warnings
+from collections.abc import Mapping, Sequence
+
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.parse import Message, as_messages, is_dialogue
-from rto_fast.data.template import Template, TemplateRefusal
-from rto_fast.judges import Answer, check_scores
+from rto_fast.data.template import Template
+from rto_fast.judges import Answer, Judge, as_texts, check_scores
 from rto_fast.model.logprobs import last_token_scores
 from rto_fast.model.scalar import ScalarModel
 
 OPEN_TURN = "\n\nAssistant:"
 
 
-class TextScorer:
-    """A scorer; `truncated` counts the answers so far whose beginning did not fit into the model's context."""
+class RewardModel:
+    r"""A scorer of texts.
+
+    score = the model's output at the last token: EOS of a finished answer, else the last token of one that was cut off
+
+    model      a scalar model, on its device
+    tokenizer  the reward model's own
+    max_rows   tokens in one forward pass, or one answer; what an answer is packed with changes nothing
+    style      how a conversation becomes text, as data.template
+    field      the setting that names the model, in errors
+
+    An answer's `messages` are its conversation; without them a text of plain turns ("\n\nHuman: ...\n\nAssistant:") is
+    one where the reward model has a chat template. One that the chat template refuses is written as plain turns.
+
+    What is longer than the model's context loses its oldest tokens, those of the prompt first and never BOS, and is
+    counted in `truncated`; that an answer itself lost some is warned of.
+
+    Raises ValueError, one sentence naming `field`: for a tokenizer without EOS, one with more tokens than the model has
+    embeddings (when such a token comes), and a score that is not finite.
+    """
 
     def __init__(
         self,
@@ -25,79 +48,97 @@ class TextScorer:
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_rows: int,
-        device: torch.device | str,
-        style: str,
-        field: str,
+        style: str = "auto",
+        field: str = "rm.model",
     ):
         if max_rows < 1:
             raise ValueError(f"{field}: max_rows must be positive, got {max_rows}")
-        self.model = model.eval().to(device)
+        self.model = model.eval()
         self.max_rows = max_rows
-        self.device = device
         self.field = field
         self.truncated = 0
-        self._template, self._plain = Template(tokenizer, style), Template(tokenizer, "none")
+        self._own, self._plain = Template(tokenizer, style), Template(tokenizer, "plain")
         self._context: int | None = getattr(model.backbone.config, "max_position_embeddings", None)
         self._num_embeddings: int = model.backbone.get_input_embeddings().num_embeddings
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
-        ids = [self._cut(self.encode(answer)) for answer in answers]
-        # texts can come out longer here than the policy's tokens that the budget was made for
-        scores = last_token_scores(self.model, ids, max([self.max_rows, *map(len, ids)])).tolist()
-        check_scores(scores, len(answers), self.field)
-        return scores
+        return self.score(self.encode(answers))
 
-    def encode(self, answer: Answer) -> list[int]:
-        """Token ids as in training, BOS first where the tokenizer has one, EOS last where the answer is finished."""
-        response = answer.response
-        if self._template.style != "none" and answer.prompt.endswith(OPEN_TURN):
-            if self._template.style == "chat" and is_dialogue(answer.prompt):
-                with suppress(TemplateRefusal):
-                    return self._join(self._template, as_messages(answer.prompt), answer)
-            # an answer that was decoded apart from its prompt may have lost the space between them
-            response = " " + response.lstrip()
-        return self._join(self._plain, (Message("text", answer.prompt),), replace(answer, response=response))
-
-    def _join(self, template: Template, messages: Sequence[Message], answer: Answer) -> list[int]:
-        # a response that is nothing but EOS comes without it
-        response = template.response(answer.response, messages)[:-1]
-        ids = template.prompt(messages) + response + [template.eos_id] * answer.finished
-        if max(ids, default=0) >= self._num_embeddings:
+    def score(self, answers: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """The scores of (prompt, response) token ids."""
+        ids = [self._fitted(prompt, response) for prompt, response in answers]
+        if (largest := max(map(max, ids), default=0)) >= self._num_embeddings:
             raise ValueError(
-                f"{self.field}: its tokenizer made token {max(ids)}, but the model has {self._num_embeddings} "
+                f"{self.field}: its tokenizer made token {largest}, but the model has {self._num_embeddings} "
                 "embeddings; give the tokenizer that belongs to the model"
             )
-        return ids or [template.eos_id]
+        # texts can come out longer here than the policy's tokens that the budget was made for
+        scores = last_token_scores(self.model, ids, max([self.max_rows, *map(len, ids)])).tolist()
+        check_scores(scores, len(ids), self.field)
+        return scores
 
-    def _cut(self, ids: list[int]) -> list[int]:
+    def encode(self, answers: Sequence[Answer]) -> list[tuple[list[int], list[int]]]:
+        """(prompt, response) token ids as in the reward model's training: BOS first where the tokenizer has one, EOS
+        last where the answer is finished; never both empty."""
+        turns = [tuple(a.messages) or self._turns(a.prompt) for a in answers]
+        # what its template does not write
+        refused = {i: "" for i, messages in enumerate(turns) if not messages}
+        prompts = self._own.prompts(turns, refused)
+        out = []
+        for i, answer in enumerate(answers):
+            template, messages, prompt, text = self._own, turns[i], prompts[i], answer.response
+            if i in refused:
+                template, messages = self._plain, tuple(answer.messages) or (Message("text", answer.prompt),)
+                prompt = template.prompt(messages)
+                if not answer.messages and self._own.style != "none" and answer.prompt.endswith(OPEN_TURN):
+                    # an answer that was decoded apart from its prompt may have lost the space between them
+                    text = " " + text.lstrip()
+            # a response that is nothing but EOS comes without it
+            response = template.response(text, messages)[:-1] + [template.eos_id] * answer.finished
+            out.append((prompt, response) if prompt or response else ([template.eos_id], []))
+        return out
+
+    def _turns(self, prompt: str) -> tuple[Message, ...]:
+        """A text of plain turns as a conversation; empty for any other."""
+        is_turns = self._own.style == "chat" and prompt.endswith(OPEN_TURN) and is_dialogue(prompt)
+        return as_messages(prompt) if is_turns else ()
+
+    def _fitted(self, prompt: list[int], response: list[int]) -> list[int]:
+        """Prompt and response as one, within the model's context."""
+        ids = prompt + response
         if self._context is None or len(ids) <= self._context:
             return ids
+        bos = ids[:1] if ids[0] == self._own.bos_id else []
+        room = self._context - len(bos)
+        if len(response) > room:
+            warnings.warn(
+                f"{self.field}: an answer does not fit its context of {self._context} tokens and was scored without "
+                "its beginning; lower --max-new-tokens, or take a reward model with a longer context",
+                stacklevel=2,
+            )
         self.truncated += 1
-        if ids[0] == self._plain.bos_id:
-            return [ids[0], *ids[len(ids) - self._context + 1 :]]
-        return ids[len(ids) - self._context :]
+        return bos + ids[len(ids) - room :]
 
 
-def text_scorer(
+def reward_judge(
     model: ScalarModel,
     tokenizer: PreTrainedTokenizerBase,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    conversations: Mapping[tuple[int, ...], Sequence[Message]],
     *,
     max_rows: int,
-    device: torch.device | str,
-    style: str = "auto",
-    field: str = "rm.model",
-) -> TextScorer:
-    r"""A scorer that tokenises prompt and response with the reward model's own tokenizer.
+    field: str,
+) -> Judge:
+    """A reward model as a judge of a policy's answers: their token ids where the tokenizers are the same, chat template
+    included, else their texts.
 
-    score = the model's output at the last real token: EOS for a finished answer, else the answer's last token
+    conversations  by the prompt's token ids; a prompt that is not there is read as the text that the policy read
 
-    A prompt of plain turns ("\n\nHuman: ...\n\nAssistant:") is written with the tokenizer's chat template where it has
-    one (`style`, as data.template: auto, chat, plain, none), and kept where it has none; any other text is kept as it
-    stands. Prompt and response are tokenised apart and joined, as in training. What is longer than the model's context
-    loses its oldest tokens behind BOS, and is counted in `truncated`. Packs hold at most `max_rows` rows, or one
-    answer; what an answer is packed with changes nothing.
-
-    Raises ValueError, naming `field`: for a tokenizer without EOS, one with more tokens than the model has embeddings
-    (when such a token comes), and for a score that is not finite.
+    Raises ValueError as `RewardModel` does.
     """
-    return TextScorer(model, tokenizer, max_rows=max_rows, device=device, style=style, field=field)
+    if fingerprint(tokenizer) == fingerprint(policy_tokenizer):
+        # ids need no template
+        scorer = RewardModel(model, tokenizer, max_rows=max_rows, style="none", field=field)
+        return lambda answers: scorer.score([(a.prompt, a.response) for a in answers])
+    scorer = RewardModel(model, tokenizer, max_rows=max_rows, field=field)
+    return lambda answers: scorer(as_texts(policy_tokenizer, answers, conversations))

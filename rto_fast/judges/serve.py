@@ -26,8 +26,8 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.foreign import no_duplicates
 from rto_fast.files.text import is_unicode
 from rto_fast.judges import Answer, Scorer
-from rto_fast.judges.bounded import BadRequest, BoundedHandler, BoundedServer
-from rto_fast.judges.reward_model import text_scorer
+from rto_fast.judges.bounded_server import BadRequest, BoundedHandler, BoundedServer
+from rto_fast.judges.reward_model import RewardModel
 from rto_fast.judges.server import KEY
 from rto_fast.model.load import DTYPES, load_scalar_model
 
@@ -158,7 +158,7 @@ def make_server(options: Serve) -> RewardServer:
         raise ValueError(f"port must be in 0 ... 65535, got {options.port}")
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model = load_scalar_model(options.model, dtype=DTYPES[options.dtype], device=device, field="model")
-    scorer = text_scorer(model, load_tokenizer(options.model), max_rows=options.max_rows, device=device, field="model")
+    scorer = RewardModel(model, load_tokenizer(options.model), max_rows=options.max_rows, field="model")
     address = (options.host, options.port)
     try:
         return RewardServer(

@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 
 from rto_fast.config import RTOConfig, member
-from rto_fast.credit.heatmap import to_json
-from rto_fast.credit.scorer import Scorer
-from rto_fast.evaluate.answers import write_answers
+from rto_fast.evaluate.heatmap import to_json
 from rto_fast.evaluate.policies import Evaluation, evaluate, interval, preference_accuracy, win_rates
-from rto_fast.evaluate.progress import progress
-from rto_fast.evaluate.report import print_sweep, print_table, write_samples
+from rto_fast.evaluate.report import print_sweep, print_table, write_answers, write_samples
 from rto_fast.evaluate.stats import credit_auc, mean_estimate, wins
+from rto_fast.evaluate.token_rewards import Scorer
 from rto_fast.files.digests import write_recorded
 from rto_fast.judges import Judge
 from rto_fast.judges.choose import reward_model, scorer_of
 from rto_fast.model.language import LanguageModel
 from rto_fast.pipeline.prepare import Context
 from rto_fast.rollout import Completion, Sampling
+from rto_fast.training.progress import progress
 from rto_fast.training.stall import StallGuard
 
 MAPS = 6

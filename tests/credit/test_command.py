@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rto_fast.credit.__main__ import main
-from rto_fast.credit.heatmap import from_json
+from rto_fast.evaluate.heatmap import from_json
 from rto_fast.tasks.quickstart.corrupt import corrupted_answers
 
 

@@ -8,19 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rto_fast.credit.heatmap import (
-    CSS,
-    MAX_TOKEN,
-    MAX_TOKENS,
-    Heatmap,
-    from_json,
-    html,
-    page,
-    scale_of,
-    terminal,
-    to_json,
-    visible,
-)
+from rto_fast.credit.page import page
+from rto_fast.credit.terminal import terminal
+from rto_fast.evaluate.heatmap import MAX_TOKEN, MAX_TOKENS, Heatmap, from_json, scale_of, to_json, visible
+from rto_fast.evaluate.heatmap_html import CSS, html
 
 MAP = Heatmap("pair 1, rejected", "what is the colour ?", ["it", " is", " pink", " ."], [0.02, 0.0, -0.15, 0.01])
 KNOWN = Heatmap("t", "p", ["it", " is", " pink"], [0.1, 0.0, -0.2], [1, 0, -1])

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from rto_fast.config.recipe import load_recipe, plain
 from rto_fast.decode.__main__ import main
-from rto_fast.decode.tables import TABLES, over_optimised
+from rto_fast.decode.findings import over_optimised
+from rto_fast.decode.tables import TABLES, as_text, over_optimised_text
 from rto_fast.tasks.quickstart.task import fresh_model, write_task
 from tests.tiny_run import write_model, write_pairs
 
@@ -45,6 +46,7 @@ def test_a_run_folder(run, capsys):
     results = json.loads((run / "decode.json").read_text())
     assert (results["judge"], results["prompts"], len(results["sample_prompts"])) == ("oracle_return", 12, 3)
     beam, best_of, realigned = (results[table.key] for table in TABLES)
+    assert set(results["over_optimised"]) == {table.key for table in TABLES}
     figures = ("oracle_return", "implicit_reward", "length", "kl")
 
     def same(row, other):
@@ -122,13 +124,27 @@ def test_over_optimisation_is_said_where_it_is_seen():
         figures = {"oracle_return": judged, "implicit_reward": sought, "likelihood": -sought}
         return {"beams": beams, "search": search} | {k: {"mean": v, "ci95": ci95} for k, v in figures.items()}
 
+    def found(rows, judge="oracle_return"):
+        return over_optimised(rows, table.family, table.setting, judge)
+
     rows = [row(1, 1.0, 0.1), row(2, 2.0, 0.2), row(5, 0.5, 0.4)]
-    said = over_optimised(table, rows, "oracle_return")
+    (finding,) = found(rows)
+    assert finding == {
+        "search": "implicit_reward",
+        "sought": "implicit_reward",
+        "best": {"beams": 2, "oracle_return": 2.0, "implicit_reward": 0.2},
+        "last": {"beams": 5, "oracle_return": 0.5, "implicit_reward": 0.4},
+    }
+    said = over_optimised_text(table, finding, "oracle_return")
     assert "2.00 at beams = 2 and 0.50 at beams = 5, while the DPO reward goes from 0.20 to 0.40" in said
-    assert over_optimised(table, rows[:2], "oracle_return") is None
-    assert over_optimised(table, [row(1, 1.0, 0.1, 0.5), row(2, 0.5, 0.2, 0.5)], "oracle_return") is None
-    assert over_optimised(table, [row(1, 1.0, 0.4), row(2, 0.5, 0.2)], "oracle_return") is None
-    assert over_optimised(table, rows, "implicit_reward") is None
-    assert over_optimised(table, rows[:1], "oracle_return") is None
+    assert not found(rows[:2])
+    assert not found([row(1, 1.0, 0.1, 0.5), row(2, 0.5, 0.2, 0.5)])
+    assert not found([row(1, 1.0, 0.4), row(2, 0.5, 0.2)])
+    assert not found(rows, "implicit_reward")
+    assert not found(rows[:1])
     falling = [row(1, 2.0, 0.4, search="likelihood"), row(2, 0.5, 0.2, search="likelihood")]
-    assert "log pi_dpo goes from -0.40 to -0.20" in over_optimised(table, falling, "oracle_return")
+    both = found([*rows, *falling])  # each family by itself
+    assert [f["search"] for f in both] == ["implicit_reward", "likelihood"]
+    assert "log pi_dpo goes from -0.40 to -0.20" in over_optimised_text(table, both[1], "oracle_return")
+    shown = [r | {"win_rate": {}, "eos_rate": 1.0, "seconds": 0.0, "length": r["likelihood"]} for r in rows]
+    assert as_text(table, shown, [finding], "oracle_return")[-1] == f"  {said}"

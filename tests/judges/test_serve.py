@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from rto_fast.data import load_tokenizer
 from rto_fast.judges import Answer
-from rto_fast.judges.reward_model import text_scorer
+from rto_fast.judges.reward_model import RewardModel
 from rto_fast.judges.serve import Serve, make_server
 from rto_fast.judges.server import KEY, server_scorer
 from rto_fast.model.load import load_scalar_model
 from tests.data.tokenizers import byte_level
-from tests.judges.test_retokenised import ANSWERS, scalar
+from tests.judges.test_reward_model import ANSWERS, scalar
 
 ROOT = Path(__file__).parents[2]
 FAST = dict(timeout=20.0, retries=1, backoff=0.01)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(folder) -> list[float]:
-    return text_scorer(load_scalar_model(folder), load_tokenizer(folder), max_rows=64, device="cpu")(ANSWERS)
+    return RewardModel(load_scalar_model(folder), load_tokenizer(folder), max_rows=64)(ANSWERS)
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from urllib.parse import parse_qsl, urlsplit
 
-from rto_fast.evaluate.answers import valid
 from rto_fast.files.foreign import no_duplicates
-from rto_fast.files.text import one_line
+from rto_fast.files.text import one_line, valid
 from rto_fast.judges.address import read_address
-from rto_fast.judges.llm.bounded import MAX_BODY, bounded_client
+from rto_fast.judges.llm.bounded_client import MAX_BODY, bounded_client
 
 
 class Failure(Exception):

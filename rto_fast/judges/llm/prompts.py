@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from rto_fast.data.parse import Message
-from rto_fast.evaluate.answers import valid
+from rto_fast.files.text import valid
 
 HELPFUL = """\
 For the following query to a chatbot, which response is more helpful?

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rto_fast.evaluate.options import LLMOptions
-from rto_fast.evaluate.progress import progress
 from rto_fast.judges.llm.cache import Cache
 from rto_fast.judges.llm.client import Client, Failure
 from rto_fast.judges.llm.compare import Judgement, judge
+from rto_fast.judges.llm.options import LLMOptions
 from rto_fast.judges.llm.prompts import ask_about, verdict
+from rto_fast.training.progress import progress
 
 TRIAL = ("Yes.", "I do not know.")
 """Answers to ask about before there are any."""

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from rto_fast.credit.heatmap import Heatmap, html, scale_of
+from rto_fast.evaluate.heatmap import Heatmap, scale_of
+from rto_fast.evaluate.heatmap_html import html
 from rto_fast.report.groups import Group, Study
 from rto_fast.report.html import missing, num, plural, section, text
 from rto_fast.report.names import colours

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast.credit.heatmap import Heatmap
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
+from rto_fast.evaluate.heatmap import Heatmap
 from rto_fast.evaluate.policies import answer_logprobs
 from rto_fast.model.language import LanguageModel
 from rto_fast.rollout import Completion

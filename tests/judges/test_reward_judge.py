@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rto_fast.data.parse import Message
-from rto_fast.evaluate.scorer import scorer
+from rto_fast.judges.reward_model import reward_judge
 from rto_fast.model.load import load_scalar_model
 from rto_fast.rollout import Completion
 from tests.evaluate.runs import write_reward_model
@@ -33,14 +33,15 @@ def completions(tokenizer, finishes=("eos", "eos", "length")) -> list[Completion
     out = []
     for text, finish in zip(TEXTS, finishes, strict=True):
         ids = tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if finish == "eos" else [])
-        out.append(Completion([tokenizer.bos_token_id, 5, 6], ids, [0.0] * len(ids), finish))
+        out.append(Completion([tokenizer.bos_token_id, 5, 6 + len(out)], ids, [0.0] * len(ids), finish))
     return out
 
 
 def scores(folder, name: str, answers, conversations=CONVERSATIONS, rows: int = 64):
     policy, own = (AutoTokenizer.from_pretrained(folder / x) for x in ("policy", name))
     model = load_scalar_model(str(folder / name))
-    return scorer(model, own, policy, conversations, template="auto", microbatch_rows=rows)(answers)
+    known = dict(zip((tuple(a.prompt) for a in answers), conversations, strict=True))
+    return reward_judge(model, own, policy, known, max_rows=rows, field="reward_model")(answers)
 
 
 def expected(folder, name: str, sequences: list[list[int]]) -> list[float]:
@@ -98,8 +99,11 @@ def test_a_prompt_beyond_the_context_loses_its_oldest_tokens(folder):
         scores(folder, "other", answers, long, 256), expected(folder, "other", [kept]), rtol=1e-4, atol=1e-5
     )
     endless = [Completion([1, 5], [7] * 600, [0.0] * 600, "length")]
-    with pytest.raises(ValueError, match="reward_model: an answer of .* does not fit its context of 128; lower"):
-        scores(folder, "other", endless, CONVERSATIONS[:1], 4096)
+    with pytest.warns(UserWarning, match="reward_model: an answer does not fit its context of 128 tokens .*; lower"):
+        (score,) = scores(folder, "other", endless, CONVERSATIONS[:1], 4096)
+    policy = AutoTokenizer.from_pretrained(folder / "policy")
+    kept = [own.bos_token_id, *own(" " + policy.decode([7] * 600))["input_ids"][-127:]]
+    np.testing.assert_allclose(score, expected(folder, "other", [kept])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_scores_that_are_not_finite_are_named(folder, tmp_path):
@@ -108,5 +112,7 @@ def test_scores_that_are_not_finite_are_named(folder, tmp_path):
     model = load_scalar_model(str(folder / "same"))
     with torch.no_grad():
         model.head.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="reward_model: 3 of 3 scores are not finite"):
-        scorer(model, own, own, CONVERSATIONS, template="auto", microbatch_rows=64)(answers)
+    with pytest.raises(
+        ValueError, match="reward_model: every score must be a finite number, got nan for answer 1 of 3"
+    ):
+        reward_judge(model, own, own, {}, max_rows=64, field="reward_model")(answers)

@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from rto_fast.judges import Answer, bounded
+from rto_fast.judges import Answer, bounded_server
 from rto_fast.judges.serve import RewardServer
 from rto_fast.judges.server import KEY, server_scorer
 
@@ -89,8 +89,8 @@ def drip(opened: list[socket.socket], stop: threading.Event) -> threading.Thread
     ],
 )
 def test_a_dripping_client_is_cut_off_at_the_deadline(monkeypatch, first, said):
-    monkeypatch.setattr(bounded, "READ_LIMIT_S", 1.0)
-    monkeypatch.setattr(bounded, "LINGER_S", 0.5)
+    monkeypatch.setattr(bounded_server, "READ_LIMIT_S", 1.0)
+    monkeypatch.setattr(bounded_server, "LINGER_S", 0.5)
     stop = threading.Event()
     with listening() as server, clients(server, 3, first) as opened:
         started = time.monotonic()
@@ -122,7 +122,7 @@ def test_others_are_served_while_seventy_bodies_drip():
 
 
 def test_more_connections_than_places_are_told_to_come_again(monkeypatch):
-    monkeypatch.setattr(bounded, "CONNECTIONS", 4)
+    monkeypatch.setattr(bounded_server, "CONNECTIONS", 4)
     with listening() as server:
         with clients(server, 4, HEAD % 1000) as opened:
             time.sleep(0.3)
@@ -156,7 +156,7 @@ def test_curl_reads_why(tmp_path):
 
 
 def test_a_flood_after_a_refusal_is_not_read_for_ever(monkeypatch):
-    monkeypatch.setattr(bounded, "LINGER_S", 0.5)
+    monkeypatch.setattr(bounded_server, "LINGER_S", 0.5)
     with listening(max_bytes=10) as server, clients(server, 1, HEAD % (1 << 40)) as (connection,):
         started = time.monotonic()
         with pytest.raises(OSError):
@@ -167,16 +167,16 @@ def test_a_flood_after_a_refusal_is_not_read_for_ever(monkeypatch):
 
 
 def test_a_client_that_does_not_read_its_reply_is_given_up(monkeypatch):
-    monkeypatch.setattr(bounded, "REPLY_LIMIT_S", 0.5)
+    monkeypatch.setattr(bounded_server, "REPLY_LIMIT_S", 0.5)
     many = json.dumps({"query": ["a"] * 10_000}).encode()
     huge = lambda answers: [0.1] * 3_000_000  # noqa: E731  more than the buffers of a connection hold
     with listening(huge) as server, clients(server, 1, HEAD % len(many) + many):
         waited = 0
-        while server.connections._value == bounded.CONNECTIONS and waited < 50:
+        while server.connections._value == bounded_server.CONNECTIONS and waited < 50:
             time.sleep(0.1)
             waited += 1
         for _ in range(100):
-            if server.connections._value == bounded.CONNECTIONS:
+            if server.connections._value == bounded_server.CONNECTIONS:
                 return
             time.sleep(0.1)
     pytest.fail("the connection is still held")

@@ -1,4 +1,4 @@
-"""A reward model behind another tokenizer scores texts as it would score each alone, tokenised as in its training."""
+"""A reward model scores texts as it would score each alone, tokenised as in its training."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers import AutoModel
 
 from rto_fast.data import Message, Template, load_tokenizer, read_rows, to_pairs
 from rto_fast.judges import Answer
-from rto_fast.judges.reward_model import text_scorer
+from rto_fast.judges.reward_model import RewardModel
 from rto_fast.model import attention
 from rto_fast.model.scalar import ScalarModel
 from tests.data.tokenizers import CHATML, LLAMA2, byte_level, sentencepiece_style, word_level
@@ -36,7 +36,13 @@ def scalar(architecture: str, vocab_size: int, seed: int = 0, **changes) -> Scal
 
 
 def scorer_of(tokenizer, architecture: str = "llama", max_rows: int = 64, **changes):
-    return text_scorer(scalar(architecture, len(tokenizer), **changes), tokenizer, max_rows=max_rows, device="cpu")
+    return RewardModel(scalar(architecture, len(tokenizer), **changes), tokenizer, max_rows=max_rows)
+
+
+def encode(scorer: RewardModel, answer: Answer) -> list[int]:
+    """Prompt and response as token ids."""
+    prompt, response = scorer.encode([answer])[0]
+    return prompt + response
 
 
 @torch.no_grad()
@@ -52,7 +58,7 @@ def alone(model: ScalarModel, ids: list[int]) -> float:
 def test_packed_equals_one_by_one(architecture):
     for tokenizer in (byte_level(), sentencepiece_style(), byte_level(template=CHATML, eos="<|eot|>", bos=None)):
         scorer = scorer_of(tokenizer, architecture)
-        expected = [alone(scorer.model, scorer.encode(a)) for a in ANSWERS]
+        expected = [alone(scorer.model, encode(scorer, a)) for a in ANSWERS]
         assert scorer(ANSWERS) == pytest.approx(expected, abs=2e-6)
         assert scorer(ANSWERS[::-1]) == pytest.approx(expected[::-1], abs=2e-6)
         assert [scorer([a])[0] for a in ANSWERS] == pytest.approx(expected, abs=2e-6)
@@ -61,10 +67,10 @@ def test_packed_equals_one_by_one(architecture):
 
 def test_the_last_real_token_is_scored():
     tokenizer = byte_level()
-    encode = scorer_of(tokenizer).encode
+    scorer = scorer_of(tokenizer)
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     for answer in ANSWERS:
-        ids = encode(answer)
+        ids = encode(scorer, answer)
         assert (ids[-1] == eos) == answer.finished or ids == [bos]
         assert ids[0] == bos and ids.count(bos) == 1 and ids.count(eos) == int(answer.finished)
         spoken = answer.prompt + answer.response
@@ -73,7 +79,7 @@ def test_the_last_real_token_is_scored():
 
 def test_turns_go_through_the_models_own_chat_template():
     tokenizer = byte_level(template=CHATML, eos="<|eot|>", bos=None)
-    ids = scorer_of(tokenizer).encode(ANSWERS[2])
+    ids = encode(scorer_of(tokenizer), ANSWERS[2])
     turns = [("user", "hello"), ("assistant", "hi"), ("user", "and the rest?")]
     messages = [Message(*t) for t in turns]
     template = Template(tokenizer, "chat")
@@ -81,18 +87,18 @@ def test_turns_go_through_the_models_own_chat_template():
     text = "".join(f"<|start|>{role}\n{content}<|eot|>\n" for role, content in turns)
     assert tokenizer.decode(ids) == text + "<|start|>assistant\nThe the the rest of it.<|eot|>"
     # a story is none
-    assert tokenizer.decode(scorer_of(tokenizer).encode(ANSWERS[3])) == "Once upon a time, the end"
+    assert tokenizer.decode(encode(scorer_of(tokenizer), ANSWERS[3])) == "Once upon a time, the end"
     # nor is anything when that was asked for
     model = scalar("llama", len(tokenizer))
     for style in ("plain", "none"):
-        plain = text_scorer(model, tokenizer, max_rows=64, device="cpu", style=style)
-        assert plain.encode(ANSWERS[0]) == tokenizer(TURNS)["input_ids"] + tokenizer(" Because.<|eot|>")["input_ids"]
+        plain = RewardModel(model, tokenizer, max_rows=64, style=style)
+        assert encode(plain, ANSWERS[0]) == tokenizer(TURNS)["input_ids"] + tokenizer(" Because.<|eot|>")["input_ids"]
 
 
 def test_a_conversation_that_the_template_refuses_stays_text():
     tokenizer = sentencepiece_style(template=LLAMA2)
     twice = "\n\nHuman: a\n\nHuman: b\n\nAssistant:"
-    ids = scorer_of(tokenizer).encode(Answer(twice, " c"))
+    ids = encode(scorer_of(tokenizer), Answer(twice, " c"))
     assert ids == Template(tokenizer, "none").prompt([Message("text", twice)]) + [
         *Template(tokenizer, "plain").response("c", [Message("user", "b")])
     ]
@@ -104,7 +110,7 @@ def test_a_long_text_loses_its_oldest_tokens():
     long, short = Answer("x" * 30, "yyyy"), Answer("x", "y")
     kept = [tokenizer.bos_token_id, *tokenizer("x" * 10 + "yyyy")["input_ids"], tokenizer.eos_token_id]
     assert len(kept) == 16
-    expected = [alone(scorer.model, kept), alone(scorer.model, scorer.encode(short))]
+    expected = [alone(scorer.model, kept), alone(scorer.model, encode(scorer, short))]
     assert scorer([long, short]) == pytest.approx(expected, abs=2e-6)
     assert scorer.truncated == 1
     scorer([long, long, short])
@@ -116,7 +122,8 @@ def test_a_long_text_without_bos_loses_its_oldest_tokens():
     tokenizer.bos_token = None
     scorer = scorer_of(tokenizer, max_position_embeddings=16)
     kept = [*tokenizer("x" * 11 + "yyyy")["input_ids"], tokenizer.eos_token_id]
-    assert len(kept) == 16 and scorer._cut(scorer.encode(Answer("x" * 30, "yyyy"))) == kept
+    assert len(kept) == 16
+    assert scorer([Answer("x" * 30, "yyyy")]) == pytest.approx([alone(scorer.model, kept)], abs=2e-6)
 
 
 def test_calibration_and_mode_of_the_model():
@@ -131,11 +138,11 @@ def test_calibration_and_mode_of_the_model():
 
 def test_a_tokenizer_of_another_model_is_named():
     tokenizer = byte_level()
-    scorer = text_scorer(scalar("llama", 61), tokenizer, max_rows=64, device="cpu")
+    scorer = RewardModel(scalar("llama", 61), tokenizer, max_rows=64)
     with pytest.raises(ValueError, match="^rm.model: its tokenizer made token .* the model has 61 embeddings"):
         scorer(ANSWERS)
     with pytest.raises(ValueError, match="no EOS"):
-        text_scorer(scalar("llama", 300), byte_level(eos=None), max_rows=64, device="cpu")
+        RewardModel(scalar("llama", 300), byte_level(eos=None), max_rows=64)
 
 
 def test_a_score_that_is_not_finite_is_named():
@@ -159,11 +166,11 @@ def test_real_dialogues_are_tokenised_as_in_training(name):
     tokenizer = load_tokenizer(SHARED / name)
     rows = to_pairs(read_rows(SHARED / "hh-helpful/train.jsonl.gz", limit=200)).items
     template = Template(tokenizer, "auto")
-    encode = text_scorer(scalar("llama", len(tokenizer)), tokenizer, max_rows=64, device="cpu").encode
+    scorer = scorer_of(tokenizer)
     for row in rows:
         expected = template.prompt(row.prompt) + template.response(row.chosen, row.prompt)
-        assert encode(Answer(template.prompt_text(row.prompt), row.chosen)) == expected
-        assert encode(Answer(template.prompt_text(row.prompt), row.chosen, finished=False)) == expected[:-1]
+        assert encode(scorer, Answer(template.prompt_text(row.prompt), row.chosen)) == expected
+        assert encode(scorer, Answer(template.prompt_text(row.prompt), row.chosen, finished=False)) == expected[:-1]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,7 @@ def test_real_models_with_two_tokenizers(policy, reward):
     torch.manual_seed(0)
     backbone = AutoModel.from_pretrained(SHARED / reward, attn_implementation=attention.register())
     model = ScalarModel(backbone, torch.nn.Linear(backbone.config.hidden_size, 1))
-    scorer = text_scorer(model, load_tokenizer(SHARED / reward), max_rows=1024, device="cpu")
+    scorer = RewardModel(model, load_tokenizer(SHARED / reward), max_rows=1024)
     template = Template(spoken, "plain")
     answers = []
     for i, row in enumerate(to_pairs(read_rows(SHARED / "hh-helpful/train.jsonl.gz", limit=24)).items):
@@ -186,8 +193,9 @@ def test_real_models_with_two_tokenizers(policy, reward):
         answers.append(Answer(*texts, finished=i % 2 == 0))
     scores = scorer(answers)
     context = backbone.config.max_position_embeddings
-    assert scorer.truncated == sum(len(scorer.encode(a)) > context for a in answers) > 0
-    whole = [i for i, a in enumerate(answers) if len(scorer.encode(a)) <= context]
-    expected = [alone(model, scorer.encode(answers[i])) for i in whole]
+    encoded = [prompt + response for prompt, response in scorer.encode(answers)]
+    assert scorer.truncated == sum(len(ids) > context for ids in encoded) > 0
+    whole = [i for i, ids in enumerate(encoded) if len(ids) <= context]
+    expected = [alone(model, encoded[i]) for i in whole]
     assert [scores[i] for i in whole] == pytest.approx(expected, abs=2e-5)
     assert len(whole) >= 3 and len({round(e, 4) for e in expected}) == len(expected)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rto_fast.credit.scorer import Scorer, pair_heatmaps, pieces, whole_characters
 from rto_fast.credit.source import from_run
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.evaluate.token_rewards import Scorer, pair_heatmaps, pieces, whole_characters
 from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
 from tests.tiny import SHARED
 
