@@ -24,6 +24,7 @@ ARROWS = {  # within a floor
     ("credit", "evaluate"),
     ("decode", "evaluate"),
     ("report", "evaluate"),
+    ("rl", "judges"),
     ("train", "cli"),
 }
 DOORS = {"train.py", "cli.py", "__main__.py", "serve.py", "likelihood.py"}

@@ -20,11 +20,6 @@ if TYPE_CHECKING:  # they bring torch, which a rule of one's own need not wait f
     from rto_fast.data.parse import Message
     from rto_fast.rollout import Completion
 
-from rto_fast.rollout import Completion
-
-Judge = Callable[[list[Completion]], list[float]]
-"""One number per answer."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
