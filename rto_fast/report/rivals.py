@@ -1,10 +1,10 @@
 """How many rollouts one algorithm needs to reach what another ends with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rto_fast.report.groups import Study, ground, read_study
+from rto_fast.report.groups import Group, Study, ground, read_study
 from rto_fast.report.series import IMPLICIT, RETURN, Curve, Points, crossing, curve, farthest, trailing
 
 WINDOW = 3
@@ -69,6 +69,18 @@ def rollouts_to_reach(
                 }
             )
     return rows
+
+
+def rto_catches_up(study: Study, groups: Sequence[Group], metric: str | None = None) -> Iterator[tuple[str, dict]]:
+    """(rival, its entry of `rollouts_to_reach`) for every group whose rto reaches the final return of ppo, then of
+    sparse_dpo; a rival that is still going has no final return yet."""
+    label = {(i, stage): name for g, stage, name in study.members() for i, h in enumerate(groups) if g is h}
+    rows = {(r["policy"], r["rival"]): r for r in rollouts_to_reach(study, metric)}
+    for rival in ("ppo", "sparse_dpo"):
+        for i in range(len(groups)):
+            row = rows.get((label.get((i, "rto")), label.get((i, rival))))
+            if row and row["share"] and row["rival_rollouts"] >= row["policy_rollouts"]:
+                yield rival, row
 
 
 def main_metric(study: Study) -> str:
