@@ -129,18 +129,15 @@ class Template:
     def responses(self, texts: Sequence[str], prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of each response to the prompt beside it, EOS last. A response that is nothing but EOS is empty."""
         bodies = [self.without_eos(text) for text in texts]
-        ids: list[list[int]] = [[] for _ in texts]
         fresh = [i for i, messages in enumerate(prompts) if not messages]
         going_on = [i for i, messages in enumerate(prompts) if messages]
-        for i, x in zip(fresh, self._encode([bodies[i] for i in fresh]), strict=True):
-            ids[i] = x
         led = [
             bodies[i] if self.style == "none" or _is_raw(prompts[i]) else self._lead + bodies[i].lstrip()
             for i in going_on
         ]
-        for i, x in zip(going_on, self._continue(led), strict=True):
-            ids[i] = x
-        return [[*x, self.eos_id] if body.strip() else [] for x, body in zip(ids, bodies, strict=True)]
+        ids = dict(zip(fresh, self._encode([bodies[i] for i in fresh]), strict=True))
+        ids |= zip(going_on, self._continue(led), strict=True)
+        return [[*ids[i], self.eos_id] if body.strip() else [] for i, body in enumerate(bodies)]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """`prompts` for one."""

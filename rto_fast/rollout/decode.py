@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rto_fast.rollout.lane import Lanes, check_prompts, eval_mode, models_of
+from rto_fast.rollout.lane import Lanes, admit, check_prompts, eval_mode, models_of
 from rto_fast.rollout.mixture import Mixture
 from rto_fast.rollout.sampling import Sampling, draw, uniform_streams
 
@@ -104,12 +104,7 @@ class _Decoder:
 
     def _admit(self) -> None:
         """Fill the free rows with the longest waiting prompts."""
-        while self.waiting and len(self.owners) < self.max_batch:
-            length = len(self.prompts[self.waiting[-1]]) - 1
-            room = min(self.max_batch - len(self.owners), max(1, self.lanes.prefill_tokens // max(1, length)))
-            chosen = [self.waiting.pop() for _ in range(min(room, len(self.waiting)))]
-            self.lanes.prefill([self.prompts[i] for i in chosen], len(self.owners))
-            self.owners += chosen
+        self.owners += admit([self.lanes], self.prompts, self.waiting, len(self.owners), self.max_batch)
         self._upload()
 
     def _upload(self) -> None:
