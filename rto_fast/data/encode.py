@@ -129,11 +129,12 @@ def _encode(
         if far:
             dropped[TOO_LONG] += far
         chunk = [row for _, row in numbered]
-        prompts, refused = _prompts(template, [row.prompt for row in chunk])
-        refusal = refusal or refused
+        refused: dict[int, str] = {}
+        prompts = template.prompts([row.prompt for row in chunk], refused)
+        refusal = refusal or next(iter(refused.values()), "")
         encoded = [template.responses([getattr(r, name) for r in chunk], [r.prompt for r in chunk]) for name in answers]
-        for (i, row), prompt, *responses in zip(numbered, prompts, *encoded, strict=True):
-            short = None if prompt is None else _cut_left(prompt, max_prompt, template.bos_id)
+        for place, ((i, row), prompt, *responses) in enumerate(zip(numbered, prompts, *encoded, strict=True)):
+            short = None if place in refused else _cut_left(prompt, max_prompt, template.bos_id)
             reason = _reason(template, short, responses, max_length)
             if reason is None and without is not None and without.holds(row, short):
                 reason = HeldOut.REASON
@@ -181,13 +182,6 @@ def _chunks(rows: Sequence, answers: tuple[str, ...], longest: int) -> Iterator[
         chunk.append((i, row))
         characters += sum(lengths)
     yield chunk, far
-
-
-def _prompts(template: Template, conversations: list) -> tuple[list[list[int] | None], str]:
-    """The prompts' ids, None for one that the chat template refuses, and what the first refusal said."""
-    refused: dict[int, str] = {}
-    ids = template.prompts(conversations, refused)
-    return [None if i in refused else x for i, x in enumerate(ids)], next(iter(refused.values()), "")
 
 
 def _cut_left(prompt: list[int], max_prompt: int, bos_id: int | None) -> list[int]:

@@ -70,7 +70,7 @@ class Template:
         self._lead = " " if self.style == "plain" else ""
         # texts that the chat template wrote before they came here
         self._written = self.style == "none" and parse_special and bool(tokenizer.chat_template)
-        self._adds_bos = self.style != "chat" and not self._written or self._tokenizer_adds_bos()
+        self._adds_bos = self.style != "chat" and not self._written or tokenizer("a")["input_ids"][:1] == [self.bos_id]
         self._marks_of_chat = _MARKS if self.style != "none" else ()
         if self.style == "chat" or self._written:
             self._read_assistant_turn()
@@ -213,9 +213,6 @@ class Template:
         if start or self._adds_bos or not messages or (_is_raw(messages) and not self._written):
             return [self.bos_id, *ids[start:]]
         return ids
-
-    def _tokenizer_adds_bos(self) -> bool:
-        return self.bos_id is not None and self.tokenizer("a")["input_ids"][:1] == [self.bos_id]
 
     def without_eos(self, text: str) -> str:
         """A response without the spellings of EOS at its end, which is written there anyway."""

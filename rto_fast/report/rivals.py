@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rto_fast.report.groups import Group, Study, ground, read_study
-from rto_fast.report.series import IMPLICIT, RETURN, Curve, Points, crossing, curve, farthest, trailing
+from rto_fast.report.series import IMPLICIT, RETURN, Points, crossing, curve, farthest, trailing
 
 WINDOW = 3
 """Rollout batches that one value is averaged over with less than three seeds: a batch alone is noisy, and the first
@@ -36,7 +36,7 @@ def rollouts_to_reach(
         window = 1 if min((len(group.runs) for group in study.groups), default=0) >= 3 else WINDOW
     metric = metric or main_metric(study)
     known = {
-        label: (group, stage, _smooth(found, window))
+        label: (group, stage, trailing(list(zip(found.x, found.mean, strict=True)), window))
         for group, stage, label in members
         if (found := curve(group, stage, metric, EVERY)) is not None
     }
@@ -92,7 +92,3 @@ def main_metric(study: Study) -> str:
 def _needed(curve: Points, target: float) -> float | None:
     """Where the curve reaches the target; 0 where it begins there."""
     return 0.0 if curve[0][1] >= target else crossing(curve, target)
-
-
-def _smooth(found: Curve, window: int) -> list[tuple[float, float]]:
-    return trailing(list(zip(found.x, found.mean, strict=True)), window)

@@ -132,16 +132,12 @@ class _Search:
     def run(self, progress: Callable[[int], None] | None) -> list[list[Hypothesis]]:
         while self.waiting or self.slots:
             if self.waiting and 2 * len(self.slots) <= self.num_slots:
-                self._admit()
+                for i in admit(self.lanes, self.prompts, self.waiting, len(self.slots), self.num_slots):
+                    self.slots.append(_Slot(i, self.num_beams, self.prompts[i][-1], len(self.prompts[i]) - 1))
             num_done = self._step()
             if progress is not None and num_done:
                 progress(num_done)
         return self.results
-
-    def _admit(self) -> None:
-        """Fill the free slots with the longest waiting prompts, each on its slot's first row."""
-        for i in admit(self.lanes, self.prompts, self.waiting, len(self.slots), self.num_slots):
-            self.slots.append(_Slot(i, self.num_beams, self.prompts[i][-1], len(self.prompts[i]) - 1))
 
     def _step(self) -> int:
         """One token for every beam; returns how many prompts it finished."""

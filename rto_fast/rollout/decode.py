@@ -89,7 +89,8 @@ class _Decoder:
         while self.waiting or self.owners:
             # refilling at half measured best: sooner mixes old rows with new, and attention is as wide as the oldest
             if self.waiting and 2 * len(self.owners) <= self.max_batch:
-                self._admit()
+                self.owners += admit([self.lanes], self.prompts, self.waiting, len(self.owners), self.max_batch)
+                self._upload()
             num_finished = self._step()
             if progress is not None and num_finished:
                 progress(num_finished)
@@ -101,11 +102,6 @@ class _Decoder:
             Completion(list(p), r, lp, f)
             for p, r, lp, f in zip(self.prompts, self.responses, logprobs, self.finish, strict=True)
         ]
-
-    def _admit(self) -> None:
-        """Fill the free rows with the longest waiting prompts."""
-        self.owners += admit([self.lanes], self.prompts, self.waiting, len(self.owners), self.max_batch)
-        self._upload()
 
     def _upload(self) -> None:
         """The rows have changed: send their last tokens, positions and places to the device again."""

@@ -1,5 +1,7 @@
 """What was run, and what came out, before anything else."""
 
+from itertools import islice
+
 from rto_fast.config.depends import flat
 from rto_fast.report import pool
 from rto_fast.report.groups import Group, Study, differences, each
@@ -44,20 +46,16 @@ def _tiles(study: Study, group: Group) -> str:
         if rival:
             value = percent(wins[rival]["mean"], wins[rival]["ci95"])
             found.append((value, f"of held-out prompts: <b>{text(hero, 40)}</b> beats <b>{text(rival, 40)}</b>"))
-    found += _reach_tile(study, group)
+    for rival, row in islice(rto_catches_up(study, [group]), 1):
+        after = f"{row['rollouts']:,.0f} of {row['rival_rollouts']:,.0f}"
+        words = f"of the rollouts: <b>rto</b> reaches {rival}'s final return after {after}"
+        found.append((ratio(row["share"]), words))
     auc = pool.figures(group, "credit_auc").get("credit_auc")
     if auc:
         value = figure(auc["mean"], auc["ci95"])
         found.append((value, "AUC: DPO's token reward tells right tokens from wrong ones"))
     tiles = "".join(f"<p><strong>{v}</strong> {words}</p>" for v, words in found)
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
-
-
-def _reach_tile(study: Study, group: Group) -> list[tuple[str, str]]:
-    for rival, row in rto_catches_up(study, [group]):
-        after = f"{row['rollouts']:,.0f} of {row['rival_rollouts']:,.0f}"
-        return [(ratio(row["share"]), f"of the rollouts: <b>rto</b> reaches {rival}'s final return after {after}")]
-    return []
 
 
 def ratio(share: float) -> str:

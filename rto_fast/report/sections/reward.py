@@ -9,7 +9,7 @@ from rto_fast.report.read import mapping
 from rto_fast.report.scatter import Point, plane
 from rto_fast.report.sections.learning import comparable, members_of
 from rto_fast.report.sections.results import sweep_label
-from rto_fast.report.series import IMPLICIT, RETURN, Curve, curve
+from rto_fast.report.series import IMPLICIT, RETURN, curve
 
 PARTS = {"dense": "tokens", "score": "score", "kl": "KL"}
 MAX_CHARTS = 14
@@ -41,7 +41,7 @@ def _table(study: Study) -> str:
     """Last values of every part, per token, and how often the clip cut."""
     rows = []
     for group, stage, label in study.members()[:MAX_CHARTS]:
-        last = lambda name, g=group, s=stage: _last(curve(g, s, name))  # noqa: E731
+        last = lambda name, g=group, s=stage: (c := curve(g, s, name)) and c.mean[-1]  # noqa: E731
         parts = [(last(f"reward/{part}_mean"), last(f"reward/{part}_abs")) for part in PARTS]
         cells = [f"{num(mean)}<small>{num(size)}</small>" for mean, size in parts]
         cut = last("reward/dense_clipped")
@@ -49,10 +49,6 @@ def _table(study: Study) -> str:
     head = ["", *(f"{name}<small>magnitude</small>" for name in PARTS.values()), "clipped", "critic explains"]
     said = note("Means per token in the last batch, the mean magnitude below each.")
     return table(head, rows, "Reward components in the last batch", "numbers") + said
-
-
-def _last(found: Curve | None) -> float | None:
-    return None if found is None else found.mean[-1]
 
 
 def frontier(study: Study) -> str:
