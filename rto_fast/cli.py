@@ -153,19 +153,16 @@ def _status(work: Callable[[list[str]], object], args: list[str], interrupted: s
     try:
         work([word for word in args if word != TRACEBACK])
         sys.stdout.flush()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if viewer and isinstance(error, BrokenPipeError):
             discard(sys.stdout)  # python must not complain about it while closing stdout
             return 0
         if TRACEBACK in args:
             traceback.print_exception(error)
         Unread(sys.stdout).flush()
-        print(f"rto_fast: error: {one_line(error) or type(error).__name__}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        if TRACEBACK in args:
-            traceback.print_exc()
-        print("rto_fast: error: memory ran out; give fewer rows, such as with --data.max-rows", file=sys.stderr)
+        full = "memory ran out; give fewer rows, such as with --data.max-rows"
+        said = full if isinstance(error, MemoryError) else one_line(error) or type(error).__name__
+        print(f"rto_fast: error: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nrto_fast: interrupted. {interrupted}", file=sys.stderr)

@@ -34,10 +34,10 @@ def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         known = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        said = f"no {name!r}{_nearest(name, known)}"
         if os.path.lexists(name):
-            said = f"{name!r} is {irregular(name) or _unlike_a_recipe(name)}"
-        else:
-            said = f"no {name!r}{_nearest(name, known)}"
+            other = "a file whose name does not end in .toml" if os.path.exists(name) else "a link that leads nowhere"
+            said = f"{name!r} is {irregular(name) or other}"
         raise ValueError(f"recipe: {said}; recipes: {', '.join(known)}, or a .toml file")
     values = read_toml(path, f"recipe {name}")
     base = values.pop("extends", None)
@@ -46,10 +46,6 @@ def _values(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(base, str) or base in (*seen, name):
         raise ValueError(f"recipe {name}: extends must name another recipe, got {base!r}")
     return _merged(_values(base, (*seen, name)), values)
-
-
-def _unlike_a_recipe(name: str) -> str:
-    return "a file whose name does not end in .toml" if os.path.exists(name) else "a link that leads nowhere"
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -113,14 +109,11 @@ def _typed(value: Any, item: dataclasses.Field, default: Any, where: str) -> Any
     if not _fits(value, item.type):
         if _fits((value,), item.type):
             raise ValueError(f"{where} must be a list, got {value!r}; write [{value!r}]")
-        choices = [str(c) for part in (item.type, *typing.get_args(item.type)) for c in _choices(part)]
+        literals = [part for part in (item.type, *typing.get_args(item.type)) if typing.get_origin(part) is Literal]
+        choices = [str(c) for part in literals for c in typing.get_args(part)]
         wanted = f"one of {', '.join(choices)}" if choices else _words(item.type)
         raise ValueError(f"{where} must be {wanted}, got {value!r}{_nearest(str(value), choices)}")
     return value
-
-
-def _choices(annotation: Any) -> tuple:
-    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -92,12 +92,8 @@ class SamplingConfig:
         check(self.temperature >= 0, "sampling.temperature", "0 or more", self.temperature)
         check(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
         check(self.top_k is None or self.top_k >= 1, "sampling.top_k", "at least 1", self.top_k)
-        check(
-            self.max_new_tokens is None or self.max_new_tokens >= 1,
-            "sampling.max_new_tokens",
-            "positive",
-            self.max_new_tokens,
-        )
+        new = self.max_new_tokens
+        check(new is None or new >= 1, "sampling.max_new_tokens", "positive", new)
         check(self.batch_size >= 1, "sampling.batch_size", "at least 1", self.batch_size)
 
 
@@ -123,12 +119,8 @@ class CriticConfig:
         check(self.clip > 0, "rto.critic.clip", "positive (none = no clip)", self.clip)
         check(self.coef >= 0, "rto.critic.coef", "0 or more", self.coef)
         check(self.warmup_iterations >= 0, "rto.critic.warmup_iterations", "0 or more", self.warmup_iterations)
-        check(
-            self.kind == "separate" or self.model is None,
-            "rto.critic.model",
-            f"unset for critic.kind = {self.kind}",
-            self.model,
-        )
+        unset = f"unset for critic.kind = {self.kind}"
+        check(self.kind == "separate" or self.model is None, "rto.critic.model", unset, self.model)
 
 
 @dataclass(frozen=True)

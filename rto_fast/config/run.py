@@ -61,12 +61,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self.max_prompt >= 1, "data.max_prompt", "at least 1", self.max_prompt)
-        check(
-            self.max_length > self.max_prompt,
-            "data.max_length",
-            f"above max_prompt = {self.max_prompt}",
-            self.max_length,
-        )
+        above = f"above max_prompt = {self.max_prompt}"
+        check(self.max_length > self.max_prompt, "data.max_length", above, self.max_length)
         check(self.held_out >= 0, "data.held_out", "0 or more", self.held_out)
         check(self.max_rows is None or self.max_rows > 0, "data.max_rows", "positive", self.max_rows)
 

@@ -1,9 +1,9 @@
 """Rows to token ids: what is cut, what is dropped, and how long the rest is."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 from rto_fast.data.held_out import HeldOut
 from rto_fast.data.template import Template
@@ -51,33 +51,26 @@ class EncodingReport:
     """For "prompt", then "chosen" and "rejected" or "response": {"min", "10%", "50%", "90%", "99%", "max", "sum"} of
     the kept rows' numbers of tokens."""
 
-    def lines(self) -> list[str]:
-        """The report for people."""
-        out = [f"kept {len(self.kept)} of {self.rows} rows"]
-        out += [f"dropped {n}: {reason}" for reason, n in sorted(self.dropped.items(), key=lambda x: -x[1])]
-        out += [f"prompts cut at the left: {self.truncated_prompts}"] if self.truncated_prompts else []
-        if self.literal_specials:
-            out.append(f"rows that spell out a special token (kept as plain text): {self.literal_specials}")
-        return out
+
+class Options(TypedDict, total=False):
+    """What every `encode_...` takes by name."""
+
+    max_length: Required[int]
+    """A row is dropped when prompt + response (either of two) is longer; responses are never cut, for one without its
+    EOS would teach not to stop."""
+    max_prompt: int | None
+    """A longer prompt keeps its BOS and its last tokens, max_prompt together; None (the default): max_length // 2. It
+    is cut the same way for every stage, whatever the response, so that all of them see one prompt."""
+    without: HeldOut | None
+    """Prompts that are held out: a row that asks one is dropped."""
+    field: str
+    """What the rows are called in errors; "data" by default."""
 
 
 def encode_pairs(
-    pairs: Sequence,
-    template: Template,
-    *,
-    max_length: int,
-    max_prompt: int | None = None,
-    without: HeldOut | None = None,
-    field: str = "data",
+    pairs: Sequence, template: Template, **options: Unpack[Options]
 ) -> tuple[list[EncodedPair], EncodingReport]:
     """`Pair`s -> token ids.
-
-    max_prompt  a longer prompt keeps its BOS and its last tokens, max_prompt together; None: max_length // 2.
-                It is cut the same way for every stage, whatever the response, so that all of them see one prompt
-    max_length  a row is dropped when prompt + response (either of two) is longer; responses are never cut, for one
-                without its EOS would teach not to stop
-    without     prompts that are held out: a row that asks one is dropped
-    field       what the rows are called in errors
 
     Dropped, by reason: "response does not fit", "empty response" (nothing but EOS), "responses equal as tokens",
     "special token in the text" (of a response, by a tokenizer that cannot be kept from it), "refused by the chat
@@ -87,47 +80,36 @@ def encode_pairs(
     Raises ValueError when nothing is left, with the counts; when max_prompt is not below max_length, for a prompt that
     fills the context leaves no room for a response.
     """
-    return _encode(pairs, template, ("chosen", "rejected"), EncodedPair, max_length, max_prompt, without, field)
+    return _encode(pairs, template, ("chosen", "rejected"), EncodedPair, **options)
 
 
 def encode_demonstrations(
-    demonstrations: Sequence,
-    template: Template,
-    *,
-    max_length: int,
-    max_prompt: int | None = None,
-    without: HeldOut | None = None,
-    field: str = "data",
+    demonstrations: Sequence, template: Template, **options: Unpack[Options]
 ) -> tuple[list[EncodedDemonstration], EncodingReport]:
     """`Demonstration`s -> token ids; `Pair`s are taken too, for their chosen answer. As `encode_pairs`."""
     name = "completion" if demonstrations and hasattr(demonstrations[0], "completion") else "chosen"
-    return _encode(demonstrations, template, (name,), EncodedDemonstration, max_length, max_prompt, without, field)
+    return _encode(demonstrations, template, (name,), EncodedDemonstration, **options)
 
 
 def encode_prompts(
-    prompts: Sequence,
-    template: Template,
-    *,
-    max_length: int,
-    max_prompt: int | None = None,
-    without: HeldOut | None = None,
-    field: str = "data",
+    prompts: Sequence, template: Template, **options: Unpack[Options]
 ) -> tuple[list[list[int]], EncodingReport]:
     """Anything with a `prompt` -> the prompt's token ids, cut as in `encode_pairs`; max_length is the context that
     prompt and answer share, of which at least one token stays for the answer."""
-    return _encode(prompts, template, (), lambda prompt: prompt, max_length, max_prompt, without, field)
+    return _encode(prompts, template, (), lambda prompt: prompt, **options)
 
 
 def _encode(
     rows: Sequence,
     template: Template,
     answers: tuple[str, ...],
-    make,
+    make: Callable[..., Any],
+    *,
     max_length: int,
-    max_prompt: int | None,
-    without: HeldOut | None,
-    field: str,
-):
+    max_prompt: int | None = None,
+    without: HeldOut | None = None,
+    field: str = "data",
+) -> tuple[list[Any], EncodingReport]:
     if max_length < 2:
         raise ValueError(f"data.max_length: must be at least 2 (a prompt token and an answer token), got {max_length}")
     if max_prompt is None:
@@ -147,11 +129,12 @@ def _encode(
         if far:
             dropped[TOO_LONG] += far
         chunk = [row for _, row in numbered]
-        prompts, refused = _prompts(template, [row.prompt for row in chunk])
-        refusal = refusal or refused
+        refused: dict[int, str] = {}
+        prompts = template.prompts([row.prompt for row in chunk], refused)
+        refusal = refusal or next(iter(refused.values()), "")
         encoded = [template.responses([getattr(r, name) for r in chunk], [r.prompt for r in chunk]) for name in answers]
-        for (i, row), prompt, *responses in zip(numbered, prompts, *encoded, strict=True):
-            short = None if prompt is None else _cut_left(prompt, max_prompt, template.bos_id)
+        for place, ((i, row), prompt, *responses) in enumerate(zip(numbered, prompts, *encoded, strict=True)):
+            short = None if place in refused else _cut_left(prompt, max_prompt, template.bos_id)
             reason = _reason(template, short, responses, max_length)
             if reason is None and without is not None and without.holds(row, short):
                 reason = HeldOut.REASON
@@ -199,13 +182,6 @@ def _chunks(rows: Sequence, answers: tuple[str, ...], longest: int) -> Iterator[
         chunk.append((i, row))
         characters += sum(lengths)
     yield chunk, far
-
-
-def _prompts(template: Template, conversations: list) -> tuple[list[list[int] | None], str]:
-    """The prompts' ids, None for one that the chat template refuses, and what the first refusal said."""
-    refused: dict[int, str] = {}
-    ids = template.prompts(conversations, refused)
-    return [None if i in refused else x for i, x in enumerate(ids)], next(iter(refused.values()), "")
 
 
 def _cut_left(prompt: list[int], max_prompt: int, bos_id: int | None) -> list[int]:

@@ -49,10 +49,9 @@ def check_same_tokenizer(a, b, name_a: str = "the policy", name_b: str = "the DP
     if (one.vocab, one.size) != (two.vocab, two.size):
         what = _first_difference(a, b, name_a, name_b)
         fix = "use models that were trained from the same base model"
-    elif one.bos != two.bos:
-        what, fix = f"BOS is {one.bos!r} for {name_a} and {two.bos!r} for {name_b}", same
-    elif one.eos != two.eos:
-        what, fix = f"EOS is {one.eos!r} for {name_a} and {two.eos!r} for {name_b}", same
+    elif (one.bos, one.eos) != (two.bos, two.eos):
+        name, x, y = ("BOS", one.bos, two.bos) if one.bos != two.bos else ("EOS", one.eos, two.eos)
+        what, fix = f"{name} is {x!r} for {name_a} and {y!r} for {name_b}", same
     else:
         has = [name for name, print_ in ((name_a, one), (name_b, two)) if print_.chat_template]
         what = "their chat templates differ" if len(has) == 2 else f"only {has[0]} has a chat template"

@@ -3,18 +3,13 @@
 import shutil
 from collections.abc import Sequence
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 _DIM, _GREEN, _BOLD, _RED, _OFF = "\033[2m", "\033[32m", "\033[1m", "\033[31m", "\033[0m"
 
 
-def _byte_letters() -> dict[str, int]:
-    """Character -> byte of byte-level vocabularies (GPT-2's): a printable byte is its own, the others follow from
-    code point 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_letters()
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+"""Character -> byte of byte-level vocabularies (GPT-2's)."""
 
 
 class TokenPrinter:

@@ -70,7 +70,7 @@ class Template:
         self._lead = " " if self.style == "plain" else ""
         # texts that the chat template wrote before they came here
         self._written = self.style == "none" and parse_special and bool(tokenizer.chat_template)
-        self._adds_bos = self.style != "chat" and not self._written or self._tokenizer_adds_bos()
+        self._adds_bos = self.style != "chat" and not self._written or tokenizer("a")["input_ids"][:1] == [self.bos_id]
         self._marks_of_chat = _MARKS if self.style != "none" else ()
         if self.style == "chat" or self._written:
             self._read_assistant_turn()
@@ -129,18 +129,15 @@ class Template:
     def responses(self, texts: Sequence[str], prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of each response to the prompt beside it, EOS last. A response that is nothing but EOS is empty."""
         bodies = [self.without_eos(text) for text in texts]
-        ids: list[list[int]] = [[] for _ in texts]
         fresh = [i for i, messages in enumerate(prompts) if not messages]
         going_on = [i for i, messages in enumerate(prompts) if messages]
-        for i, x in zip(fresh, self._encode([bodies[i] for i in fresh]), strict=True):
-            ids[i] = x
         led = [
             bodies[i] if self.style == "none" or _is_raw(prompts[i]) else self._lead + bodies[i].lstrip()
             for i in going_on
         ]
-        for i, x in zip(going_on, self._continue(led), strict=True):
-            ids[i] = x
-        return [[*x, self.eos_id] if body.strip() else [] for x, body in zip(ids, bodies, strict=True)]
+        ids = dict(zip(fresh, self._encode([bodies[i] for i in fresh]), strict=True))
+        ids |= zip(going_on, self._continue(led), strict=True)
+        return [[*ids[i], self.eos_id] if body.strip() else [] for i, body in enumerate(bodies)]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """`prompts` for one."""
@@ -216,9 +213,6 @@ class Template:
         if start or self._adds_bos or not messages or (_is_raw(messages) and not self._written):
             return [self.bos_id, *ids[start:]]
         return ids
-
-    def _tokenizer_adds_bos(self) -> bool:
-        return self.bos_id is not None and self.tokenizer("a")["input_ids"][:1] == [self.bos_id]
 
     def without_eos(self, text: str) -> str:
         """A response without the spellings of EOS at its end, which is written there anyway."""

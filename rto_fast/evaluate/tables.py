@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rto_fast.evaluate.length_control import length_controlled
 from rto_fast.evaluate.policies import Evaluation, interval
 from rto_fast.evaluate.report import COLUMNS, table
-from rto_fast.evaluate.stats import Estimate, mean_estimate, win_rate, wins
+from rto_fast.evaluate.stats import Estimate, length_controlled, mean_estimate, win_rate, wins
 
 Outcomes = Mapping[tuple[str, str], np.ndarray]
 """For a pair of policies (prompts,): 1 the first's answer is better, 0 the second's, 0.5 a tie, NaN nobody knows."""

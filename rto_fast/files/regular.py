@@ -30,7 +30,8 @@ def irregular(path: str | Path) -> str | None:
 
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading, in bytes. OSError for what is none, without waiting for a pipe's other end."""
-    file = open(path, "rb", opener=_at_once)
+    at_once = getattr(os, "O_NONBLOCK", 0)  # not on Windows
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
     mode = os.fstat(file.fileno()).st_mode
     if not stat.S_ISREG(mode):
         file.close()
@@ -46,10 +47,6 @@ def read_regular(path: str | Path, limit: int) -> bytes:
         size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
         raise OSError(errno.EFBIG, f"it is larger than {size}", str(path))
     return content
-
-
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # not on Windows
 
 
 def _kind(mode: int) -> str:

@@ -6,7 +6,7 @@ its numbers as a table; page.js reads positions from there to show values under 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rto_fast.report.html import num
 
@@ -27,7 +27,6 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     dash: str = ""
-    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class Axis:
 
     low: float
     high: float
-    ticks: list[float] = field(default_factory=list)
+    ticks: list[float]
+    percent: bool = False
 
     def place(self, value: float) -> float:
         return round(1000 * (value - self.low) / (self.high - self.low), 1)
@@ -85,89 +85,78 @@ def lines(
     """A chart of lines. Title, unit, names and labels are HTML."""
     xs = axis([v for s in series for v in s.x], count=4, pad=0.0)
     ys = axis([v for s in series for v in (*s.y, *s.low, *s.high)], count=6, zero=zero)
-    bands = "".join(_band(s, xs, ys) for s in series if len(s.low))
-    strokes = "".join(_stroke(s, xs, ys) for s in series)
-    ends = [(s.label, s.colour, 1000 - ys.place(s.y[-1])) for s in series]
-    rows = _rows(xs, [(s.x, [_value(s, i) for i in range(len(s.x))]) for s in series])
+    marks = "".join(_band(s, xs, ys) for s in series if len(s.low)) + "".join(_stroke(s, xs, ys) for s in series)
+    ends = [1000 - ys.place(s.y[-1]) for s in series]
     tag = ""
     if gap is not None:
         x0, x1, y = xs.place(gap.start), xs.place(gap.end), round(1000 - ys.place(gap.y), 1)
-        strokes += f'<path class="gap" d="M{x0:g} {y:g}H{x1:g}"/><path class="gapend" d="M{x0:g} {y:g}h0"/>'
+        marks += f'<path class="gap" d="M{x0:g} {y:g}H{x1:g}"/><path class="gapend" d="M{x0:g} {y:g}h0"/>'
         tag = f'<span class="gaptag" style="left:{(x0 + x1) / 20:g}%;top:{y / 10:g}%">{gap.label}</span>'
-    names, classes = [(s.label, s.colour) for s in series], " large" if large else ""
-    return _frame(title, unit, x_name, xs, ys, bands + strokes, ends, names, rows, note, tag=tag, classes=classes)
+    rows = _rows(xs, series, [[_value(s, i) for i in range(len(s.x))] for s in series])
+    return frame(title, unit, x_name, xs, ys, marks, rows, series, ends, note, tag, " large" if large else "")
 
 
-def stack(title: str, unit: str, x_name: str, series: Sequence[Line], note: str = "") -> str:
+def stack(title: str, unit: str, x_name: str, series: Sequence[Line]) -> str:
     """Shares of a whole over x, one on top of the other; every line needs the same x."""
     xs = axis(series[0].x, count=4, pad=0.0)
-    ys = Axis(0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0])
+    ys = Axis(0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0], percent=True)
     below = [0.0] * len(series[0].x)
     marks, ends = "", []
     for s in series:
         above = [b + y for b, y in zip(below, s.y, strict=True)]
         marks += _band(Line(s.label, s.x, s.y, s.colour, below, above), xs, ys, "share")
-        ends.append((s.label, s.colour, 1000 - ys.place((below[-1] + above[-1]) / 2)))
+        ends.append(1000 - ys.place((below[-1] + above[-1]) / 2))
         below = above
-    rows = _rows(xs, [(s.x, [f"{100 * y:.0f} %" for y in s.y]) for s in series])
-    return _frame(
-        title,
-        unit,
-        x_name,
-        xs,
-        ys,
-        marks,
-        ends,
-        [(s.label, s.colour) for s in series],
-        rows,
-        note,
-        percent=True,
-        classes=" low",
-    )
+    rows = _rows(xs, series, [[f"{100 * y:.0f} %" for y in s.y] for s in series])
+    return frame(title, unit, x_name, xs, ys, marks, rows, series, ends, kind=" low")
 
 
-def _frame(
+def frame(
     title: str,
     unit: str,
     x_name: str,
     xs: Axis,
     ys: Axis,
     marks: str,
-    ends: list[tuple[str, str, float]],
-    names: list[tuple[str, str]],
     rows: str,
-    note: str,
-    percent: bool = False,
-    tag: str = "",
-    classes: str = "",
+    series: Sequence[Line] = (),
+    ends: Sequence[float] = (),
+    note: str = "",
+    over: str = "",
+    kind: str = "",
+    y_name: str = "",
 ) -> str:
-    height = max({" large": 340, " low": 130}.get(classes, HEIGHT), LABEL * (len(ends) + 1))
+    """A figure: axes, marks (SVG), what lies over them (HTML), and a table of the numbers.
+
+    Its columns are x and the lines of `series`, whose labels stand beside their `ends`; or a point's label, x and y.
+    """
+    height = max({" large": 340, " low": 130}.get(kind, HEIGHT), LABEL * (len(ends) + 1))
+    head = ["", x_name, y_name] if y_name else [x_name]
+    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
+    columns += "".join(f'<th scope="col" class="c-{s.colour}">{s.label}</th>' for s in series)
+    name_x, name_y = tick_label(xs), tick_label(ys)
     grid = "".join(f'<path class="grid" d="M0 {1000 - ys.place(t):g}H1000"/>' for t in ys.ticks)
-    tick = (lambda t: f"{100 * t:.0f} %") if percent else tick_label(ys)
-    left = "".join(f'<span style="top:{(1000 - ys.place(t)) / 10:g}%">{tick(t)}</span>' for t in ys.ticks)
-    name_x = tick_label(xs)
+    left = "".join(f'<span style="top:{(1000 - ys.place(t)) / 10:g}%">{name_y(t)}</span>' for t in ys.ticks)
     bottom = "".join(f'<span style="left:{xs.place(t) / 10:g}%">{name_x(t)}</span>' for t in xs.ticks)
-    leaders, words = _end_labels(ends, height)
-    head = f'<th scope="col">{x_name}</th>'
-    head += "".join(f'<th scope="col" class="c-{c}">{label}</th>' for label, c in names)
     return (
-        f'<figure class="chart{classes}"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
+        f'<figure class="chart{kind}"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
         f'<div class="plot" style="--h:{height}px" tabindex="0" role="group" aria-label="Chart: {title}. '
         f'Arrow keys read the values; the table below holds them all.">'
         f'<div class="ylab" aria-hidden="true">{left}</div>'
         f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">'
-        f"{grid}{marks}</svg>{tag}</div>"
-        f'<div class="ends" aria-hidden="true"><svg viewBox="0 0 10 1000" preserveAspectRatio="none">{leaders}</svg>'
-        f'{words}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
+        f"{grid}{marks}</svg>{over}</div>"
+        f'{_end_labels(series, ends, height)}<div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
         + (f'<p class="note">{note}</p>' if note else "")
         + f'<details class="data"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
-        f'aria-label="Numbers: {title}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'aria-label="Numbers: {title}"><table><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
         f"</details></figure>"
     )
 
 
 def tick_label(scale: Axis):
     """Ticks of one axis share their number of decimals; thousands are written k."""
+    if scale.percent:
+        return lambda t: f"{100 * t:.0f} %"
     step = scale.ticks[1] - scale.ticks[0] if len(scale.ticks) > 1 else abs(scale.high) or 1.0
     most = max((abs(t) for t in scale.ticks), default=0.0)
     if most >= 1e7 or step < 1e-4:
@@ -180,17 +169,19 @@ def tick_label(scale: Axis):
     return lambda t: f"{t:,.{places}f}".replace("-", "−")
 
 
-def _end_labels(ends: list[tuple[str, str, float]], height: int) -> tuple[str, str]:
+def _end_labels(series: Sequence[Line], ends: Sequence[float], height: int) -> str:
     """Labels beside the lines' ends, moved apart, each with a leader to its line."""
-    gap = 1000 * LABEL / height
-    order = sorted(range(len(ends)), key=lambda i: ends[i][2])
-    places = spread_out([ends[i][2] for i in order], gap)
+    if not ends:
+        return ""
+    order = sorted(range(len(ends)), key=lambda i: ends[i])
     leaders = names = ""
-    for i, place in zip(order, places, strict=True):
-        label, colour, true = ends[i]
-        leaders += f'<path class="lead c-{colour}" d="M0 {true:g}L10 {place:.1f}"/>'
-        names += f'<span class="c-{colour}" style="top:{place / 10:.2f}%">{label}</span>'
-    return leaders, names
+    for i, place in zip(order, spread_out([ends[i] for i in order], 1000 * LABEL / height), strict=True):
+        leaders += f'<path class="lead c-{series[i].colour}" d="M0 {ends[i]:g}L10 {place:.1f}"/>'
+        names += f'<span class="c-{series[i].colour}" style="top:{place / 10:.2f}%">{series[i].label}</span>'
+    return (
+        '<div class="ends" aria-hidden="true"><svg viewBox="0 0 10 1000" preserveAspectRatio="none">'
+        f"{leaders}</svg>{names}</div>"
+    )
 
 
 def spread_out(wanted: Sequence[float], gap: float, high: float = 1000.0) -> list[float]:
@@ -205,34 +196,40 @@ def spread_out(wanted: Sequence[float], gap: float, high: float = 1000.0) -> lis
     return places
 
 
-def _stroke(s: Line, xs: Axis, ys: Axis) -> str:
-    path = "M" + "L".join(f"{xs.place(x):g} {1000 - ys.place(y):g}" for x, y in zip(s.x, s.y, strict=True))
-    if len(s.x) == 1:
-        path += "h0"
-    dots = "".join(f"M{xs.place(x):g} {1000 - ys.place(y):g}h0" for x, y in zip(s.x, s.y, strict=True))
+def places(x: Sequence[float], y: Sequence[float], xs: Axis, ys: Axis) -> list[str]:
+    """The points of a line as SVG writes them."""
+    return [f"{xs.place(a):g} {1000 - ys.place(b):g}" for a, b in zip(x, y, strict=True)]
+
+
+def path(s: Line, way: list[str], classes: str) -> str:
     dash = f' stroke-dasharray="{s.dash}"' if s.dash else ""
-    line = f'<path class="line c-{s.colour}"{dash} d="{path}"/>'
-    return line + (f'<path class="dots c-{s.colour}" d="{dots}"/>' if s.dots or len(s.x) == 1 else "")
+    return f'<path class="{classes} c-{s.colour}"{dash} d="M{"L".join(way)}"/>'
+
+
+def dots(s: Line, way: list[str]) -> str:
+    return f'<path class="dots c-{s.colour}" d="{"".join(f"M{at}h0" for at in way)}"/>'
+
+
+def _stroke(s: Line, xs: Axis, ys: Axis) -> str:
+    way = places(s.x, s.y, xs, ys)
+    return path(s, way, "line") if len(way) > 1 else path(s, [f"{way[0]}h0"], "line") + dots(s, way)
 
 
 def _band(s: Line, xs: Axis, ys: Axis, kind: str = "band") -> str:
-    top = [f"{xs.place(x):g} {1000 - ys.place(y):g}" for x, y in zip(s.x, s.high, strict=True)]
-    back = [f"{xs.place(x):g} {1000 - ys.place(y):g}" for x, y in zip(s.x, s.low, strict=True)]
-    return f'<path class="{kind} c-{s.colour}" d="M{"L".join(top)}L{"L".join(reversed(back))}Z"/>'
+    outline = places(s.x, s.high, xs, ys) + places(s.x, s.low, xs, ys)[::-1]
+    return f'<path class="{kind} c-{s.colour}" d="M{"L".join(outline)}Z"/>'
 
 
 def _value(s: Line, i: int) -> str:
-    band = f" ({num(s.low[i])} to {num(s.high[i])})" if len(s.low) else ""
-    return num(s.y[i]) + band
+    return num(s.y[i]) + (f" ({num(s.low[i])} to {num(s.high[i])})" if len(s.low) else "")
 
 
-def _rows(xs: Axis, columns: list[tuple[Sequence[float], list[str]]]) -> str:
+def _rows(xs: Axis, series: Sequence[Line], values: list[list[str]]) -> str:
     """Table rows over the union of all x, with their places on the axis for page.js."""
-    known = [dict(zip(x, shown, strict=True)) for x, shown in columns]
-    grid = sorted({x for x, _ in columns for x in x})
+    known = [dict(zip(s.x, shown, strict=True)) for s, shown in zip(series, values, strict=True)]
     return "".join(
         f'<tr data-x="{xs.place(x):g}"><th scope="row">{num(x, 4) if x % 1 else f"{x:,.0f}"}</th>'
         + "".join(f"<td>{column.get(x, '')}</td>" for column in known)
         + "</tr>"
-        for x in grid
+        for x in sorted({x for s in series for x in s.x})
     )

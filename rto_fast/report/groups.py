@@ -1,10 +1,12 @@
 """Runs of one configuration under several seeds are one group; figures are pooled within a group only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rto_fast.config.depends import flat
+from rto_fast.report.html import text
 from rto_fast.report.read import Run, expand, read_run, setting
 from rto_fast.runs.folder import FREE
 
@@ -79,6 +81,12 @@ def read_study(run_folders: Sequence[Path]) -> Study:
     return Study([Group(letter(i) if many else "", runs) for i, runs in enumerate(lists)], notes)
 
 
+def each(groups: Sequence[Group], make: Callable[[Group], str]) -> str:
+    """What `make` says of every group, under its name where there are several; nothing where it says nothing."""
+    parts = [(group, make(group)) for group in groups]
+    return "".join((f"<h3>{text(g.title, 80)}</h3>" if g.letter else "") + body for g, body in parts if body)
+
+
 def ground(group: Group) -> tuple:
     """Judge, data and model: returns on different ground say nothing about each other."""
     config = group.runs[0].config
@@ -96,14 +104,6 @@ def by_ground(study: Study) -> list[tuple[str, list[Group]]]:
 def letter(index: int) -> str:
     """A to Z, then AA, AB, ..."""
     return (letter(index // 26 - 1) if index >= 26 else "") + chr(65 + index % 26)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
 
 
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:

@@ -94,6 +94,12 @@ def missing(sentence: str) -> str:
     return f'<p class="missing">{sentence}</p>'
 
 
-def section(key: str, title: str, lede: str, body: str) -> str:
+def note(sentence: str) -> str:
+    return f'<p class="note">{sentence}</p>' if sentence else ""
+
+
+def section(key: str, title: str, lede: str, body: str, absent: str = "") -> str:
+    """A section of the page; without a body the line `absent` alone."""
+    lede, body = (lede, body) if body else ("", missing(absent))
     lead = f'<p class="lede">{lede}</p>' if lede else ""
     return f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{title}</h2>{lead}{body}</section>'

@@ -47,24 +47,27 @@ def estimate(value: Any) -> tuple[float, float] | None:
 
 def policies(group: Group) -> dict[str, dict[str, Pooled]]:
     """{policy: {figure: pooled}} over results.json of every seed."""
-    tables = [mapping(run.results.get("policies")) for run in group.runs]
-    names = list(dict.fromkeys(name for table in tables for name in table))[:MAX_POLICIES]
-    return {name: _merge([mapping(table.get(name)) for table in tables]) for name in names}
+    return _by_policy(group, "policies")
 
 
 def win_rates(group: Group, kind: str = "win_rate") -> dict[str, dict[str, Pooled]]:
     """{a: {b: pooled share of prompts on which a beats b}}; `kind` may be length_controlled."""
-    tables = [mapping(run.results.get(kind)) for run in group.runs]
+    return _by_policy(group, kind)
+
+
+def _by_policy(group: Group, key: str) -> dict[str, dict[str, Pooled]]:
+    tables = [mapping(run.results.get(key)) for run in group.runs]
     names = list(dict.fromkeys(name for table in tables for name in table))[:MAX_POLICIES]
-    return {name: _merge([mapping(table.get(name)) for table in tables]) for name in names}
+    return {name: merge([mapping(table.get(name)) for table in tables]) for name in names}
 
 
 def figures(group: Group, *names: str) -> dict[str, Pooled]:
     """Top-level figures of results.json, such as credit_auc."""
-    return _merge([{name: run.results.get(name) for name in names} for run in group.runs])
+    return merge([{name: run.results.get(name) for name in names} for run in group.runs])
 
 
-def _merge(tables: list[dict[str, Any]]) -> dict[str, Pooled]:
+def merge(tables: list[dict[str, Any]]) -> dict[str, Pooled]:
+    """Figures by name, pooled over one table per seed."""
     keys = dict.fromkeys(key for table in tables for key in table)
     found = {key: [e for table in tables if (e := estimate(table.get(key))) is not None] for key in keys}
     return {key: pool(estimates) for key, estimates in found.items() if estimates}

@@ -1,11 +1,11 @@
 """How many rollouts one algorithm needs to reach what another ends with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rto_fast.report.groups import Study, ground, read_study
-from rto_fast.report.series import IMPLICIT, RETURN, Curve, Points, crossing, curve, farthest, trailing
+from rto_fast.report.groups import Group, Study, ground, read_study
+from rto_fast.report.series import IMPLICIT, RETURN, Points, crossing, curve, farthest, trailing
 
 WINDOW = 3
 """Rollout batches that one value is averaged over with less than three seeds: a batch alone is noisy, and the first
@@ -36,7 +36,7 @@ def rollouts_to_reach(
         window = 1 if min((len(group.runs) for group in study.groups), default=0) >= 3 else WINDOW
     metric = metric or main_metric(study)
     known = {
-        label: (group, stage, _smooth(found, window))
+        label: (group, stage, trailing(list(zip(found.x, found.mean, strict=True)), window))
         for group, stage, label in members
         if (found := curve(group, stage, metric, EVERY)) is not None
     }
@@ -71,6 +71,18 @@ def rollouts_to_reach(
     return rows
 
 
+def rto_catches_up(study: Study, groups: Sequence[Group], metric: str | None = None) -> Iterator[tuple[str, dict]]:
+    """(rival, its entry of `rollouts_to_reach`) for every group whose rto reaches the final return of ppo, then of
+    sparse_dpo; a rival that is still going has no final return yet."""
+    label = {(i, stage): name for g, stage, name in study.members() for i, h in enumerate(groups) if g is h}
+    rows = {(r["policy"], r["rival"]): r for r in rollouts_to_reach(study, metric)}
+    for rival in ("ppo", "sparse_dpo"):
+        for i in range(len(groups)):
+            row = rows.get((label.get((i, "rto")), label.get((i, rival))))
+            if row and row["share"] and row["rival_rollouts"] >= row["policy_rollouts"]:
+                yield rival, row
+
+
 def main_metric(study: Study) -> str:
     """What learning curves are judged by: the judge's return where any member logged it, else DPO's reward."""
     logged = any(curve(group, stage, RETURN) for group, stage, _ in study.members())
@@ -80,7 +92,3 @@ def main_metric(study: Study) -> str:
 def _needed(curve: Points, target: float) -> float | None:
     """Where the curve reaches the target; 0 where it begins there."""
     return 0.0 if curve[0][1] >= target else crossing(curve, target)
-
-
-def _smooth(found: Curve, window: int) -> list[tuple[float, float]]:
-    return trailing(list(zip(found.x, found.mean, strict=True)), window)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rto_fast.report.chart import HEIGHT, Line, axis, tick_label
+from rto_fast.report.chart import HEIGHT, Line, axis, dots, frame, path, places
 from rto_fast.report.html import figure, num
 
 WIDTH = 230
@@ -33,50 +33,34 @@ def plane(
     xs = axis([v for p in points for v in (p.x - p.half_x, p.x + p.half_x)] + [v for s in paths for v in s.x], count=4)
     ys = axis([v for p in points for v in (p.y - p.half_y, p.y + p.half_y)] + [v for s in paths for v in s.y], count=6)
     place = lambda x, y: (xs.place(x), round(1000 - ys.place(y), 1))  # noqa: E731
-    marks = "".join(f'<path class="grid" d="M0 {1000 - ys.place(t):g}H1000"/>' for t in ys.ticks)
+    marks = ""
     for s in paths:
-        way = [place(x, y) for x, y in zip(s.x, s.y, strict=True)]
-        dash = f' stroke-dasharray="{s.dash}"' if s.dash else ""
-        marks += f'<path class="line thin c-{s.colour}"{dash} d="M{"L".join(f"{x:g} {y:g}" for x, y in way)}"/>'
-        marks += f'<path class="dots c-{s.colour}" d="{"".join(f"M{x:g} {y:g}h0" for x, y in way)}"/>'
+        way = places(s.x, s.y, xs, ys)
+        marks += path(s, way, "line thin") + dots(s, way)
     for p in points:
-        (x0, y0), (x1, y1), (x, y) = (
-            place(p.x - p.half_x, p.y - p.half_y),
-            place(p.x + p.half_x, p.y + p.half_y),
-            place(p.x, p.y),
-        )
+        x0, y0 = place(p.x - p.half_x, p.y - p.half_y)
+        x1, y1 = place(p.x + p.half_x, p.y + p.half_y)
+        x, y = place(p.x, p.y)
         marks += f'<path class="whisker c-{p.colour}" d="M{x0:g} {y:g}H{x1:g}M{x:g} {y0:g}V{y1:g}"/>'
         marks += f'<path class="point c-{p.colour}" d="M{x:g} {y:g}h0"/>'
         marks += f'<path class="hole" d="M{x:g} {y:g}h0"/>' if p.hollow else ""
-    dots = [place(x, y) for s in paths for x, y in zip(s.x, s.y, strict=True)]
+    batches = [(s.label, x, y) for s in paths for x, y in zip(s.x, s.y, strict=True)]
     labelled = [(p.label, p.colour, *place(p.x, p.y)) for p in points]
     labelled += [(s.label, s.colour, *place(s.x[-1], s.y[-1])) for s in paths]
-    rows = "".join(
-        _row(p.label, place(p.x, p.y), figure(p.x, p.half_x), figure(p.y, p.half_y)) for p in points
-    ) + "".join(_row(s.label, place(x, y), num(x), num(y)) for s in paths for x, y in zip(s.x, s.y, strict=True))
-    left = "".join(f'<span style="top:{(1000 - ys.place(t)) / 10:g}%">{tick_label(ys)(t)}</span>' for t in ys.ticks)
-    bottom = "".join(f'<span style="left:{xs.place(t) / 10:g}%">{tick_label(xs)(t)}</span>' for t in xs.ticks)
-    return (
-        f'<figure class="chart plane"><figcaption><b>{title}</b> <span class="unit">{unit}</span></figcaption>'
-        f'<div class="plot" style="--h:{HEIGHT}px" tabindex="0" role="group" aria-label="Chart: {title}. Arrow keys '
-        f'read the values; the table below holds them all."><div class="ylab" aria-hidden="true">{left}</div>'
-        f'<div class="area"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
-        f'{labels(labelled, dots)}</div><div class="xlab" aria-hidden="true">{bottom}<em>{x_name}</em></div></div>'
-        + (f'<p class="note">{note}</p>' if note else "")
-        + f'<details class="data"><summary>Numbers</summary><div class="scroll tall" tabindex="0" role="region" '
-        f'aria-label="Numbers: {title}"><table><thead><tr><th scope="col"></th><th scope="col">{x_name}</th>'
-        f'<th scope="col">{y_name}</th></tr></thead><tbody>{rows}</tbody></table></div></details></figure>'
-    )
+    rows = "".join(_row(p.label, place(p.x, p.y), figure(p.x, p.half_x), figure(p.y, p.half_y)) for p in points)
+    rows += "".join(_row(label, place(x, y), num(x), num(y)) for label, x, y in batches)
+    over = labels(labelled, [place(x, y) for _, x, y in batches])
+    return frame(title, unit, x_name, xs, ys, marks, rows, note=note, over=over, kind=" plane", y_name=y_name)
 
 
 def _row(label: str, place: tuple[float, float], x: str, y: str) -> str:
     return f'<tr data-x="{place[0]:g}" data-y="{place[1]:g}"><th scope="row">{label}</th><td>{x}</td><td>{y}</td></tr>'
 
 
-def labels(wanted: Sequence[tuple[str, str, float, float]], dots: Sequence[tuple[float, float]]) -> str:
+def labels(wanted: Sequence[tuple[str, str, float, float]], others: Sequence[tuple[float, float]]) -> str:
     """A label beside each (label, colour, x, y), where it is the farthest from covering a point or another label."""
     taken = [(x * WIDTH / 1000 - 6, y * HEIGHT / 1000 - 6, 12.0, 12.0) for _, _, x, y in wanted]
-    taken += [(x * WIDTH / 1000 - 2, y * HEIGHT / 1000 - 2, 4.0, 4.0) for x, y in dots]
+    taken += [(x * WIDTH / 1000 - 2, y * HEIGHT / 1000 - 2, 4.0, 4.0) for x, y in others]
     out = ""
     for label, colour, x, y in wanted:
         size = LETTER * len(label)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from rto_fast.evaluate.stats import over_seeds
 from rto_fast.report.groups import Group
 from rto_fast.report.read import Run, number, setting
@@ -105,14 +107,7 @@ def thin(values: list[float], size: int) -> list[float]:
 
 def interpolate(known: Points, grid: Sequence[float]) -> list[float]:
     """Values at every place of the sorted grid, straight between the known ones, constant outside."""
-    out, i = [], 0
-    for x in grid:
-        while i + 1 < len(known) and known[i + 1][0] <= x:
-            i += 1
-        (x0, y0), (x1, y1) = known[i], known[min(i + 1, len(known) - 1)]
-        share = min(max((x - x0) / (x1 - x0), 0.0), 1.0) if x1 > x0 else 0.0
-        out.append(y0 + share * (y1 - y0))
-    return out
+    return np.interp(grid, *zip(*known, strict=True)).tolist()
 
 
 def crossing(known: Points, target: float) -> float | None:

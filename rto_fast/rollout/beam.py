@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rto_fast.rollout.lane import Lanes, check_prompts, eval_mode, models_of
+from rto_fast.rollout.lane import Lanes, admit, check_prompts, eval_mode, models_of
 from rto_fast.rollout.mixture import Mixture
 
 
@@ -122,35 +122,22 @@ class _Search:
         self.max_new_tokens, self.length_penalty, self.bounded = max_new_tokens, length_penalty, reference is None
         self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         self.num_slots = min(max(1, max_batch // num_beams), len(prompts))
-        rows, longest = self.num_slots * num_beams, max((len(p) for p in prompts), default=0)
-        capacity = longest + min(64, max_new_tokens)
-        self.lanes = Lanes(model, rows, capacity)
-        self.reference = None if reference is None else Lanes(reference, rows, capacity)
+        capacity = max((len(p) for p in prompts), default=0) + min(64, max_new_tokens)
+        models = [model] if reference is None else [model, reference]
+        self.lanes = [Lanes(m, self.num_slots * num_beams, capacity, num_beams) for m in models]
+        """Of the policy, and of the reference where there is one."""
         self.slots: list[_Slot] = []
         self.results: list[list[Hypothesis]] = [[] for _ in prompts]
 
     def run(self, progress: Callable[[int], None] | None) -> list[list[Hypothesis]]:
         while self.waiting or self.slots:
             if self.waiting and 2 * len(self.slots) <= self.num_slots:
-                self._admit()
+                for i in admit(self.lanes, self.prompts, self.waiting, len(self.slots), self.num_slots):
+                    self.slots.append(_Slot(i, self.num_beams, self.prompts[i][-1], len(self.prompts[i]) - 1))
             num_done = self._step()
             if progress is not None and num_done:
                 progress(num_done)
         return self.results
-
-    def _admit(self) -> None:
-        """Fill the free slots with the longest waiting prompts, each on its slot's first row."""
-        while self.waiting and len(self.slots) < self.num_slots:
-            length = len(self.prompts[self.waiting[-1]]) - 1
-            room = min(self.num_slots - len(self.slots), max(1, self.lanes.prefill_tokens // max(1, length)))
-            chosen = [self.waiting.pop() for _ in range(min(room, len(self.waiting)))]
-            for lanes in self._all_lanes():
-                lanes.prefill([self.prompts[i] for i in chosen], len(self.slots) * self.num_beams, self.num_beams)
-            for i in chosen:
-                self.slots.append(_Slot(i, self.num_beams, self.prompts[i][-1], len(self.prompts[i]) - 1))
-
-    def _all_lanes(self) -> list[Lanes]:
-        return [self.lanes] if self.reference is None else [self.lanes, self.reference]
 
     def _step(self) -> int:
         """One token for every beam; returns how many prompts it finished."""
@@ -174,19 +161,18 @@ class _Search:
         """Let row b go on from what row source[b] has seen."""
         moves = [(old, new) for new, old in enumerate(source) if old != new]
         if moves:
-            for lanes in self._all_lanes():
+            for lanes in self.lanes:
                 lanes.move_rows(*map(list, zip(*moves, strict=True)))
 
     def _candidates(self) -> np.ndarray:
         """(A, 4, N) float64: sum, token, parent beam and token score of each prompt's best extensions, best first."""
         beams = self.num_beams
         data = [(slot.tokens[j], slot.position, slot.sums[j]) for slot in self.slots for j in range(beams)]
-        rows = torch.tensor(data, dtype=torch.float64).to(self.lanes.device)
+        rows = torch.tensor(data, dtype=torch.float64).to(self.lanes[0].device)
         tokens, positions = rows[:, 0].long(), rows[:, 1].long()
         width = max(slot.position for slot in self.slots) + 1
-        scores = self.lanes.step(tokens, positions, width).float().log_softmax(-1)
-        if self.reference is not None:
-            theirs = self.reference.step(tokens, positions, width).float().log_softmax(-1)
+        scores, *others = (lanes.step(tokens, positions, width).float().log_softmax(-1) for lanes in self.lanes)
+        for theirs in others:
             # what the policy rules out stays ruled out, also where the reference does so too (-inf - -inf)
             scores = torch.where(scores.isneginf(), scores, scores - theirs)
         # K others live on, whichever EOS tokens are ahead of them

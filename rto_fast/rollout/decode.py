@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rto_fast.rollout.lane import Lanes, check_prompts, eval_mode, models_of
+from rto_fast.rollout.lane import Lanes, admit, check_prompts, eval_mode, models_of
 from rto_fast.rollout.mixture import Mixture
 from rto_fast.rollout.sampling import Sampling, draw, uniform_streams
 
@@ -89,7 +89,8 @@ class _Decoder:
         while self.waiting or self.owners:
             # refilling at half measured best: sooner mixes old rows with new, and attention is as wide as the oldest
             if self.waiting and 2 * len(self.owners) <= self.max_batch:
-                self._admit()
+                self.owners += admit([self.lanes], self.prompts, self.waiting, len(self.owners), self.max_batch)
+                self._upload()
             num_finished = self._step()
             if progress is not None and num_finished:
                 progress(num_finished)
@@ -101,16 +102,6 @@ class _Decoder:
             Completion(list(p), r, lp, f)
             for p, r, lp, f in zip(self.prompts, self.responses, logprobs, self.finish, strict=True)
         ]
-
-    def _admit(self) -> None:
-        """Fill the free rows with the longest waiting prompts."""
-        while self.waiting and len(self.owners) < self.max_batch:
-            length = len(self.prompts[self.waiting[-1]]) - 1
-            room = min(self.max_batch - len(self.owners), max(1, self.lanes.prefill_tokens // max(1, length)))
-            chosen = [self.waiting.pop() for _ in range(min(room, len(self.waiting)))]
-            self.lanes.prefill([self.prompts[i] for i in chosen], len(self.owners))
-            self.owners += chosen
-        self._upload()
 
     def _upload(self) -> None:
         """The rows have changed: send their last tokens, positions and places to the device again."""

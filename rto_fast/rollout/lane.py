@@ -6,6 +6,7 @@ B rows being decoded now, V vocabulary.
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,15 @@ def models_of(model: nn.Module | Mixture) -> tuple[nn.Module, ...]:
 class Lanes:
     """A model, or the models of a mixture, with one cache each; row b of every cache is the same sequence."""
 
-    def __init__(self, model: nn.Module | Mixture, max_rows: int, capacity: int):
+    def __init__(self, model: nn.Module | Mixture, max_rows: int, capacity: int, row_step: int = 1):
+        self.row_step = row_step
+        """Rows from one prompt to the next."""
         self.mixture = model if isinstance(model, Mixture) else None
         self.lanes = [_Lane(m, max_rows, capacity) for m in models_of(model)]
         self.device = self.lanes[0].device
         self.prefill_tokens = _PREFILL_TOKENS.get(self.device.type, 16384)
 
-    def prefill(self, prompts: Sequence[list[int]], first_row: int, row_step: int = 1) -> None:
+    def prefill(self, prompts: Sequence[list[int]], first_row: int) -> None:
         """Write the prompts without their last tokens to rows first_row, first_row + row_step, ...
 
         The longest prompt comes first. Each last token is the first step's input.
@@ -42,7 +45,7 @@ class Lanes:
         # padding on the right needs no mask: causal attention never looks there, and later writes cover it
         ids = torch.tensor([p[:-1] + [0] * (length + 1 - len(p)) for p in prompts], device=self.device)
         for lane in self.lanes:
-            lane.prefill(ids, first_row, row_step)
+            lane.prefill(ids, first_row, self.row_step)
 
     def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
         """Append tokens (B,) at positions (B,) to rows 0 ... B-1 -> (B, V) next-token logits."""
@@ -54,6 +57,24 @@ class Lanes:
         rows = torch.tensor([source, target]).to(self.device)
         for lane in self.lanes:
             lane.cache.move_rows(*rows.unbind(0))
+
+
+def admit(
+    lanes: Sequence[Lanes], prompts: Sequence[list[int]], waiting: list[int], used: int, places: int
+) -> list[int]:
+    """Prefill the last, longest prompts of `waiting` until all places are used, and return which they are.
+
+    A place is a row, or `row_step` rows of which the first is filled.
+    """
+    admitted: list[int] = []
+    while waiting and used + len(admitted) < places:
+        place, length = used + len(admitted), len(prompts[waiting[-1]]) - 1
+        room = min(places - place, max(1, lanes[0].prefill_tokens // max(1, length)))
+        chosen = [waiting.pop() for _ in range(min(room, len(waiting)))]
+        for each in lanes:
+            each.prefill([prompts[i] for i in chosen], place * each.row_step)
+        admitted += chosen
+    return admitted
 
 
 class _Lane:
@@ -131,25 +152,16 @@ def check_prompts(
     if max_batch < 1:
         raise ValueError(f"{op}: max_batch must be >= 1, got {max_batch}")
     own = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
-    limits = {
-        "max_position_embeddings": min((n for n in own if n is not None), default=None),
-        "max_context": max_context,
-    }
-    limits = {name: limit for name, limit in limits.items() if limit is not None}
-    name = min(limits, key=limits.get, default=None)
+    limits = [(n, "max_position_embeddings") for n in own] + [(max_context, "max_context")]
+    limit, name = min(((n, name) for n, name in limits if n is not None), default=(inf, ""))
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"{op}: prompts[{i}] is empty; give at least one token, such as BOS")
-        if name is not None and len(prompt) + max_new_tokens > limits[name]:
-            room = limits[name] - max_new_tokens
+        if (room := limit - max_new_tokens) < len(prompt):
+            shorten = f"shorten the prompt to {room} tokens or " if room > 0 else ""
             raise ValueError(
                 f"{op}: prompts[{i}] has {len(prompt)} tokens, and with max_new_tokens={max_new_tokens} "
-                f"exceeds {name}={limits[name]}; "
-                + (
-                    f"shorten the prompt to {room} tokens or lower max_new_tokens"
-                    if room > 0
-                    else "lower max_new_tokens"
-                )
+                f"exceeds {name}={limit}; {shorten}lower max_new_tokens"
             )
 
 

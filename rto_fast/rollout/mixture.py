@@ -24,14 +24,13 @@ class Mixture:
 
     def __post_init__(self):
         if len(self.models) != len(self.weights) or not self.models:
-            raise ValueError(
-                f"Mixture: weights must be one per model, got {len(self.weights)} for {len(self.models)} models"
-            )
+            got = f"{len(self.weights)} for {len(self.models)} models"
+            raise ValueError(f"Mixture: weights must be one per model, got {got}")
         if not all(isfinite(w) and w for w in self.weights):
             raise ValueError(
                 f"Mixture: weights must be finite and not 0, got {self.weights}; leave a model out instead"
             )
-        sizes = [_vocab_size(model) for model in self.models]
+        sizes = [model.get_output_embeddings().weight.shape[0] for model in self.models]
         if len(set(sizes)) > 1:
             raise ValueError(
                 f"Mixture: the models must have one vocabulary, got {' and '.join(map(str, sizes))} tokens; use models "
@@ -76,7 +75,3 @@ def realign(base: nn.Module, proxy: nn.Module, reference: nn.Module, strength: f
     Mixture(tuple(weights), (1.0,) * len(weights))
     kept = {model: weight for model, weight in weights.items() if weight}
     return Mixture(tuple(kept), tuple(kept.values()))
-
-
-def _vocab_size(model: nn.Module) -> int:
-    return model.get_output_embeddings().weight.shape[0]

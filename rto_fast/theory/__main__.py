@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import tyro
 
-from rto_fast.theory import check_learning, check_planning, check_robust, check_search, check_soft_q
+from rto_fast.theory import check_learning, check_robust, check_search, check_soft_q, planning
 from rto_fast.theory.check import Check
 
 PAPERS = "Z: Zhong et al., arXiv:2404.18922 (RTO).  R: Rafailov et al., arXiv:2404.12358 (From r to Q*)."
@@ -39,7 +39,7 @@ SECTIONS: dict[Section, tuple[str, Callable[[int, int], list[Check]]]] = {
     "eq-13": ("R eq. 13: likelihood search is reward search", check_soft_q.equation_13),
     "eq-5.1": ("Z eq. 5.1: dense and sparse rewards, one optimum", check_soft_q.equation_5_1),
     "prop-3.2": ("Z Proposition 3.2: queries with token and with sentence rewards", check_search.proposition_3_2),
-    "prop-c.2": ("Z Proposition C.2: predetermined against autoregressive policies", check_planning.proposition_c_2),
+    "prop-c.2": ("Z Proposition C.2: predetermined against autoregressive policies", planning.proposition_c_2),
     "lemma-a.1": ("Z Lemma A.1: the reward's maximum likelihood fit", check_learning.lemma_a_1),
     "thm-4.2": ("Z Theorem 4.2: Algorithm 1 with a pessimistic reward", check_learning.theorem_4_2),
     "thm-b.1": ("Z Theorem B.1: the best policy under the worst reward", check_robust.theorem_b_1),

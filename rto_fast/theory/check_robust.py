@@ -1,5 +1,7 @@
 """Variant B.1 and Theorem B.1 on the problems of check_learning."""
 
+from itertools import chain
+
 import torch
 
 from rto_fast.theory.check import Check
@@ -7,7 +9,7 @@ from rto_fast.theory.check_learning import DELTA, RIDGE, SIZES, Draw, draws, mea
 from rto_fast.theory.linear_reward import radius
 from rto_fast.theory.pessimism import sub_optimality, widths
 from rto_fast.theory.robust import ConfidenceSet, Robust, mean_features, variant_b1, worst_value
-from rto_fast.theory.soft_q import expect, optimal_policy, policy_q
+from rto_fast.theory.soft_q import expect, policy_q
 
 GAP = 1e-9
 """The largest duality gap that counts as solved."""
@@ -46,8 +48,7 @@ def _solve(draw: Draw, rho: float) -> tuple[Robust, float, float, ConfidenceSet]
 
 def _reach(draw: Draw) -> float:
     """|E_{d*} phi|_{Sigma^-1}."""
-    problem = draw.problem
-    seen = mean_features(problem, optimal_policy(problem.reward(problem.theta), problem.ref, problem.beta))
+    seen = mean_features(draw.problem, draw.problem.plan(draw.problem.theta))
     return float((seen @ torch.linalg.solve(draw.covariance, seen)).sqrt())
 
 
@@ -57,10 +58,9 @@ def _ordered(both: list) -> Check:
     for run, results in both:
         for draw, (result, _, _, allowed) in zip(run, results, strict=True):
             problem = draw.problem
-            reward = problem.reward(problem.theta)
-            best = optimal_policy(reward, problem.ref, problem.beta)
-            true = float(policy_q(result.policy, reward, problem.ref, problem.beta)[1][0])
-            steps.append(min(result.worst - worst_value(problem, best, allowed), true - result.worst))
+            true = float(policy_q(result.policy, problem.reward(problem.theta), problem.ref, problem.beta)[1][0])
+            best = worst_value(problem, problem.plan(problem.theta), allowed)
+            steps.append(min(result.worst - best, true - result.worst))
     return Check(
         "eq. B.2, B.3: worst case of pi* <= worst case of pi_hat <= value of pi_hat",
         "steps >= 0",
@@ -87,11 +87,9 @@ def _bounded(name: str, runs: list, tolerance: float) -> list[Check]:
 def _sharper(fitted: list[list[Draw]]) -> Check:
     """|E phi| <= E |phi|: at equal rho B.1's right-hand side is below the first term of Theorem 4.2."""
     ratios = []
-    for run in fitted:
-        for draw in run:
-            problem = draw.problem
-            best = optimal_policy(problem.reward(problem.theta), problem.ref, problem.beta)
-            ratios.append(_reach(draw) / float(expect(best, widths(problem, draw.covariance))))
+    for draw in chain(*fitted):
+        problem = draw.problem
+        ratios.append(_reach(draw) / float(expect(problem.plan(problem.theta), widths(problem, draw.covariance))))
     return Check(
         "Theorem B.1 / first term of Theorem 4.2, at equal rho",
         "<= 1",

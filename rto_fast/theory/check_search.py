@@ -4,17 +4,8 @@ import math
 
 import torch
 
+from rto_fast.theory import search
 from rto_fast.theory.check import Check, generator, random_policy
-from rto_fast.theory.search import (
-    asker,
-    frontier,
-    level_bound,
-    needle,
-    needle_game,
-    printed_bound,
-    smallest_xi,
-    token_search,
-)
 from rto_fast.theory.token_tree import conditionals_of, prefixes, sequence_logprobs
 
 FIGURE_2 = (1 / 2, 1 / 4, 1 / 12, 1 / 24, 1 / 32, 1 / 32, 1 / 32, 1 / 32)
@@ -27,10 +18,10 @@ SENTENCE_GAMES = ((2, 2), (2, 3), (3, 2))
 def figure_2() -> Check:
     """A = 2, H = 3, xi = 1: the paper counts at most A^2 = 4 samples."""
     best = conditionals_of(torch.tensor(FIGURE_2, dtype=torch.float64).log(), 2)
-    counts = [token_search(asker(best), 2, 3, 1.0, generator(seed)) for seed in range(10)]
+    counts = [search.token_search(search.asker(best), 2, 3, 1.0, generator(seed)) for seed in range(10)]
     right = all(answer == (0, 0, 0) for answer, _ in counts)
     most = max(queries for _, queries in counts)
-    bound = printed_bound(2, 3, 1.0)
+    bound = search.printed_bound(2, 3, 1.0)
     return Check(
         "Prop 3.2, the tree of Figure 2 (A 2, H 3, xi 1), 10 random orders",
         f"<= {bound:.0f}",
@@ -47,12 +38,12 @@ def random_trees(seed: int, count: int) -> list[Check]:
         g = generator(seed + i)
         vocab, depth = ((2, 4), (2, 6), (3, 4), (4, 3), (2, 8))[i % 5]
         best = random_policy(vocab, depth, g, scale=(1.0, 2.0, 4.0)[i % 3])
-        xi = smallest_xi(best)
-        answer, queries = token_search(asker(best), vocab, depth, xi, g)
+        xi = search.smallest_xi(best)
+        answer, queries = search.token_search(search.asker(best), vocab, depth, xi, g)
         found += answer == tuple(prefixes(vocab, depth)[int(sequence_logprobs(best).argmax())].tolist())
-        exact += queries == sum(frontier(best, xi))
-        within += queries <= level_bound(vocab, depth, xi)
-        ratio = queries / printed_bound(vocab, depth, xi)
+        exact += queries == sum(search.frontier(best, xi))
+        within += queries <= search.level_bound(vocab, depth, xi)
+        ratio = queries / search.printed_bound(vocab, depth, xi)
         over, worst, share = over + (ratio > 1 + 1e-9), max(worst, ratio), max(share, queries / vocab**depth)
     return [
         Check("random pi*: the search ends at the best answer", f"{count} of {count}", f"{found}", found == count),
@@ -75,14 +66,16 @@ def random_trees(seed: int, count: int) -> list[Check]:
 
 def needles() -> list[Check]:
     """One answer has probability 0.99, the others share the rest evenly."""
-    token = {size: needle_game(*size, token_rewards=True) for size in GAMES}
-    sentence = {size: needle_game(*size, token_rewards=False) for size in SENTENCE_GAMES}
+    token = {size: search.needle_game(*size, token_rewards=True) for size in GAMES}
+    sentence = {size: search.needle_game(*size, token_rewards=False) for size in SENTENCE_GAMES}
     xi = -math.log(0.99)
-    over = [size for size, queries in token.items() if queries > printed_bound(*size, xi / math.log(size[0])) + 1e-9]
+    over = [
+        size for size, queries in token.items() if queries > search.printed_bound(*size, xi / math.log(size[0])) + 1e-9
+    ]
     (vocab, depth), shown = (3, 3), token[3, 3]
-    hay = conditionals_of(needle(2, 10, 1023), 2)
-    answer, queries = token_search(asker(hay), 2, 10, smallest_xi(hay))
-    bound = level_bound(2, 10, smallest_xi(hay))
+    hay = conditionals_of(search.needle(2, 10, 1023), 2)
+    answer, queries = search.token_search(search.asker(hay), 2, 10, search.smallest_xi(hay))
+    bound = search.level_bound(2, 10, search.smallest_xi(hay))
     return [
         Check(
             "needles, token rewards: the best learner asks (A-1) H, game played out",
@@ -92,7 +85,7 @@ def needles() -> list[Check]:
         ),
         Check(
             "Prop 3.2 as printed, for the best such learner (A 3, H 3, xi 0.009)",
-            f"<= {printed_bound(vocab, depth, xi / math.log(vocab)):.2f}",
+            f"<= {search.printed_bound(vocab, depth, xi / math.log(vocab)):.2f}",
             f"{shown} needed; over in {len(over)} of {len(GAMES)} sizes",
             (vocab, depth) in over,
             printed=False,

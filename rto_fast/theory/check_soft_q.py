@@ -5,20 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
+from rto_fast.theory import soft_q
 from rto_fast.theory.check import Check, distance, exact, generator, random_policy, random_table
-from rto_fast.theory.soft_q import (
-    expect,
-    implicit_reward,
-    optimal_policy,
-    optimal_q,
-    policy_q,
-    preferences,
-    ranking_logprob,
-    returns,
-    reward_of,
-    shaped,
-    values_of,
-)
 from rto_fast.theory.token_tree import optimal_sequence_logprobs, sequence_logprobs
 
 SIZES = ((2, 6), (3, 4), (4, 4), (8, 3), (3, 1))
@@ -45,20 +33,20 @@ def soft_value_iteration(seed: int, count: int) -> list[Check]:
     """Backward induction against the closed form over whole sequences, and against other policies."""
     closed, attained, beaten, difference = [], [], [], []
     for reward, ref, beta, g in instances(seed, count):
-        total, base = returns(reward), sequence_logprobs(ref)
-        q, values = optimal_q(reward, ref, beta)
-        best = optimal_policy(reward, ref, beta)
+        total, base = soft_q.returns(reward), sequence_logprobs(ref)
+        q, values = soft_q.optimal_q(reward, ref, beta)
+        best = soft_q.optimal_policy(reward, ref, beta)
         tilted = base + total / beta
         closed.append(float((values[0][0] - beta * tilted.logsumexp(0)).abs()))
         closed.append(float((sequence_logprobs(best) - tilted.log_softmax(0)).abs().max()))
-        attained.append(distance(policy_q(best, reward, ref, beta)[1], values))
-        attained.append(distance(policy_q(best, reward, ref, beta)[0], q))
+        attained.append(distance(soft_q.policy_q(best, reward, ref, beta)[1], values))
+        attained.append(distance(soft_q.policy_q(best, reward, ref, beta)[0], q))
         other, second = (random_policy(ref[0].shape[1], len(ref), g) for _ in range(2))
-        own = policy_q(other, reward, ref, beta)[1]
+        own = soft_q.policy_q(other, reward, ref, beta)[1]
         beaten.append(float(min((v - w).min() for v, w in zip(values[:-1], own[:-1], strict=True))))
-        q_second, v_second = policy_q(second, reward, ref, beta)
+        q_second, v_second = soft_q.policy_q(second, reward, ref, beta)
         gap = [a - v[:, None] - beta * p for a, v, p in zip(q_second, v_second, other, strict=False)]
-        difference.append(float((own[0] - v_second[0] - expect(other, gap)).abs()))
+        difference.append(float((own[0] - v_second[0] - soft_q.expect(other, gap)).abs()))
     return [
         exact("eq. 5-7: soft value iteration = pi_ref exp(R / beta) / Z over sequences", closed),
         exact("eq. 3.3, 3.4: Q*, V* are the Q and V of pi*", attained),
@@ -71,10 +59,10 @@ def lemma_1(seed: int, count: int) -> list[Check]:
     """r -> Q* -> r and Q -> r -> Q*: a left and a right inverse make a bijection."""
     back, forth = [], []
     for reward, ref, beta, g in instances(seed, count):
-        back.append(distance(reward_of(optimal_q(reward, ref, beta)[0], ref, beta), reward))
+        back.append(distance(soft_q.reward_of(soft_q.optimal_q(reward, ref, beta)[0], ref, beta), reward))
         q = random_table(ref[0].shape[1], len(ref), g)
-        forth.append(distance(optimal_q(reward_of(q, ref, beta), ref, beta)[0], q))
-        forth.append(distance(optimal_q(reward_of(q, ref, beta), ref, beta)[1], values_of(q, beta)))
+        again, values = soft_q.optimal_q(soft_q.reward_of(q, ref, beta), ref, beta)
+        forth += [distance(again, q), distance(values, soft_q.values_of(q, beta))]
     return [
         exact("Lemma 1: r -> Q* -> r (injective)", back),
         exact("Lemma 1: any Q -> r -> Q* (surjective)", forth),
@@ -85,19 +73,19 @@ def theorem_1(seed: int, count: int) -> list[Check]:
     """Shaping leaves policy and preferences alone, and each class holds a beta log pi / pi_ref."""
     policies, bradley_terry, plackett_luce, canonical, leaves = [], [], [], [], []
     for reward, ref, beta, g in instances(seed, count):
-        best, preferred = optimal_policy(reward, ref, beta), preferences(reward)
+        best, preferred = soft_q.optimal_policy(reward, ref, beta), soft_q.preferences(reward)
         rankings = torch.stack([torch.randperm(len(preferred), generator=g)[:3] for _ in range(16)])
-        ranked = ranking_logprob(reward, rankings)
-        implicit = implicit_reward(best, ref, beta)
-        values = optimal_q(reward, ref, beta)[1]
-        canonical.append(distance(implicit, shaped(reward, values)))
-        canonical.append(float(torch.cat([v.abs() for v in optimal_q(implicit, ref, beta)[1]]).max()))
-        for other in (shaped(reward, potential(reward, g, leaf=0.7)), implicit):
-            policies.append(distance(optimal_policy(other, ref, beta), best))
-            bradley_terry.append(float((preferences(other) - preferred).abs().max()))
-            plackett_luce.append(float((ranking_logprob(other, rankings) - ranked).abs().max()))
-        loose = shaped(reward, potential(reward, g, leaf=None))
-        leaves.append(float((preferences(loose) - preferred).abs().max()))
+        ranked = soft_q.ranking_logprob(reward, rankings)
+        implicit = soft_q.implicit_reward(best, ref, beta)
+        values = soft_q.optimal_q(reward, ref, beta)[1]
+        canonical.append(distance(implicit, soft_q.shaped(reward, values)))
+        canonical.append(float(torch.cat([v.abs() for v in soft_q.optimal_q(implicit, ref, beta)[1]]).max()))
+        for other in (soft_q.shaped(reward, potential(reward, g, leaf=0.7)), implicit):
+            policies.append(distance(soft_q.optimal_policy(other, ref, beta), best))
+            bradley_terry.append(float((soft_q.preferences(other) - preferred).abs().max()))
+            plackett_luce.append(float((soft_q.ranking_logprob(other, rankings) - ranked).abs().max()))
+        loose = soft_q.shaped(reward, potential(reward, g, leaf=None))
+        leaves.append(float((soft_q.preferences(loose) - preferred).abs().max()))
     return [
         exact("Theorem 1: shaping leaves pi* alone", policies),
         exact("Theorem 1: ... and Bradley-Terry preferences", bradley_terry),
@@ -117,13 +105,13 @@ def equation_4_3(seed: int, count: int) -> list[Check]:
     """sum_h beta log pi*/pi_ref = sum_h r - V*(s_1), and eq. 4.4; eq. 4.3 drops the beta before log pi_ref."""
     right, printed, pairs = [], [], []
     for reward, ref, beta, _ in instances(seed, count):
-        q, values = optimal_q(reward, ref, beta)
-        implicit = implicit_reward(optimal_policy(reward, ref, beta), ref, beta)
-        right.append(float((returns(implicit) - returns(reward) + values[0]).abs().max()))
-        pairs.append(float((preferences(implicit) - preferences(reward)).abs().max()))
+        q, values = soft_q.optimal_q(reward, ref, beta)
+        implicit = soft_q.implicit_reward(soft_q.optimal_policy(reward, ref, beta), ref, beta)
+        right.append(float((soft_q.returns(implicit) - soft_q.returns(reward) + values[0]).abs().max()))
+        pairs.append(float((soft_q.preferences(implicit) - soft_q.preferences(reward)).abs().max()))
         if beta != 1:
             terms = [a - v[:, None] - r for a, v, r in zip(q, values, ref, strict=False)]
-            printed.append(float((returns(implicit) - returns(terms)).abs().max()))
+            printed.append(float((soft_q.returns(implicit) - soft_q.returns(terms)).abs().max()))
     return [
         exact("eq. 4.3 with beta log pi_ref: sum beta log pi*/pi_ref = R - V*(s_1)", right),
         exact("eq. 4.4: DPO's preference model is Bradley-Terry's", pairs),
@@ -144,10 +132,10 @@ def equation_13(seed: int, count: int) -> list[Check]:
     """
     right, printed = [], []
     for reward, ref, beta, _ in instances(seed, count):
-        values, best = optimal_q(reward, ref, beta)[1], optimal_policy(reward, ref, beta)
+        values, best = soft_q.optimal_q(reward, ref, beta)[1], soft_q.optimal_policy(reward, ref, beta)
         for k in range(1, len(ref) + 1):
-            searched = returns(reward[:k]) + beta * returns(ref[:k]) + values[k]
-            likely = beta * returns(best[:k])
+            searched = soft_q.returns(reward[:k]) + beta * soft_q.returns(ref[:k]) + values[k]
+            likely = beta * soft_q.returns(best[:k])
             right.append(float((searched - likely - values[0]).abs().max()))
             printed.append(float((searched - likely + values[0]).abs().max()))
     return [
@@ -172,17 +160,17 @@ def equation_5_1(seed: int, count: int) -> list[Check]:
     optimum, printed = [], []
     for _, ref, _, g in instances(seed, count):
         dpo, pi = (random_policy(ref[0].shape[1], len(ref), g) for _ in range(2))
-        dense = implicit_reward(dpo, ref, beta_1)
+        dense = soft_q.implicit_reward(dpo, ref, beta_1)
         sparse = [torch.zeros_like(rows) for rows in dense]
-        sparse[-1] = returns(dense).view_as(sparse[-1])
+        sparse[-1] = soft_q.returns(dense).view_as(sparse[-1])
         want = optimal_sequence_logprobs(ref, dpo, beta_1, beta_2)
         for reward in (dense, sparse):
-            got = sequence_logprobs(optimal_policy(reward, ref, beta_2))
+            got = sequence_logprobs(soft_q.optimal_policy(reward, ref, beta_2))
             optimum.append(float((got - want).abs().max()))
-        own = implicit_reward(pi, ref, beta_1)
-        last = [*(torch.zeros_like(rows) for rows in own[:-1]), returns(own).view_as(own[-1])]
+        own = soft_q.implicit_reward(pi, ref, beta_1)
+        last = [*(torch.zeros_like(rows) for rows in own[:-1]), soft_q.returns(own).view_as(own[-1])]
         kl = (sequence_logprobs(pi).exp() * (sequence_logprobs(pi) - sequence_logprobs(ref))).sum()
-        printed.append(float((policy_q(pi, last, ref, beta_2)[1][0] - (beta_1 - beta_2) * kl).abs()))
+        printed.append(float((soft_q.policy_q(pi, last, ref, beta_2)[1][0] - (beta_1 - beta_2) * kl).abs()))
     worst = max(printed)
     return [
         exact("eq. 4.6, and 5.1 with pi_dpo: one optimum, pi_ref (pi_dpo/pi_ref)^(b1/b2)", optimum),

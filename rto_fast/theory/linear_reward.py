@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.theory.check import random_policy
-from rto_fast.theory.soft_q import returns
+from rto_fast.theory.soft_q import optimal_policy, returns
 from rto_fast.theory.token_tree import Conditionals, sequence_logprobs
 
 
@@ -38,6 +38,10 @@ class Problem:
     def reward(self, theta: Tensor) -> list[Tensor]:
         """D tensors (V^d, V): phi^T theta."""
         return [phi @ theta for phi in self.features]
+
+    def plan(self, theta: Tensor) -> list[Tensor]:
+        """D tensors (V^d, V): the log-probs of the best policy under phi^T theta, exactly."""
+        return optimal_policy(self.reward(theta), self.ref, self.beta)
 
     def answers(self) -> Tensor:
         """(V^D, K): sum_h phi(s_h, a_h) of every sequence."""

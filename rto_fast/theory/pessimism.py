@@ -33,8 +33,7 @@ def pessimistic_reward(problem: Problem, theta: Tensor, covariance: Tensor, rho:
 
 def sub_optimality(problem: Problem, policy: Conditionals) -> float:
     """V*(rho) - V^pi(rho) = beta KL(pi || pi*) over whole answers, under the true reward (eq. 3.5)."""
-    reward = problem.reward(problem.theta)
-    best = optimal_policy(reward, problem.ref, problem.beta)
+    best = problem.plan(problem.theta)
     # the divergence, and not the difference of two values: it keeps its digits where the two all but agree
     logp = sequence_logprobs(policy)
     return float(problem.beta * (logp.exp() * (logp - sequence_logprobs(best))).sum())
@@ -61,11 +60,10 @@ class Outcome:
 
 def algorithm_1(problem: Problem, theta: Tensor, covariance: Tensor, rho: float) -> Outcome:
     """Plan exactly under the pessimistic reward of theta_MLE = `theta` (K,) and Sigma_D = `covariance` (K, K)."""
-    reward = problem.reward(problem.theta)
-    best = optimal_policy(reward, problem.ref, problem.beta)
+    best = problem.plan(problem.theta)
     pessimistic = pessimistic_reward(problem, theta, covariance, rho)
     policy = optimal_policy(pessimistic, problem.ref, problem.beta)
-    error = [a - b for a, b in zip(pessimistic, reward, strict=True)]
+    error = [a - b for a, b in zip(pessimistic, problem.reward(problem.theta), strict=True)]
 
     def value(pi: Conditionals) -> Tensor:
         return policy_q(pi, pessimistic, problem.ref, problem.beta)[1][0]

@@ -10,6 +10,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from rto_fast.theory.check import Check, exact, generator
+
 
 def autoregressive_value(reward: Tensor, transition: Tensor, start: Tensor, horizon: int) -> float:
     """The best value of a policy that sees the state: backward induction."""
@@ -52,3 +54,29 @@ def random_instance(
         transition = torch.nn.functional.one_hot(logits.argmax(2), states).double()
     start = torch.nn.functional.one_hot(torch.zeros((), dtype=torch.long), states).double()
     return reward, transition, start, horizon
+
+
+def proposition_c_2(seed: int, count: int) -> list[Check]:
+    """The paper's MDP, and where the proposition has no counterpart: in deterministic MDPs."""
+    best, fixed = autoregressive_value(*paper_instance()), predetermined_value(*paper_instance())
+    deterministic, gaps = [], []
+    for i in range(count):
+        known = random_instance(4, 2 + i % 2, 4, True, generator(seed + i))
+        deterministic.append(abs(autoregressive_value(*known) - predetermined_value(*known)))
+        chance = random_instance(4, 2 + i % 2, 4, False, generator(seed + i))
+        gaps.append(autoregressive_value(*chance) - predetermined_value(*chance))
+    return [
+        Check(
+            "Prop C.2: predetermined policies lose at least 0.5",
+            ">= 0.5",
+            f"{best:.3f} - {fixed:.3f} = {best - fixed:.3f}",
+            best - fixed >= 0.5 - 1e-12,
+        ),
+        exact("deterministic MDPs: the two are equal", deterministic),
+        Check(
+            "random stochastic MDPs: autoregressive is never worse",
+            ">= 0",
+            f"{min(gaps):.2f} to {max(gaps):.2f}",
+            min(gaps) >= -1e-12,
+        ),
+    ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.theory.linear_reward import Problem
-from rto_fast.theory.soft_q import expect, optimal_policy
+from rto_fast.theory.soft_q import expect
 from rto_fast.theory.token_tree import Conditionals, sequence_logprobs
 
 
@@ -101,7 +101,7 @@ def variant_b1(problem: Problem, allowed: ConfidenceSet) -> Robust:
     while precision < 1e13:
         theta = _centre(answers, ref, problem.beta, allowed, theta, precision)
         precision *= 30
-    policy = optimal_policy(problem.reward(theta), problem.ref, problem.beta)
+    policy = problem.plan(theta)
     best = problem.beta * (ref + answers @ theta / problem.beta).logsumexp(0)
     worst = worst_value(problem, policy, allowed)
     return Robust(policy, theta, worst, float(best) - worst)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rto_fast.theory.token_tree import Conditionals, sequence_logprobs
+from rto_fast.theory.token_tree import Conditionals, check_tables, sequence_logprobs
 
 Table = Conditionals
 """A number for every prefix and next token: D float64 tensors (V^d, V)."""
@@ -123,13 +123,4 @@ def _check(beta: float, **tables: Table) -> None:
         raise ValueError(
             f"soft_q: beta must be finite and > 0, got {beta}; without a KL term the best policy is greedy"
         )
-    wanted = None
-    for name, table in tables.items():
-        if not table:
-            raise ValueError(f"soft_q: {name} must hold a tensor for each of D >= 1 depths, got none")
-        wanted = wanted or [(table[0].shape[-1] ** d, table[0].shape[-1]) for d in range(len(table))]
-        got = [tuple(rows.shape) for rows in table]
-        if got != wanted:
-            raise ValueError(f"soft_q: {name} must be (V^d, V) for d = 0 ... D-1 = {wanted}, got {got}")
-        if any(rows.dtype != torch.float64 for rows in table):
-            raise ValueError(f"soft_q: {name} must be float64, got {[rows.dtype for rows in table]}")
+    check_tables("soft_q", **tables)

@@ -4,8 +4,8 @@
     pi*(y) = pi_ref(y) (pi_dpo(y) / pi_ref(y))^(beta_1 / beta_2) / Z,      J* = J(pi*) = beta_2 log Z
 
 The token rewards are those of Zhong et al. eq. 4.6 (arXiv:2404.18922). Their sum over a sequence is a function of the
-whole sequence alone, so the best policy has a closed form over sequences, and soft value iteration finds the same one
-token by token. Hence J* - J(pi) = beta_2 KL(pi || pi*).
+whole sequence alone, so the best policy has a closed form over sequences, and soft value iteration (soft_q.py) finds
+the same one token by token. Hence J* - J(pi) = beta_2 KL(pi || pi*).
 
 V vocabulary, D depth, N = V^d prefixes of d tokens. A policy is a list of D tensors of conditional log-probs, the d-th
 (V^d, V) float64: a row for every prefix, first token most significant, so that the children of prefix n are the
@@ -91,25 +91,6 @@ def optimal_objective(ref: Conditionals, dpo: Conditionals, beta_1: float, beta_
     return beta_2 * log_partition(ref, dpo, beta_1, beta_2)
 
 
-def soft_value_iteration(
-    ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float
-) -> tuple[list[Tensor], list[Tensor]]:
-    """pi*'s conditionals and its values by backward induction; never looks at a whole sequence.
-
-        Q(s, a) = beta_1 log pi_dpo/pi_ref (a|s) + beta_2 log pi_ref(a|s) + V(s a),      V past depth D is 0
-        V(s) = beta_2 logsumexp_a Q(s, a) / beta_2,      log pi*(a|s) = (Q(s, a) - V(s)) / beta_2
-
-    Returns D tensors (V^d, V) of log-probs and D + 1 tensors (V^d,) of values; the first value is J*.
-    """
-    _check(ref, dpo, beta_1, beta_2)
-    values, policy = [ref[-1].new_zeros(ref[-1].numel())], []
-    for ref_rows, dpo_rows in zip(reversed(ref), reversed(dpo), strict=True):
-        q = beta_1 * (dpo_rows - ref_rows) + beta_2 * ref_rows + values[-1].view_as(ref_rows)
-        values.append(beta_2 * (q / beta_2).logsumexp(1))
-        policy.append((q - values[-1][:, None]) / beta_2)
-    return policy[::-1], values[::-1]
-
-
 def objective(policy: Conditionals, ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float) -> Tensor:
     """() J(pi), exactly: the expectation is taken token by token, from the leaves up."""
     _check(ref, dpo, beta_1, beta_2, policy)
@@ -149,21 +130,26 @@ def _check(
         raise ValueError(f"token_tree: beta_1 must be finite, got {beta_1}")
     if not (math.isfinite(beta_2) and beta_2 > 0):
         raise ValueError(f"token_tree: beta_2 must be > 0, got {beta_2}; without a KL term the best policy is greedy")
-    if not ref:
-        raise ValueError("token_tree: ref must hold a tensor for each of D >= 1 depths, got none")
-    vocab = ref[0].shape[-1]
-    wanted = [(vocab**d, vocab) for d in range(len(ref))]
-    for name, rows in (("ref", ref), ("dpo", dpo), ("policy", policy)):
-        if rows is None:
-            continue
-        got = [tuple(r.shape) for r in rows]
-        if got != wanted:
-            raise ValueError(f"token_tree: {name} must be (V^d, V) for d = 0 ... D-1 = {wanted}, got {got}")
+    check_tables("token_tree", ref=ref, dpo=dpo, **({} if policy is None else {"policy": policy}))
+    for name, rows in (("ref", ref), ("dpo", dpo)):
         for d, r in enumerate(rows):
-            if r.dtype != torch.float64:
-                raise ValueError(f"token_tree: {name}[{d}] must be float64, got {r.dtype}; see conditional_logprobs")
-            if name != "policy" and not r.isfinite().all():
+            if not r.isfinite().all():
                 raise ValueError(f"token_tree: {name}[{d}] must be finite: every token needs a positive probability")
+
+
+def check_tables(op: str, **tables: Conditionals) -> None:
+    """ValueError unless all are D float64 tensors (V^d, V) of one V and one D."""
+    first = next(iter(tables.values()))
+    wanted = [(first[0].shape[-1] ** d, first[0].shape[-1]) for d in range(len(first))] if first else []
+    for name, table in tables.items():
+        if not table:
+            raise ValueError(f"{op}: {name} must hold a tensor for each of D >= 1 depths, got none")
+        got = [tuple(rows.shape) for rows in table]
+        if got != wanted:
+            raise ValueError(f"{op}: {name} must be (V^d, V) for d = 0 ... D-1 = {wanted}, got {got}")
+        for d, rows in enumerate(table):
+            if rows.dtype != torch.float64:
+                raise ValueError(f"{op}: {name}[{d}] must be float64, got {rows.dtype}; see conditional_logprobs")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rto_fast.data import check_same_tokenizer, fingerprint
+from rto_fast.data.fingerprint import check_same_tokenizer, fingerprint
 from tests.data.shared import DATA, needs_data
 from tests.data.tokenizers import CHATML, byte_level, word_level
 
@@ -37,7 +37,7 @@ def test_what_differs_is_said_in_one_sentence(a, b, what):
 
 @needs_data
 def test_real_ones():
-    from rto_fast.data import load_tokenizer
+    from rto_fast.data.tokenizer import load_tokenizer
 
     gpt2, neox = (load_tokenizer(DATA / "tokenizers" / name) for name in ("gpt2", "gpt-neox-20b"))
     check_same_tokenizer(gpt2, gpt2)

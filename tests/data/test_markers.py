@@ -5,9 +5,10 @@ import json
 import pytest
 
 from rto_fast.config import DataConfig
-from rto_fast.data import Message, Template
 from rto_fast.data.__main__ import main as show
 from rto_fast.data.corpus import Corpus, load_corpus
+from rto_fast.data.parse import Message
+from rto_fast.data.template import Template
 from tests.data.tokenizers import CHATML, LLAMA2, LLAMA3, byte_level, sentencepiece_style
 
 TURNS = [("user", "the cat?"), ("assistant", "the mat"), ("user", "no, the"), ("assistant", "a hat.")]

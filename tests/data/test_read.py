@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from rto_fast.data import read_rows
+from rto_fast.data.read import read_rows
 
 ROWS = [{"prompt": f"q{i}", "chosen": "a é\u2028", "rejected": "b"} for i in range(5)]
 

@@ -2,17 +2,13 @@
 
 import pytest
 
-from rto_fast.data import (
-    Message,
-    Template,
-    encode_demonstrations,
-    encode_pairs,
-    load_tokenizer,
-    read_rows,
-    split,
-    to_demonstrations,
-    to_pairs,
-)
+from rto_fast.data.encode import encode_demonstrations, encode_pairs
+from rto_fast.data.held_out import split
+from rto_fast.data.parse import Message
+from rto_fast.data.read import read_rows
+from rto_fast.data.rows import to_demonstrations, to_pairs
+from rto_fast.data.template import Template
+from rto_fast.data.tokenizer import load_tokenizer
 from tests.data.shared import DATA, needs_data
 
 pytestmark = needs_data

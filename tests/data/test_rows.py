@@ -2,7 +2,8 @@
 
 import pytest
 
-from rto_fast.data import Demonstration, Message, Pair, Prompt, detect_kind, to_demonstrations, to_pairs, to_prompts
+from rto_fast.data.parse import Message
+from rto_fast.data.rows import Demonstration, Pair, Prompt, detect_kind, to_demonstrations, to_pairs, to_prompts
 
 HISTORY = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Why?"))
 PAIR = Pair(HISTORY, "Because.", "No.")

@@ -7,7 +7,9 @@ from random import Random
 
 import pytest
 
-from rto_fast.data import read_rows, separated, to_pairs
+from rto_fast.data import separated
+from rto_fast.data.read import read_rows
+from rto_fast.data.rows import to_pairs
 
 COLUMNS = ["prompt", "chosen", "rejected"]
 PIECES = ["a", ",", '"', "\n", "\t", "\r\n", "é", "", " ", "'", ";", "\\", "\u2028", "\ufeff"]

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rto_fast.data import Message, Template, TemplateRefusal
+from rto_fast.data.parse import Message
+from rto_fast.data.template import Template, TemplateRefusal
 from tests.data.tokenizers import CHATML, LLAMA2, LLAMA3, byte_level, sentencepiece_style, word_level
 
 ASKED = (Message("user", "the cat?"),)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from rto_fast.evaluate.length_control import length_controlled
-from rto_fast.evaluate.stats import win_rate
+from rto_fast.evaluate.stats import length_controlled, win_rate
 
 
 def logistic(z):

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from rto_fast.config import Config
 from rto_fast.config.recipe import build, plain
-from rto_fast.data import encode_pairs, read_rows, to_demonstrations, to_pairs, to_prompts
+from rto_fast.data.encode import encode_pairs
+from rto_fast.data.read import read_rows
+from rto_fast.data.rows import to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
 from rto_fast.files.text import is_unicode, one_line
 from tests.data.tokenizers import byte_level

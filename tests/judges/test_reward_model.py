@@ -4,7 +4,11 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from rto_fast.data import Message, Template, load_tokenizer, read_rows, to_pairs
+from rto_fast.data.parse import Message
+from rto_fast.data.read import read_rows
+from rto_fast.data.rows import to_pairs
+from rto_fast.data.template import Template
+from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.judges import Answer
 from rto_fast.judges.reward_model import RewardModel
 from rto_fast.model import attention

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rto_fast.data import load_tokenizer
+from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.judges import Answer
 from rto_fast.judges.reward_model import RewardModel
 from rto_fast.judges.serve import Serve, make_server

@@ -76,7 +76,7 @@ def test_labels_are_moved_apart(wanted: list[float], gap: float):
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=5, unique_by=lambda p: p[0]))
 def test_charts_of_any_numbers_have_finite_places(points: list[tuple[float, float]]):
     x, y = ([p[i] for p in sorted(points)] for i in (0, 1))
-    line = Line("a", x, y, "rto", y, y, dots=True)
+    line = Line("a", x, y, "rto", y, y)
     shares = Line("a", x, [0.5] * len(x), "rto")
     drawn = lines("t", "u", "x", [line]) + stack("t", "u", "x", [shares, shares])
     drawn += plane("t", "u", "x", "y", [Point("p", x[0], y[0], "rto", 0.1, 0.1, hollow=True)], [line])

@@ -177,6 +177,12 @@ def test_several_configurations_are_told_apart(tmp_path: Path):
     assert "rto.iterations" in words and "A: compare" in words and "rto B" in words
 
 
+def test_more_algorithms_than_can_be_told_apart_are_left_out(tmp_path: Path):
+    runs = [make_run(tmp_path / name, recipe=name) for name in ("a", "b", "c")]
+    page = read(write_report(runs, tmp_path / "report.html"))
+    assert "Only the first 14 are drawn." in page.words and "During training: Return" in page.words
+
+
 def run_command(*args: object) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "rto_fast.report", *map(str, args)],

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from rto_fast.theory import check_planning, planning
+from rto_fast.theory import planning
 from rto_fast.theory.check import generator
 
 
 @pytest.mark.parametrize("seed", [0, 500])
 def test_every_claim_is_as_stated(seed):
-    assert all(check.passed for check in check_planning.proposition_c_2(seed, 12))
+    assert all(check.passed for check in planning.proposition_c_2(seed, 12))
 
 
 def test_the_papers_instance_is_one_to_a_half():
@@ -36,5 +36,5 @@ def test_one_step_gives_no_gap():
 @pytest.mark.parametrize("name", ["autoregressive_value", "predetermined_value"])
 def test_broken_mathematics_is_noticed(monkeypatch, name):
     true = getattr(planning, name)
-    monkeypatch.setattr(check_planning, name, lambda *m: true(*m[:3], m[3] - 1))
-    assert not all(check.passed for check in check_planning.proposition_c_2(0, 6))
+    monkeypatch.setattr(planning, name, lambda *m: true(*m[:3], m[3] - 1))
+    assert not all(check.passed for check in planning.proposition_c_2(0, 6))

@@ -92,5 +92,5 @@ def last_answer(ask, vocab, depth, xi, g=None):
     ],
 )
 def test_broken_mathematics_is_noticed(monkeypatch, name, broken):
-    monkeypatch.setattr(check_search, name, broken)
+    monkeypatch.setattr(search, name, broken)
     assert not all(check.passed for check in check_search.proposition_3_2(0, 10))

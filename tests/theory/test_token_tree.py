@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rto_fast.theory import soft_q
 from rto_fast.theory.token_tree import (
     conditional_logprobs,
     conditionals_of,
@@ -17,7 +18,6 @@ from rto_fast.theory.token_tree import (
     prefixes,
     regret,
     sequence_logprobs,
-    soft_value_iteration,
 )
 
 BETAS = (0.1, 0.03)
@@ -27,6 +27,12 @@ def tree(seed, vocab=3, depth=4, scale=1.0):
     g = torch.Generator().manual_seed(seed)
     shapes = [(vocab**d, vocab) for d in range(depth)]
     return [(scale * torch.randn(shape, generator=g, dtype=torch.float64)).log_softmax(1) for shape in shapes]
+
+
+def soft_value_iteration(ref, dpo, beta_1, beta_2):
+    """(pi*, V*) by backward induction, which never looks at a whole sequence."""
+    q, values = soft_q.optimal_q(soft_q.implicit_reward(dpo, ref, beta_1), ref, beta_2)
+    return soft_q.policy_of(q, beta_2), values
 
 
 def close(got, want, atol=1e-12):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rto_fast.report import pool
-from rto_fast.report.groups import Group, Study
+from rto_fast.report.groups import Group, Study, each
 from rto_fast.report.html import duration, missing, num, section, table, text
 from rto_fast.report.names import colours
 
@@ -12,11 +12,9 @@ WORDS = {"rollout": "rolling out", "score": "scoring", "update": "updating", "ot
 
 
 def costs(study: Study) -> str:
-    body = "".join(_group(group) for group in study.groups)
-    if not body:
-        return section("costs", "Time and memory", "", missing("metrics.jsonl holds no stages."))
     lede = "Seconds of every stage as its log has them, evaluation not included; means over seeds."
-    return section("costs", "Time and memory", lede, body)
+    body = each(study.groups, _group)
+    return section("costs", "Time and memory", lede, body, "metrics.jsonl holds no stages.")
 
 
 def _group(group: Group) -> str:
@@ -29,7 +27,6 @@ def _group(group: Group) -> str:
             runs.setdefault(name, set()).add(i)
     if not stages:
         return ""
-    title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
     # several sweep stages of one run add up, seeds that came to the stage are averaged
     seconds = {s: sum(r["seconds"] for r in rows) / len(runs[s]) for s, rows in stages.items()}
     longest = max(seconds.values()) or 1.0
@@ -59,15 +56,11 @@ def _group(group: Group) -> str:
                 f"{max(peaks):,.0f} MB" if peaks else "–",
             ]
         )
-    legend = "".join(f'<span><i class="phase-{p}"></i>{w}</span>' for p, w in WORDS.items()) if phased else ""
-    absent = "" if phased else missing("Not logged: time/rollout, time/score, time/update.")
-    head = ["stage", "time", "", "tokens/s", "peak memory"]
-    return (
-        title
-        + (f'<p class="legend" aria-hidden="true">{legend}</p>' if legend else "")
-        + table(head, rows, "Time and memory", "numbers bars")
-        + absent
-    )
+    body = table(["stage", "time", "", "tokens/s", "peak memory"], rows, "Time and memory", "numbers bars")
+    if not phased:
+        return body + missing("Not logged: time/rollout, time/score, time/update.")
+    legend = "".join(f'<span><i class="phase-{p}"></i>{w}</span>' for p, w in WORDS.items())
+    return f'<p class="legend" aria-hidden="true">{legend}</p>{body}'
 
 
 def faults(study: Study) -> str:

@@ -1,10 +1,13 @@
 """Learning curves of all algorithms against rollouts (the paper's Figure 3), and who catches up with whom."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from rto_fast.report.chart import Gap, Line, lines
 from rto_fast.report.groups import Group, Study, by_ground
-from rto_fast.report.html import missing, num, section, table, text
+from rto_fast.report.html import num, section, table, text
 from rto_fast.report.names import METRICS, colours, dash
-from rto_fast.report.rivals import main_metric, rollouts_to_reach
+from rto_fast.report.rivals import main_metric, rollouts_to_reach, rto_catches_up
 from rto_fast.report.sections.overview import ratio
 from rto_fast.report.series import Curve, curve
 
@@ -13,54 +16,64 @@ MAX_LINES = 14
 
 
 def learning(study: Study) -> str:
-    body = _sets(study, CURVES)
-    if not body:
-        line = "metrics.jsonl holds no stage that rolls out, so there are no learning curves."
-        return section("curves", "Learning curves", "", missing(line))
+    body = comparable(study, lambda groups: "".join(_chart(study, groups, metric) for metric in CURVES))
     lede = "What each algorithm earns against the answers it has rolled out so far: equal places cost equal rollouts."
-    return section("curves", "Learning curves", lede, body + _reach(study))
+    absent = "metrics.jsonl holds no stage that rolls out, so there are no learning curves."
+    return section("curves", "Learning curves", lede, body and body + _reach(study), absent)
 
 
 def length(study: Study) -> str:
-    body = _sets(study, ("answers/length", "answers/truncated"))
-    absent = missing("metrics.jsonl holds no answers/length of a stage that rolls out.")
-    return section("length", "Answer length", "", body or absent)
+    metrics = ("answers/length", "answers/truncated")
+    body = comparable(study, lambda groups: "".join(_chart(study, groups, metric) for metric in metrics))
+    absent = "metrics.jsonl holds no answers/length of a stage that rolls out."
+    return section("length", "Answer length", "", body, absent)
 
 
-def _sets(study: Study, metrics: tuple[str, ...]) -> str:
-    body = ""
-    for title, groups in by_ground(study):
-        drawn = [chart for metric in metrics if (chart := _chart(study, groups, metric))]
-        if drawn:
-            body += (f"<h3>{text(title, 200)}</h3>" if title else "") + f'<div class="charts">{"".join(drawn)}</div>'
-    return body
+def comparable(study: Study, draw: Callable[[list[Group]], str]) -> str:
+    """The charts of every set of groups that can be compared, under its title where there are several."""
+    drawn = [(title, charts) for title, groups in by_ground(study) if (charts := draw(groups))]
+    return "".join(
+        (f"<h3>{text(title, 200)}</h3>" if title else "") + f'<div class="charts">{charts}</div>'
+        for title, charts in drawn
+    )
 
 
-def member_lines(study: Study, groups: list[Group], metric: str) -> tuple[list[Line], list[Curve], list[str]]:
-    """A line per RL member that logged the metric, their curves, and the labels of those that did not."""
+class Member(NamedTuple):
+    """An RL member of a group, and its curve of one metric."""
+
+    group: Group
+    stage: str
+    curve: Curve
+    line: Line
+
+
+def members_of(study: Study, groups: list[Group], metric: str) -> tuple[list[Member], list[str]]:
+    """The RL members that logged the metric, so many as can be told apart, and the labels of those that did not."""
     members = [m for m in study.members() if any(m[0] is g for g in groups)][:MAX_LINES]
     palette = colours([stage for _, stage, _ in members])
-    drawn, curves, without = [], [], []
+    found, without = [], []
     for group, stage, label in members:
-        found = curve(group, stage, metric)
-        if found is None:
+        if (c := curve(group, stage, metric)) is None:
             without.append(text(label, 24))
             continue
-        band = (found.low, found.high) if found.band else ((), ())
         style = dash(stage, next(i for i, g in enumerate(groups) if g is group))
-        drawn.append(Line(text(label, 24), found.x, found.mean, palette[stage], *band, dash=style))
-        curves.append(found)
-    return drawn, curves, without
+        found.append(Member(group, stage, c, as_line(text(label, 24), c, palette[stage], style)))
+    return found, without
+
+
+def as_line(label: str, c: Curve, colour: str, dash: str) -> Line:
+    return Line(label, c.x, c.mean, colour, *((c.low, c.high) if c.band else ((), ())), dash=dash)
 
 
 def _chart(study: Study, groups: list[Group], metric: str) -> str:
-    drawn, curves, without = member_lines(study, groups, metric)
+    members, without = members_of(study, groups, metric)
+    drawn = [m.line for m in members]
     if not drawn:
         return ""
     if metric == "answers/truncated" and not any(y for line in drawn for y in line.y):
         return '<p class="note">No answer was cut off at the limit.</p>'
     title, unit = METRICS[metric]
-    notes = [band_words(curves)]
+    notes = [band_words([m.curve for m in members])]
     if sum(any(m[0] is g for g in groups) for m in study.members()) > MAX_LINES:
         notes.append(f"Only the first {MAX_LINES} are drawn.")
     if without:
@@ -69,23 +82,17 @@ def _chart(study: Study, groups: list[Group], metric: str) -> str:
     gap = _gap(study, groups, metric) if first else None
     if gap:
         notes.append(f"Dotted: the rollouts that {gap.saved}, read from averages as in the table below.")
-    zero = metric == "answers/truncated"
-    return lines(
-        title, unit, "rollouts", drawn, note=" ".join(notes), zero=zero, gap=gap, large=first and len(drawn) > 1
-    )
+    shape = {"zero": metric == "answers/truncated", "gap": gap, "large": first and len(drawn) > 1}
+    return lines(title, unit, "rollouts", drawn, note=" ".join(notes), **shape)
 
 
 def _gap(study: Study, groups: list[Group], metric: str) -> Gap | None:
     """From where rto reaches ppo's (else sparse_dpo's) final value to where that member ends."""
-    label = {(i, stage): name for g, stage, name in study.members() for i, h in enumerate(groups) if g is h}
-    rows = {(r["policy"], r["rival"]): r for r in rollouts_to_reach(study, metric)}
-    for rival in ("ppo", "sparse_dpo"):
-        for i in range(len(groups)):
-            row = rows.get((label.get((i, "rto")), label.get((i, rival))))
-            if row and row["share"] and row["share"] < 0.9 and row["rival_rollouts"] >= row["policy_rollouts"]:
-                words = f"{ratio(row['share'])}<span> of {rival}’s rollouts</span>"
-                saved = f"rto saves on its way to {rival}’s final value"
-                return Gap(row["rollouts"], row["rival_rollouts"], row["target"], words, saved)
+    for rival, row in rto_catches_up(study, groups, metric):
+        if row["share"] < 0.9:
+            words = f"{ratio(row['share'])}<span> of {rival}’s rollouts</span>"
+            saved = f"rto saves on its way to {rival}’s final value"
+            return Gap(row["rollouts"], row["rival_rollouts"], row["target"], words, saved)
     return None
 
 
@@ -110,10 +117,8 @@ def _reach(study: Study) -> str:
     known = {(r["policy"], r["rival"]): r for r in rows}
     finals = {r["rival"]: r for r in rows}
     cells = [[text(a, 24), *(_reached(known.get((a, b)), a == b) for b in names)] for a in names]
-    head = [
-        "",
-        *(f"{text(n, 24)}<small>{num(finals[n]['target'])}</small>" if n in finals else text(n, 24) for n in names),
-    ]
+    final = {n: f"<small>{num(finals[n]['target'])}</small>" if n in finals else "" for n in names}
+    head = ["", *(text(n, 24) + final[n] for n in names)]
     metric, window = METRICS[main_metric(study)][0], rows[0]["window"]
     averaged = f", averaged over {window} batches" if window > 1 else ""
     return (
@@ -132,12 +137,10 @@ def _reached(row: dict | None, self: bool) -> str:
         return '<td class="never">never</td>'
     if row["rollouts"] == 0:
         return '<td class="never">from the start</td>'
-    seeds = list(row["seeds"].values())
-    apart = ""
+    seeds, apart = list(row["seeds"].values()), ""
     if len(seeds) > 1:
         reached = [s for s in seeds if s is not None]
         ends = " to ".join(dict.fromkeys(f"{f(reached):,.0f}" for f in (min, max))) if reached else "no seed alone"
-        apart = f"<br>{ends}" + (
-            f", {len(seeds) - len(reached)} never" if reached and len(reached) < len(seeds) else ""
-        )
+        never = f", {len(seeds) - len(reached)} never" if 0 < len(reached) < len(seeds) else ""
+        apart = f"<br>{ends}{never}"
     return f"{row['rollouts']:,.0f}<small>{ratio(row['share']) if row['share'] else ''}{apart}</small>"

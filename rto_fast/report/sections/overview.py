@@ -1,13 +1,14 @@
 """What was run, and what came out, before anything else."""
 
-from typing import Any
+from itertools import islice
 
+from rto_fast.config.depends import flat
 from rto_fast.report import pool
-from rto_fast.report.groups import Group, Study, differences, flat
-from rto_fast.report.html import duration, figure, missing, percent, plural, section, table, text
+from rto_fast.report.groups import Group, Study, differences, each
+from rto_fast.report.html import duration, figure, missing, note, percent, plural, section, table, text
 from rto_fast.report.names import ALGORITHMS, judge_words
-from rto_fast.report.read import number, setting
-from rto_fast.report.rivals import rollouts_to_reach
+from rto_fast.report.read import Run, number, setting
+from rto_fast.report.rivals import rto_catches_up
 
 MAX_TILES = 4
 
@@ -26,7 +27,7 @@ def headline(study: Study) -> str:
         about.append(plural(len(study.groups), "configuration"))
     if seconds:
         about.append(f"{duration(seconds)} in all")
-    tiles = "".join(_tiles(study, group) for group in study.groups[:MAX_TILES])
+    tiles = each(study.groups[:MAX_TILES], lambda group: _tiles(study, group))
     words = f'<p class="kicker">rto_fast report</p><h1>{title}</h1><p>{", ".join(about)}</p>'
     return f'<header class="top">{words}{tiles}</header>'
 
@@ -45,32 +46,16 @@ def _tiles(study: Study, group: Group) -> str:
         if rival:
             value = percent(wins[rival]["mean"], wins[rival]["ci95"])
             found.append((value, f"of held-out prompts: <b>{text(hero, 40)}</b> beats <b>{text(rival, 40)}</b>"))
-    found += _reach_tile(study, group)
+    for rival, row in islice(rto_catches_up(study, [group]), 1):
+        after = f"{row['rollouts']:,.0f} of {row['rival_rollouts']:,.0f}"
+        words = f"of the rollouts: <b>rto</b> reaches {rival}'s final return after {after}"
+        found.append((ratio(row["share"]), words))
     auc = pool.figures(group, "credit_auc").get("credit_auc")
     if auc:
         value = figure(auc["mean"], auc["ci95"])
         found.append((value, "AUC: DPO's token reward tells right tokens from wrong ones"))
-    if not found:
-        return ""
-    name = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
-    return (
-        name + '<div class="tiles">' + "".join(f"<p><strong>{v}</strong> {words}</p>" for v, words in found) + "</div>"
-    )
-
-
-def _reach_tile(study: Study, group: Group) -> list[tuple[str, str]]:
-    labels = {stage: label for g, stage, label in study.members() if g is group}
-    rows = {(r["policy"], r["rival"]): r for r in rollouts_to_reach(study)} if "rto" in labels else {}
-    for rival in ("ppo", "sparse_dpo"):
-        row = rows.get((labels.get("rto"), labels.get(rival)))
-        # a rival that is still going has no final return yet
-        if row and row["share"] and row["rival_rollouts"] >= row["policy_rollouts"]:
-            words = (
-                f"of the rollouts: <b>rto</b> reaches {rival}'s final return after {row['rollouts']:,.0f} "
-                f"of {row['rival_rollouts']:,.0f}"
-            )
-            return [(ratio(row["share"]), words)]
-    return []
+    tiles = "".join(f"<p><strong>{v}</strong> {words}</p>" for v, words in found)
+    return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
 
 def ratio(share: float) -> str:
@@ -80,27 +65,24 @@ def ratio(share: float) -> str:
 
 def runs(study: Study) -> str:
     rows = []
-    for group in study.groups:
-        for run in group.runs:
-            results, config = run.results, run.config
-            rows.append(
-                [
-                    text(run.folder, 200).replace("/", "/<wbr>"),
-                    text(group.title, 80),
-                    "–" if run.seed is None else str(run.seed),
-                    text(setting(config, "model.path") or "–", 120),
-                    text(setting(config, "data.path") or "–", 120),
-                    text(", ".join(_stages(config, run.metrics)), 200),
-                    judge_words(group.judge) if group.judge else "–",
-                    duration(seconds) if (seconds := number(results.get("seconds"))) else "not finished",
-                ]
-            )
+    members = [(group, run) for group in study.groups for run in group.runs]
+    for group, run in members:
+        row = [
+            text(run.folder, 200).replace("/", "/<wbr>"),
+            text(group.title, 80),
+            "–" if run.seed is None else str(run.seed),
+            *(text(setting(run.config, key) or "–", 120) for key in ("model.path", "data.path")),
+            text(", ".join(_stages(run)), 200),
+            judge_words(group.judge) if group.judge else "–",
+            duration(seconds) if (seconds := number(run.results.get("seconds"))) else "not finished",
+        ]
+        rows.append(row)
     head = ["run", "recipe", "seed", "model", "data", "stages", "judge", "time"]
     body = table(head, rows, "Runs", "words wide")
-    body += "".join(missing(text(note, 400)) for note in study.notes)
+    body += "".join(missing(text(line, 400)) for line in study.notes)
     if len(study.groups) > 1:
         body += _differences(study)
-    names = {name for group in study.groups for run in group.runs for name in _stages(run.config, run.metrics)}
+    names = {name for _, run in members for name in _stages(run)}
     known = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in ALGORITHMS.items() if k in names)
     body += f'<h3>The algorithms</h3><dl class="words">{known}</dl>' if known else ""
     body += "".join(_configuration(group) for group in study.groups)
@@ -108,16 +90,16 @@ def runs(study: Study) -> str:
     return section("runs", "What was run", lede if any(len(g.runs) > 1 for g in study.groups) else "", body)
 
 
-def _stages(config: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
-    named = config.get("stages")
-    logged = [name for name in metrics if not name.startswith("sweep-")]
+def _stages(run: Run) -> list[str]:
+    named = run.config.get("stages")
+    logged = [name for name in run.metrics if not name.startswith("sweep-")]
     return [str(s) for s in named] if isinstance(named, list) else logged
 
 
 def _differences(study: Study) -> str:
     changed = differences(study.groups)
     rows = [[text(key, 80), *(text("–" if v is None else v, 80) for v in values)] for key, values in changed[:40]]
-    more = f'<p class="note">and {len(changed) - 40} more</p>' if len(changed) > 40 else ""
+    more = note(f"and {len(changed) - 40} more") if len(changed) > 40 else ""
     opened = " open" if len(changed) <= 12 else ""
     head = ["setting", *(text(g.title, 60) for g in study.groups)]
     return (
@@ -132,8 +114,5 @@ def _configuration(group: Group) -> str:
         return missing(f"{text(group.title, 80)}: config.toml is missing or broken, so its settings are not known.")
     rows = [[text(k, 100), text(v, 300)] for k, v in list(values.items())[:400]]
     name = f" of {text(group.title, 80)}" if group.letter else ""
-    return (
-        f"<details><summary>Every setting{name}</summary>"
-        + table(["setting", "value"], rows, "Settings", "words")
-        + "</details>"
-    )
+    settings = table(["setting", "value"], rows, "Settings", "words")
+    return f"<details><summary>Every setting{name}</summary>{settings}</details>"

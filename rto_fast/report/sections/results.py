@@ -3,8 +3,8 @@
 from typing import Any
 
 from rto_fast.report import pool
-from rto_fast.report.groups import Group, Study
-from rto_fast.report.html import figure, missing, percent, section, span, table, text
+from rto_fast.report.groups import Group, Study, each
+from rto_fast.report.html import figure, missing, note, percent, section, span, table, text
 from rto_fast.report.names import FIGURES, judge_words
 from rto_fast.report.pool import Pooled
 from rto_fast.report.read import mapping, number
@@ -13,16 +13,14 @@ MAX_COLUMNS = 12
 
 
 def policies(study: Study) -> str:
-    body = "".join(_policies(group, study) for group in study.groups)
     lede = "Every policy answers the same held-out prompts; figures are means ± half their 95 % interval."
-    return section("results", "Results", lede, body)
+    return section("results", "Results", lede, each(study.groups, _policies))
 
 
-def _policies(group: Group, study: Study) -> str:
+def _policies(group: Group) -> str:
     found = pool.policies(group)
-    title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
     if not found:
-        return title + missing("results.json holds no policies: the run was not evaluated, or is not finished.")
+        return missing("results.json holds no policies: the run was not evaluated, or is not finished.")
     keys = [k for k in FIGURES if any(k in p for p in found.values())]
     keys += [k for k in dict.fromkeys(k for p in found.values() for k in p) if k not in keys]
     keys = keys[:MAX_COLUMNS]
@@ -32,11 +30,10 @@ def _policies(group: Group, study: Study) -> str:
         cells = [_cell(key, figures.get(key), name == best and key == group.judge) for key in keys]
         rows.append([text(name, 40), *cells])
     head = ["policy", *(text(FIGURES.get(k, k), 40) for k in keys)]
-    notes = _pooling(group, found) + _extra(group)
-    return title + table(head, rows, "Policies", "numbers") + notes + _sweep(group)
+    return table(head, rows, "Policies", "numbers") + _pooling(group, found) + _extra(group) + _sweep(group)
 
 
-def _cell(key: str, value: Pooled | None, best: bool) -> str:
+def _cell(key: str, value: Pooled | None, best: bool = False) -> str:
     if value is None:
         return "–"
     if key == "answers":
@@ -50,16 +47,14 @@ def _cell(key: str, value: Pooled | None, best: bool) -> str:
 def _pooling(group: Group, tables: dict[str, dict[str, Pooled]]) -> str:
     seeds = max((value["seeds"] for figures in tables.values() for value in figures.values()), default=0)
     if len(group.runs) < 2:
-        return (
-            '<p class="note">One seed: ± covers prompts and answers, given these trained models; another training '
-            "can differ by more.</p>"
-        )
+        given = "given these trained models; another training can differ by more."
+        return note(f"One seed: ± covers prompts and answers, {given}")
     if seeds < 2:
-        return f'<p class="note">{seeds} of {len(group.runs)} seeds has been evaluated.</p>'
+        return note(f"{seeds} of {len(group.runs)} seeds has been evaluated.")
     of = "" if seeds == len(group.runs) else f" of {len(group.runs)}"
-    return (
-        f'<p class="note">{seeds}{of} seeds pooled: ± covers training and prompts (Student\'s t over the seeds, never '
-        "less than the prompts alone); the small numbers are the lowest and the highest seed.</p>"
+    return note(
+        f"{seeds}{of} seeds pooled: ± covers training and prompts (Student's t over the seeds, never "
+        "less than the prompts alone); the small numbers are the lowest and the highest seed."
     )
 
 
@@ -83,13 +78,8 @@ def _sweep(group: Group) -> str:
     keys = [k for k in FIGURES if any(k in row for row in rows) and k != "answers"]
     if not rows or not keys:
         return ""
-    cells = [
-        [
-            sweep_label(row),
-            *(_cell(k, pool.pool([e]) if (e := pool.estimate(row.get(k))) else None, False) for k in keys),
-        ]
-        for row in rows
-    ]
+    found = [pool.merge([row]) for row in rows]
+    cells = [[sweep_label(row), *(_cell(k, f.get(k)) for k in keys)] for row, f in zip(rows, found, strict=True)]
     return (
         f'<h3>Over-optimisation</h3><p class="lede">Short runs over the ratio b1/b2 and the clip c'
         f"{f', seed {run.seed}' if len(group.runs) > 1 else ''}: a return that falls while the DPO reward grows.</p>"
@@ -105,18 +95,16 @@ def sweep_label(row: dict[str, Any]) -> str:
 
 
 def matrix(study: Study) -> str:
-    body = "".join(_matrix(group) for group in study.groups)
     lede = "How often the policy of the row gives the better answer than the policy of the column; ties count one half."
-    return section("wins", "Win rates", lede, body)
+    return section("wins", "Win rates", lede, each(study.groups, _matrix))
 
 
 def _matrix(group: Group) -> str:
     wins, even = (pool.win_rates(group, kind) for kind in ("win_rate", "length_controlled"))
-    title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
     if len(wins) < 2:
-        return title + missing("results.json holds no win rates: they need two policies and an evaluation.")
+        return missing("results.json holds no win rates: they need two policies and an evaluation.")
     judged = f"<p>Judged by {judge_words(group.judge)}{_asked(group)}. Bold: the 95 % interval excludes 50 %.</p>"
-    body = title + judged + _wins(group, wins, "Win rates") + _pooling(group, wins)
+    body = judged + _wins(group, wins, "Win rates") + _pooling(group, wins)
     if len(even) > 1:
         body += "<h3>At equal length</h3>" + _wins(group, even, "Win rates at equal length")
     return body

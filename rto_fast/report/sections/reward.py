@@ -2,14 +2,14 @@
 
 from rto_fast.report import pool
 from rto_fast.report.chart import Line, stack
-from rto_fast.report.groups import Group, Study, by_ground
-from rto_fast.report.html import missing, num, percent, section, table, text
+from rto_fast.report.groups import Group, Study
+from rto_fast.report.html import missing, note, num, percent, section, table, text
 from rto_fast.report.names import METRICS, colours, judge_words
 from rto_fast.report.read import mapping
 from rto_fast.report.scatter import Point, plane
-from rto_fast.report.sections.learning import member_lines
+from rto_fast.report.sections.learning import comparable, members_of
 from rto_fast.report.sections.results import sweep_label
-from rto_fast.report.series import IMPLICIT, RETURN, Curve, curve
+from rto_fast.report.series import IMPLICIT, RETURN, curve
 
 PARTS = {"dense": "tokens", "score": "score", "kl": "KL"}
 MAX_CHARTS = 14
@@ -17,20 +17,14 @@ MAX_CHARTS = 14
 
 def components(study: Study) -> str:
     members = study.members()[:MAX_CHARTS]
-    charts = [chart for group, stage, label in members if (chart := _shares(group, stage, text(label, 24)))]
-    if not charts:
-        line = "metrics.jsonl holds no reward/…_share of a stage that rolls out."
-        return section("reward", "What the reward is made of", "", missing(line))
+    charts = "".join(_shares(group, stage, text(label, 24)) for group, stage, label in members)
+    body = f'<div class="charts small">{charts}</div>{_table(study)}' if charts else ""
     lede = (
         "Each part's share of all reward that was paid, by magnitude: DPO's reward for tokens, the reward model's "
         "score and the KL penalty. Means over seeds."
     )
-    return section(
-        "reward",
-        "What the reward is made of",
-        lede,
-        f'<div class="charts small">{"".join(charts)}</div>' + _table(study),
-    )
+    absent = "metrics.jsonl holds no reward/…_share of a stage that rolls out."
+    return section("reward", "What the reward is made of", lede, body, absent)
 
 
 def _shares(group: Group, stage: str, label: str) -> str:
@@ -47,34 +41,24 @@ def _table(study: Study) -> str:
     """Last values of every part, per token, and how often the clip cut."""
     rows = []
     for group, stage, label in study.members()[:MAX_CHARTS]:
-        last = lambda name, g=group, s=stage: _last(curve(g, s, name))  # noqa: E731
-        cells = [
-            f"{num(last(f'reward/{part}_mean'))}<small>{num(last(f'reward/{part}_abs'))}</small>" for part in PARTS
-        ]
+        last = lambda name, g=group, s=stage: (c := curve(g, s, name)) and c.mean[-1]  # noqa: E731
+        parts = [(last(f"reward/{part}_mean"), last(f"reward/{part}_abs")) for part in PARTS]
+        cells = [f"{num(mean)}<small>{num(size)}</small>" for mean, size in parts]
         cut = last("reward/dense_clipped")
         rows.append([text(label, 24), *cells, "–" if cut is None else percent(cut), num(last("values/explained"))])
     head = ["", *(f"{name}<small>magnitude</small>" for name in PARTS.values()), "clipped", "critic explains"]
-    said = '<p class="note">Means per token in the last batch, the mean magnitude below each.</p>'
+    said = note("Means per token in the last batch, the mean magnitude below each.")
     return table(head, rows, "Reward components in the last batch", "numbers") + said
 
 
-def _last(found: Curve | None) -> float | None:
-    return None if found is None else found.mean[-1]
-
-
 def frontier(study: Study) -> str:
-    body = ""
-    for title, groups in by_ground(study):
-        drawn = _held_out(study, groups) + _training(study, groups)
-        body += (f"<h3>{text(title, 200)}</h3>" if title and drawn else "") + (
-            f'<div class="charts">{drawn}</div>' if drawn else ""
-        )
+    body = comparable(study, lambda groups: _held_out(groups) + _training(study, groups))
     absent = missing("Neither results.json nor metrics.jsonl holds a KL beside a reward.")
     lede = "Reward is bought with distance from the reference: higher at the same KL is better."
     return section("frontier", "KL against reward", lede, body or absent)
 
 
-def _held_out(study: Study, groups: list[Group]) -> str:
+def _held_out(groups: list[Group]) -> str:
     points = []
     judge = groups[0].judge or "implicit_reward"
     for group in groups:
@@ -88,10 +72,10 @@ def _held_out(study: Study, groups: list[Group]) -> str:
         points += _sweep(group, judge)
     if not points:
         return ""
-    note = "Bars: 95 % intervals."
-    note += " Hollow: short runs, named by b1/b2 and the clip c." if any(p.hollow for p in points) else ""
+    said = "Bars: 95 % intervals."
+    said += " Hollow: short runs, named by b1/b2 and the clip c." if any(p.hollow for p in points) else ""
     y_name = judge_words(judge)
-    return plane("On held-out prompts", f"{y_name} against KL to sft", "KL, nats per answer", y_name, points, note=note)
+    return plane("On held-out prompts", f"{y_name} against KL to sft", "KL, nats per answer", y_name, points, note=said)
 
 
 def _sweep(group: Group, judge: str) -> list[Point]:
@@ -107,19 +91,13 @@ def _sweep(group: Group, judge: str) -> list[Point]:
 def _training(study: Study, groups: list[Group]) -> str:
     charts = ""
     for metric in (RETURN, IMPLICIT):
-        paths, curves, _ = member_lines(study, groups, metric)
         drawn = []
-        for path, (group, stage) in zip(paths, _logged(study, groups, metric), strict=True):
+        for group, stage, found, path in members_of(study, groups, metric)[0]:
             kl = curve(group, stage, "kl/per_answer")
-            if kl is not None and kl.x == list(path.x):
+            if kl is not None and kl.x == found.x:
                 drawn.append(Line(path.label, kl.mean, path.y, path.colour, dash=path.dash))
         if drawn:
             name, unit = METRICS[metric]
-            note = "One dot per batch of rollouts, from the reference at the left on."
-            charts += plane(f"During training: {name}", unit, "KL, nats per answer", name, [], drawn, note)
+            said = "One dot per batch of rollouts, from the reference at the left on."
+            charts += plane(f"During training: {name}", unit, "KL, nats per answer", name, [], drawn, said)
     return charts
-
-
-def _logged(study: Study, groups: list[Group], metric: str) -> list[tuple[Group, str]]:
-    members = [m for m in study.members() if any(m[0] is g for g in groups)]
-    return [(g, stage) for g, stage, _ in members if curve(g, stage, metric) is not None]

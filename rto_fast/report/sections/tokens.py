@@ -4,10 +4,10 @@ from typing import Any
 
 from rto_fast.evaluate.heatmap import Heatmap, scale_of
 from rto_fast.evaluate.heatmap_html import html
-from rto_fast.report.groups import Group, Study
-from rto_fast.report.html import missing, num, plural, section, text
+from rto_fast.report.groups import Group, Study, each
+from rto_fast.report.html import missing, note, num, plural, section, text
 from rto_fast.report.names import colours
-from rto_fast.report.read import Run, number
+from rto_fast.report.read import number
 
 MAX_MAPS = 24
 MAX_PROMPTS = 24
@@ -15,15 +15,12 @@ MAX_POLICIES = 12
 
 
 def heatmaps(study: Study) -> str:
-    body = "".join(_maps(group) for group in study.groups)
-    if not body:
-        return section("credit", "Token credit", "", missing("heatmaps.json is missing or empty."))
     lede = (
         'DPO\'s reward of every token, <span class="key plus">above</span> and <span class="key minus">below</span> '
         "zero. Point at, tap or focus a token for its number; the arrow keys go on from there. Tokens known to be "
         "wrong are underlined with a wave."
     )
-    return section("credit", "Token credit", lede, body)
+    return section("credit", "Token credit", lede, each(study.groups, _maps), "heatmaps.json is missing or empty.")
 
 
 def _maps(group: Group) -> str:
@@ -38,42 +35,36 @@ def _maps(group: Group) -> str:
         except (TypeError, ValueError):
             left_out += 1
     scale = scale_of(drawn)
-    body = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
     seed = f"From seed {run.seed}, one of {len(group.runs)}. " if len(group.runs) > 1 else ""
-    body += f'<p class="note">{seed}Full colour at ± {num(scale, 2)}.</p>' if drawn else ""
+    body = note(f"{seed}Full colour at ± {num(scale, 2)}.") if drawn else ""
     body += "".join(html(drawn_map, scale=scale) for drawn_map in drawn)
-    more = len(run.heatmaps) - MAX_MAPS
-    body += f'<p class="note">and {plural(more, "more heat map")} in heatmaps.json</p>' if more > 0 else ""
+    body += _more(len(run.heatmaps) - MAX_MAPS, "more heat map", "heatmaps.json")
     if left_out:
         body += missing(f"{plural(left_out, 'heat map')} of another shape left out: one reward per token is wanted.")
     return body
 
 
 def samples(study: Study) -> str:
-    body = "".join(_group(group) for group in study.groups)
-    if not body:
-        return section("samples", "Answers side by side", "", missing("answers.jsonl is missing or empty."))
-    return section("samples", "Answers side by side", "What the policies say to the same held-out prompts.", body)
+    lede = "What the policies say to the same held-out prompts."
+    body = each(study.groups, _group)
+    return section("samples", "Answers side by side", lede, body, "answers.jsonl is missing or empty.")
 
 
 def _group(group: Group) -> str:
     run = next((r for r in group.runs if r.answers), None)
     if run is None:
         return ""
-    title = f"<h3>{text(group.title, 80)}</h3>" if group.letter else ""
-    seed = f'<p class="note">From seed {run.seed}, one of {len(group.runs)}.</p>' if len(group.runs) > 1 else ""
-    prompts = _by_prompt(run)
-    more = len(prompts) - MAX_PROMPTS
-    rest = f'<p class="note">and {plural(more, "more prompt")} in answers.jsonl</p>' if more > 0 else ""
-    return title + seed + "".join(_prompt(i, a) for i, a in enumerate(prompts[:MAX_PROMPTS])) + rest
-
-
-def _by_prompt(run: Run) -> list[list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    prompts: dict[str, list[dict[str, Any]]] = {}
     for answer in run.answers:
         if isinstance(answer.get("response"), str):
-            found.setdefault(f"{answer.get('index')!r:.40}", []).append(answer)
-    return list(found.values())
+            prompts.setdefault(f"{answer.get('index')!r:.40}", []).append(answer)
+    body = note(f"From seed {run.seed}, one of {len(group.runs)}.") if len(group.runs) > 1 else ""
+    body += "".join(_prompt(i, answers) for i, answers in enumerate(list(prompts.values())[:MAX_PROMPTS]))
+    return body + _more(len(prompts) - MAX_PROMPTS, "more prompt", "answers.jsonl")
+
+
+def _more(count: int, what: str, file: str) -> str:
+    return note(f"and {plural(count, what)} in {file}") if count > 0 else ""
 
 
 def _prompt(place: int, answers: list[dict[str, Any]]) -> str:
