@@ -124,17 +124,19 @@ class Collector:
         scores = self.score(packed, in_reward, sentence_scores, truncated)
         check_finite(scores, sentence_scores, reward)
         cu_seqlens = packed.response_cu_seqlens.to(self.device)
-        said = dict(beta_2=in_reward, sentence_scores=sentence_scores, truncated=truncated)
+        said = reward_statistics(
+            scores, cu_seqlens, reward, beta_2=in_reward, sentence_scores=sentence_scores, truncated=truncated
+        )
         metrics: Metrics = {
-            **reward_statistics(scores, cu_seqlens, reward, **said),
+            **said,
             **_sampler_gap(answers, scores.old_logprobs),
             "answers/length": len(scores.values) / len(answers),
             "beta_2": beta_2,
         }
         if self.watch is not None:
             # the reward model has just been asked
-            asked = self.watch is self.scorer and sentence_scores is not None
-            judged = sentence_scores.tolist() if asked else self.watch(answers)
+            known = sentence_scores if self.watch is self.scorer else None
+            judged = self.watch(answers) if known is None else known.tolist()
             metrics["judge/return"] = sum(judged) / len(judged)
         if self.grouped:
             per_token = bool(reward.beta_1) and reward.granularity != "response"
@@ -167,8 +169,14 @@ class Collector:
             )
 
         models = self.models if config.reward.beta_1 else self.models._replace(dpo=None)
-        limits = dict(microbatch_rows=self.microbatch_rows, workspace_mb=self.workspace_mb, device=self.device)
-        return score_all(models, packed, reward, **limits)
+        return score_all(
+            models,
+            packed,
+            reward,
+            microbatch_rows=self.microbatch_rows,
+            workspace_mb=self.workspace_mb,
+            device=self.device,
+        )
 
     def _drifted(self, kl: float, metrics: Metrics) -> bool:
         """Whether the policy is so far from pi_ref that this rollout is not to be learned from. May raise."""

@@ -107,7 +107,7 @@ def reward_statistics(
     if sentence_scores is not None and config.beta_3:
         parts["score"] = config.beta_3 * sentence_scores.clamp(-config.score_clip, config.score_clip)
         stats["reward/score"] = sentence_scores.mean()
-    total = sum(part.abs().sum() for part in parts.values()).clamp_min(1e-12)
+    total = sum((part.abs().sum() for part in parts.values()), start=log_ratio.new_zeros(())).clamp_min(1e-12)
     for name, part in parts.items():
         stats[f"reward/{name}_mean"] = part.mean()
         stats[f"reward/{name}_abs"] = part.abs().mean()

@@ -5,7 +5,7 @@ R response rows, S answers.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def score_all(
     lengths = packed.response_lengths
     rows = segment_gather(cumulative([lengths[i] for i in order]), place).to(device)
 
-    def column(name: str) -> Tensor | None:
+    def column(name: str) -> Any:
         pieces = [getattr(part, name) for part in parts]
         if pieces[0] is None:
             return None

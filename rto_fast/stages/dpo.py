@@ -16,7 +16,7 @@ from torch import Tensor
 from rto_fast.config import DPOConfig
 from rto_fast.data.encode import EncodedPair
 from rto_fast.kernels.common.segments import sequence_sums
-from rto_fast.kernels.preference_head import preference_head
+from rto_fast.kernels.preference_head import PreferenceHead, preference_head
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.logprobs import response_logprobs
 from rto_fast.packing import PackedBatch, microbatches, pack
@@ -61,7 +61,7 @@ class DPO:
         self.note: Callable[[str], None] = lambda text: None
         """Logs what goes on between two steps."""
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step[Batch]]:
         if "ref_logprobs" not in self.state.tensors:
             self.state.tensors["ref_logprobs"] = self._reference_logprobs()
         for step in range(self.state.step, self.num_steps):
@@ -103,7 +103,7 @@ class DPO:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         packed, ref_logprobs = batch.packed, batch.ref_logprobs
 
-        def head_rows(hidden: Tensor, head: Head):
+        def head_rows(hidden: Tensor, head: Head) -> PreferenceHead:
             return preference_head(
                 packed.responses(hidden),
                 head.weight,

@@ -50,7 +50,7 @@ class RTO:
         """When the last experience was there, by the clock."""
         state.progress.setdefault("beta_2", config.reward.beta_2)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step[Batch]]:
         """From where state.progress says: the iteration, and within its rollout the epoch and the first answer."""
         progress, tensors, config = self.state.progress, self.state.tensors, self.config
         for iteration in range(int(progress.get("iteration", 0)), self.iterations):
@@ -91,7 +91,7 @@ class RTO:
         tensors |= experience.tensors()
         return experience, metrics
 
-    def _step(self, experience: Experience, answers: list[int], metrics: dict[str, Tensor | float]) -> Step:
+    def _step(self, experience: Experience, answers: list[int], metrics: dict[str, Tensor | float]) -> Step[Batch]:
         kept = [i for i in answers if experience.kept[i]]
         lengths = experience.packed.response_lengths
         total = sum(lengths[i] for i in kept) if self.config.average == "token" else len(kept)
