@@ -26,7 +26,7 @@ needs_math = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None, reason="the math-verify library is not installed"
 )
 ROOT = Path(__file__).parents[2]
-HERE = "tests.scorers.functions"
+HERE = "tests.judges.functions"
 TWO = [Answer("p", "four"), Answer("p", "sixsix")]
 
 SOLUTIONS = [
