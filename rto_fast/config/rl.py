@@ -53,7 +53,8 @@ class ScoreConfig:
     """math (final number, by math-verify), regex:PATTERN, or module:function of yours, from this folder or PYTHONPATH
     (as a flag only: no recipe runs code): answers in, as many finite numbers out, e.g. def score(answers): return
     [float(a.finished) for a in answers]. An answer has .prompt and .response (texts without special tokens), .finished
-    (False: cut off by the length limit) and .reference (the right answer of its row, or None)."""
+    (False: cut off by the length limit), .reference (the right answer of its row, or None) and .messages (the prompt's
+    turns, each with role and content; none with data.template none)."""
     server: str | None = None
     """URL of a reward server that takes {query, prompts, labels} and returns {rewards}."""
     timeout: float = 60.0

@@ -180,6 +180,7 @@ def test_real_dialogues_are_tokenised_as_in_training(name):
 @pytest.mark.parametrize(
     "policy, reward", [("models/stories260K", "models/babyllama-tok105"), ("tokenizers/gpt2", "models/stories260K")]
 )
+@pytest.mark.filterwarnings("ignore:rm.model. an answer does not fit its context")
 def test_real_models_with_two_tokenizers(policy, reward):
     """Texts of one tokenizer under a real model of another, packed against alone."""
     if not (SHARED / reward).exists() or not (SHARED / policy).exists():
