@@ -18,7 +18,8 @@ from rto_fast.data.parse import (
     split_conversation,
     split_dialogue,
 )
-from rto_fast.data.row import ANSWERS, COLUMNS, Row, asked, names_of
+from rto_fast.data.question import ANSWERS, asked
+from rto_fast.data.row import COLUMNS, Row, names_of
 from rto_fast.files.text import is_unicode
 
 
@@ -67,7 +68,7 @@ def to_pairs(rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = Non
                               two strings are split at the last word boundary of their common beginning
     prompt, chosen, rejected  prompt: a message list, a dialogue string or a question (one user turn);
                               answers: strings, or message lists that end in the assistant's turn
-    instruction (+ input), question, query, ... in place of prompt, and system beside it: `data.row`
+    instruction (+ input), question, query, ... in place of prompt, and system beside it: `data.question`
 
     columns  where a column has another name: {"prompt": "question"} (--data.columns prompt=question)
     strict   a row that would be dropped is an error

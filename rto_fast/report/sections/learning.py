@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from rto_fast.report.chart import Gap, Line, lines
 from rto_fast.report.groups import Group, Study, by_ground
-from rto_fast.report.html import num, section, table, text
+from rto_fast.report.html import note, num, section, table, text
 from rto_fast.report.names import METRICS, colours, dash
 from rto_fast.report.rivals import main_metric, rollouts_to_reach, rto_catches_up
 from rto_fast.report.sections.overview import ratio
@@ -71,7 +71,7 @@ def _chart(study: Study, groups: list[Group], metric: str) -> str:
     if not drawn:
         return ""
     if metric == "answers/truncated" and not any(y for line in drawn for y in line.y):
-        return '<p class="note">No answer was cut off at the limit.</p>'
+        return note("No answer was cut off at the limit.")
     title, unit = METRICS[metric]
     notes = [band_words([m.curve for m in members])]
     if sum(any(m[0] is g for g in groups) for m in study.members()) > MAX_LINES:
@@ -82,8 +82,8 @@ def _chart(study: Study, groups: list[Group], metric: str) -> str:
     gap = _gap(study, groups, metric) if first else None
     if gap:
         notes.append(f"Dotted: the rollouts that {gap.saved}, read from averages as in the table below.")
-    shape = {"zero": metric == "answers/truncated", "gap": gap, "large": first and len(drawn) > 1}
-    return lines(title, unit, "rollouts", drawn, note=" ".join(notes), **shape)
+    zero, large = metric == "answers/truncated", first and len(drawn) > 1
+    return lines(title, unit, "rollouts", drawn, zero=zero, note=" ".join(notes), gap=gap, large=large)
 
 
 def _gap(study: Study, groups: list[Group], metric: str) -> Gap | None:
