@@ -29,8 +29,8 @@ def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype
     was_training = model.training
     model.eval()
     prompts, responses = [p for p, _ in sequences], [r for _, r in sequences]
-    batch, rows = (x.to(model.hf.device) for x in pack(prompts, responses))
-    packed = response_logprobs(model, batch, rows, workspace_mb)
+    batch, rows = pack(prompts, responses)
+    packed = response_logprobs(model, batch.to(model.hf.device), rows.to(model.hf.device), workspace_mb)
     model.hf.set_attn_implementation("sdpa")
     try:
         alone = torch.cat([_alone(model, prompt, response) for prompt, response in sequences])
@@ -64,7 +64,8 @@ def check_ratio(model: LanguageModel, sequences: Sequences, dtype: torch.dtype, 
     Returns the largest difference in nats; raises ValueError above the tolerance of `dtype`.
     """
     was_training = model.training
-    batch, rows = (x.to(model.hf.device) for x in pack([p for p, _ in sequences], [r for _, r in sequences]))
+    batch, rows = pack([p for p, _ in sequences], [r for _, r in sequences])
+    batch, rows = batch.to(model.hf.device), rows.to(model.hf.device)
     with torch.no_grad():
         scored = response_logprobs(model.eval(), batch, rows, workspace_mb)
     with torch.enable_grad():

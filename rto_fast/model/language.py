@@ -4,7 +4,7 @@ T rows, H hidden, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,14 @@ from transformers import PreTrainedModel
 from rto_fast.packing import PackedBatch
 
 Out = TypeVar("Out")
+
+
+class HeadOptions(TypedDict):
+    """Keyword arguments of the head operators."""
+
+    bias: Tensor | None
+    softcap: float | None
+    temperature: float
 
 
 class Head(NamedTuple):
@@ -27,8 +35,7 @@ class Head(NamedTuple):
     def to(self, dtype: torch.dtype) -> "Head":
         return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
-    def options(self) -> dict[str, object]:
-        """Keyword arguments of the head operators."""
+    def options(self) -> HeadOptions:
         return {"bias": self.bias, "softcap": self.softcap, "temperature": self.temperature}
 
 

@@ -19,7 +19,9 @@ def response_logprobs(model: LanguageModel, batch: PackedBatch, rows: Rows, work
     target = batch.target_ids[rows.index]
 
     def head_rows(hidden: Tensor, head: Head) -> Tensor:
-        return linear_logprob(hidden[rows.index], head.weight, target, workspace_mb=workspace_mb, **head.options())
+        out = linear_logprob(hidden[rows.index], head.weight, target, workspace_mb=workspace_mb, **head.options())
+        assert isinstance(out, Tensor)  # no statistics were asked for
+        return out
 
     return model(batch, head_rows)
 

@@ -6,20 +6,20 @@ Row t is a decision: its state ends in input_ids[t], its action is target_ids[t]
 and weight of that action all sit on row t. Only packing.py shifts tokens.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
 class _Movable:
     """`to(device)` for a dataclass of tensors."""
 
-    __slots__ = ()
-
-    def to(self, device: torch.device | str):
+    def to(self, device: torch.device | str) -> Self:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in moved.items()})
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if hasattr(v, "to")})
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rto_fast.config import DPOConfig
 from rto_fast.data.encode import EncodedPair
 from rto_fast.kernels.common.segments import sequence_sums
-from rto_fast.kernels.preference_head import preference_head
+from rto_fast.kernels.preference_head import PreferenceHead, preference_head
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.logprobs import response_logprobs
 from rto_fast.packing import PackedBatch, Rows, microbatches, pack
@@ -62,7 +62,7 @@ class DPO:
         self.note: Callable[[str], None] = lambda text: None
         """Logs what goes on between two steps."""
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step[Batch]]:
         if "reference" not in self.state.tensors:
             self.state.tensors["reference"] = self._reference_logprobs()
         for step in range(self.state.step, self.num_steps):
@@ -97,7 +97,8 @@ class DPO:
         seen = sorted({i for step in range(self.num_steps) for i in self._chosen(step)})
         for group in self._groups(seen):
             self.note("reference log-probs")
-            packed, rows = (x.to(self.device) for x in self._pack(group))
+            packed, rows = self._pack(group)
+            packed, rows = packed.to(self.device), rows.to(self.device)
             logprobs = response_logprobs(self.model, packed, rows, self.workspace_mb)
             sums[:, group] = sequence_sums(logprobs, rows.cu_seqlens).view(2, -1).cpu()
         return sums
@@ -105,7 +106,7 @@ class DPO:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         packed, rows = batch.packed, batch.rows
 
-        def head_rows(hidden: Tensor, head: Head):
+        def head_rows(hidden: Tensor, head: Head) -> PreferenceHead:
             return preference_head(
                 hidden[rows.index],
                 head.weight,

@@ -57,7 +57,7 @@ class RewardModel:
         self.note: Callable[[str], None] = lambda text: None
         """Logs what goes on between two steps."""
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step[Batch]]:
         per_epoch, order = len(self.pairs) // self.batch_size, None
         for step in range(self.state.step, self.num_steps):
             epoch, place = divmod(step, per_epoch)

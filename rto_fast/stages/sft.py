@@ -54,7 +54,7 @@ class SFT:
         """Logs what goes on between two steps."""
         self.num_steps = max(1, int(config.epochs * len(demonstrations) // self.batch_size))
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step[Batch]]:
         per_epoch, order = len(self.demonstrations) // self.batch_size, None
         for step in range(self.state.step, self.num_steps):
             epoch, place = divmod(step, per_epoch)
@@ -63,7 +63,7 @@ class SFT:
             chosen = [self.demonstrations[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
             yield self._step(chosen)
 
-    def _step(self, chosen: list[EncodedDemonstration]) -> Step:
+    def _step(self, chosen: list[EncodedDemonstration]) -> Step[Batch]:
         lengths = [len(d.prompt) + len(d.response) - 1 for d in chosen]
         batches = []
         for group in microbatches(lengths, self.microbatch_rows):
