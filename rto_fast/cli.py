@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -42,7 +42,7 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            return tyro.cli(  # type: ignore[return-value]  # it takes None for no default
                 settings,
                 args=_none_as_meant(settings, args),
                 default=default,
@@ -67,7 +67,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def names(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    def names(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
         if info.type != dict[str, str]:
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
@@ -104,7 +104,7 @@ def _none_as_meant(settings: type, args: Sequence[str]) -> list[str]:
     return words
 
 
-def _nothing(settings: type, path: list[str]) -> str:
+def _nothing(settings: Any, path: list[str]) -> str:
     for item in fields(settings):
         if item.name == path[0]:
             if is_dataclass(item.type) and path[1:]:

@@ -11,7 +11,7 @@ def check(ok: bool, name: str, wanted: str, got: object) -> None:
         raise ValueError(f"{name} must be {wanted}, got {got!r}")
 
 
-def check_bounds(config: object, prefix: str = "") -> None:
+def check_bounds(config: Any, prefix: str = "") -> None:
     """No number beyond what 32 bits hold, and no infinity but for a clip (no clip): sums and counts stay finite."""
     for item in fields(config):
         value, name = getattr(config, item.name), prefix + item.name

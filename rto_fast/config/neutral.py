@@ -10,9 +10,10 @@ Learning rates go by the number of parameters: straight lines in log-log through
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from rto_fast.config import NEUTRAL, Config
 
@@ -71,8 +72,9 @@ class Shape(NamedTuple):
 class _Later:
     """In the place of a number that is still to be chosen: passes every check, and is words in --help."""
 
-    def __new__(cls, value: float, words: str):
-        self = super().__new__(cls, value)
+    words: str
+
+    def called(self, words: str) -> Self:
         self.words = words
         return self
 
@@ -81,7 +83,7 @@ class _Later:
 
     __repr__ = __str__
 
-    def __mod__(self, divisor: int) -> int:
+    def __mod__(self, divisor: Any, /) -> Any:
         return 0
 
 
@@ -94,15 +96,15 @@ class _LaterCount(_Later, int):
 
 
 LATER = {
-    **dict.fromkeys(RATES, _LaterRate(1e-5, "by-model-size")),
-    **dict.fromkeys(("microbatch_rows", "rto.sampling.batch_size"), _LaterCount(1, "by-model-size")),
-    "data.max_length": _LaterCount(2**31 - 1, "by-model-context"),
-    "data.max_prompt": _LaterCount(1, "half-of-max-length"),
+    **dict.fromkeys(RATES, _LaterRate(1e-5).called("by-model-size")),
+    **dict.fromkeys(("microbatch_rows", "rto.sampling.batch_size"), _LaterCount(1).called("by-model-size")),
+    "data.max_length": _LaterCount(2**31 - 1).called("by-model-context"),
+    "data.max_prompt": _LaterCount(1).called("half-of-max-length"),
     **dict.fromkeys(
         ("data.held_out", "sft.batch_size", "dpo.batch_size", "rm.batch_size", "rto.rollouts"),
-        _LaterCount(1, "by-number-of-rows"),
+        _LaterCount(1).called("by-number-of-rows"),
     ),
-    "rto.minibatch": _LaterCount(1, "rollouts/8"),
+    "rto.minibatch": _LaterCount(1).called("rollouts/8"),
 }
 
 
@@ -129,7 +131,7 @@ def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
     chosen: dict[str, tuple[Any, str]] = {name: (rate(name, shape.parameters), sized) for name in RATES}
 
     data, new = config.data, config.rto.sampling.max_new_tokens
-    limit = shape.context or math.inf
+    limit = shape.context or sys.maxsize
     length = data.max_length
     if _later(length):
         asked = 0 if _later(data.max_prompt) else data.max_prompt

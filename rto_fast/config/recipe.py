@@ -97,7 +97,7 @@ def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> A
         raise ValueError(f"{source}: {error}") from None
 
 
-def _typed(value: Any, item: dataclasses.Field, default: Any, where: str) -> Any:
+def _typed(value: Any, item: dataclasses.Field[Any], default: Any, where: str) -> Any:
     if value == "none":
         value = nothing(item.name, item.type)
     if isinstance(value, list):
@@ -146,7 +146,7 @@ def _default(item: Any) -> Any:
     return item.default if item.default is not dataclasses.MISSING else item.default_factory()
 
 
-def _nearest(name: str, known: Iterable) -> str:
+def _nearest(name: str, known: Iterable[object]) -> str:
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

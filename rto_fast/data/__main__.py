@@ -6,15 +6,15 @@ was cut and dropped. Nothing is written. A mistake is one line on stderr and exi
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from rto_fast import cli
 from rto_fast.data.dropped import dropped, loss
-from rto_fast.data.encode import encode_demonstrations, encode_pairs, encode_prompts
+from rto_fast.data.encode import EncodingReport, Limits, encode_demonstrations, encode_pairs, encode_prompts
 from rto_fast.data.markers import marked
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pairs, to_prompts
@@ -22,11 +22,19 @@ from rto_fast.data.show import TokenPrinter, table
 from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
 
-_NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
-_ENCODE = {"pairs": encode_pairs, "demonstrations": encode_demonstrations, "prompts": encode_prompts}
+_NORMALISE: dict[str, Callable[..., Normalised[Any]]] = {
+    "pairs": to_pairs,
+    "demonstrations": to_demonstrations,
+    "prompts": to_prompts,
+}
+_ENCODE: dict[str, Callable[..., tuple[list[Any], EncodingReport]]] = {
+    "pairs": encode_pairs,
+    "demonstrations": encode_demonstrations,
+    "prompts": encode_prompts,
+}
 
 
-def as_in_train(name: str):
+def as_in_train(name: str) -> Any:
     """A flag that may be written as in python -m rto_fast.train, which errors and warnings name."""
     return tyro.conf.arg(aliases=(f"--data.{name}",))
 
@@ -80,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return cli.run(show, args, "Nothing was changed.", viewer=True)
 
 
-def inspect(options: Inspect):
+def inspect(options: Inspect) -> Iterator[str]:
     """The lines of the report."""
     if options.rows < 0:
         raise ValueError(f"rows: must be 0 or more, got {options.rows}")
@@ -92,7 +100,8 @@ def inspect(options: Inspect):
     context = _context(options.model.path)
     max_length = (context or 2048) if options.max_length is None else options.max_length
     max_prompt = max(1, max_length // 2) if options.max_prompt is None else options.max_prompt
-    items, report = _ENCODE[kind](rows.items, template, max_length=max_length, max_prompt=max_prompt)
+    limits = Limits(max_length=max_length, max_prompt=max_prompt)
+    items, report = _ENCODE[kind](rows.items, template, **limits)
 
     bos = "none" if template.bos_id is None else f"{tokenizer.bos_token} ({template.bos_id})"
     eos = f"{tokenizer.convert_ids_to_tokens(template.eos_id)} ({template.eos_id})"
@@ -109,13 +118,15 @@ def inspect(options: Inspect):
     yield from table(report.lengths)
     yield ""
     yield from _summary(raw, rows, report, template, items)
-    if said := loss("data.path", rows, report, {"max_length": max_length, "max_prompt": max_prompt}, allowed=True):
+    if said := loss("data.path", rows, report, limits, allowed=True):
         yield f"WARNING   {said}"
     if said := marked("data.path", report, template, refuse=False):
         yield f"WARNING   {said}"
 
 
-def _examples(options: Inspect, template: Template, kind: str, items: list, rows: Normalised, kept: list[int]):
+def _examples(
+    options: Inspect, template: Template, kind: str, items: list[Any], rows: Normalised[Any], kept: list[int]
+) -> Iterator[str]:
     names = {"pairs": ("prompt", "chosen", "rejected"), "demonstrations": ("prompt", "response"), "prompts": ()}[kind]
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
     printer = TokenPrinter(
@@ -138,7 +149,9 @@ def _examples(options: Inspect, template: Template, kind: str, items: list, rows
         yield ""
 
 
-def _summary(raw: list, rows: Normalised, report, template: Template, items: list):
+def _summary(
+    raw: list[Any], rows: Normalised[Any], report: EncodingReport, template: Template, items: list[Any]
+) -> Iterator[str]:
     tokenizer = template.tokenizer
     yield f"kept {len(report.kept)} of {len(raw)} rows"
     for reason, n in dropped(rows, report).most_common():

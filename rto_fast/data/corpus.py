@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from rto_fast.data.encode import (
     EncodedDemonstration,
     EncodedPair,
     EncodingReport,
+    Limits,
     encode_demonstrations,
     encode_pairs,
     encode_prompts,
@@ -24,6 +25,8 @@ from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class Corpus:
 
 
 class _Source(NamedTuple):
-    rows: list[dict]
-    found: Normalised
-    train: list
+    rows: list[dict[str, Any]]
+    found: Normalised[Any]
+    train: list[Any]
     """What of it is not held out."""
     digests: dict[str, str]
     """Of its rows, by file."""
@@ -80,12 +83,14 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     every source (`data.held_out.HeldOut` says which prompts are the same); the notes count it.
     """
     template = Template(tokenizer, config.template, config.parse_special)
-    limits = {"max_length": config.max_length, "max_prompt": config.max_prompt}
+    limits = Limits(max_length=config.max_length, max_prompt=config.max_prompt)
     sources, kept_out = _read(config, seed)
     evaluation = sources["evaluation"].found.items if config.evaluation else kept_out
     conversations: dict[tuple[int, ...], tuple[Message, ...]] = {}
 
-    def known(encode: Callable, rows: list, **options: object) -> tuple[list, EncodingReport]:
+    def known(
+        encode: Callable[..., tuple[list[T], EncodingReport]], rows: list[Any], **options: object
+    ) -> tuple[list[T], EncodingReport]:
         """Rows encoded, their conversations noted."""
         items, report = encode(rows, template, **limits, **options)
         if template.style != "none":
@@ -99,7 +104,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     notes: list[str] = []
     warnings: list[str] = []
 
-    def encoded(what: str, encode: Callable) -> list:
+    def encoded(what: str, encode: Callable[..., tuple[list[T], EncodingReport]]) -> list[T]:
         if what not in sources:
             return []
         items, report = known(encode, sources[what].train, without=without, field=_field(what))
@@ -143,12 +148,12 @@ def _field(what: str) -> str:
     return "data.path" if what == "pairs" else f"data.{what}"
 
 
-def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list]:
+def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list[Any]]:
     """The sources that are given, by name, and what is split off from the pairs, or without pairs from the prompts."""
     # of a hub dataset prompts have the same subset and split as the pairs, or without pairs their own
-    where = {"subset": config.subset, "split": config.split, "limit": config.max_rows}
+    where: dict[str, Any] = {"subset": config.subset, "split": config.split, "limit": config.max_rows}
     sources: dict[str, _Source] = {}
-    kept_out: list = []
+    kept_out: list[Any] = []
     for what, path, normalise, options in (
         ("pairs", config.path, to_pairs, where),
         ("prompts", config.prompts, to_prompts, where),
@@ -167,9 +172,7 @@ def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list]:
     return sources, kept_out
 
 
-def _references(
-    source: _Source, template: Template, limits: dict[str, int], column: str | None
-) -> dict[tuple[int, ...], str]:
+def _references(source: _Source, template: Template, limits: Limits, column: str | None) -> dict[tuple[int, ...], str]:
     """The first reference of every prompt that has one, by the prompt's tokens."""
     name, rows, asked = column or "reference", source.rows, source.found
     if not any(name in row for row in rows[:1]):
@@ -188,7 +191,7 @@ def _distinct(prompts: list[list[int]]) -> list[list[int]]:
     return [list(p) for p in dict.fromkeys(map(tuple, prompts))]
 
 
-def _note(what: str, source: Normalised, report: EncodingReport) -> str:
+def _note(what: str, source: Normalised[Any], report: EncodingReport) -> str:
     lost = ", ".join(f"{count} {reason}" for reason, count in dropped(source, report).items()) or "none"
     removed = report.dropped.get(HeldOut.REASON, 0)
     cut = f"; {report.truncated_prompts} prompts cut at the left" if report.truncated_prompts else ""
@@ -198,5 +201,5 @@ def _note(what: str, source: Normalised, report: EncodingReport) -> str:
 
 def _sentence_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens whose text ends a sentence: . ! ? or a line break."""
-    texts: Callable[[int], str] = lambda i: tokenizer.decode([i]).rstrip(" ")  # noqa: E731
+    texts: Callable[[int], str] = lambda i: str(tokenizer.decode([i])).rstrip(" ")  # noqa: E731
     return frozenset(i for i in range(len(tokenizer)) if texts(i).endswith((".", "!", "?", "\n")))

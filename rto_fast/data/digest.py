@@ -3,6 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
+
+
+class _Entry:
+    """What one file has given so far."""
+
+    def __init__(self) -> None:
+        self.rows, self.sha256 = 0, hashlib.sha256()
 
 
 class RowDigests:
@@ -13,19 +21,19 @@ class RowDigests:
     """
 
     def __init__(self) -> None:
-        self._files: dict[str, list] = {}
+        self._files: dict[str, _Entry] = {}
 
-    def over(self, name: str, rows: Iterator[dict]) -> Iterator[dict]:
+    def over(self, name: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The same rows, hashed on their way."""
-        entry = self._files[name] = [0, hashlib.sha256()]
+        entry = self._files[name] = _Entry()
         for row in rows:
-            entry[0] += 1
-            entry[1].update(_encode(row).encode() + b"\n")
+            entry.rows += 1
+            entry.sha256.update(_encode(row).encode() + b"\n")
             yield row
 
     def stated(self) -> dict[str, str]:
         """By file: how many rows, and their digest."""
-        return {name: f"{count} rows, sha256 {digest.hexdigest()}" for name, (count, digest) in self._files.items()}
+        return {name: f"{e.rows} rows, sha256 {e.sha256.hexdigest()}" for name, e in self._files.items()}
 
 
 def _plain(value: object) -> str:

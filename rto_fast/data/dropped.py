@@ -1,9 +1,9 @@
 """A source that loses rows says so: above a tenth in a line of its own, above a half the run is refused."""
 
 from collections import Counter
-from collections.abc import Mapping
+from typing import Any
 
-from rto_fast.data.encode import EncodingReport
+from rto_fast.data.encode import EncodingReport, Limits
 from rto_fast.data.held_out import HeldOut
 from rto_fast.data.rows import Normalised
 
@@ -21,14 +21,14 @@ _FIXES = {
 }
 
 
-def dropped(source: Normalised, report: EncodingReport) -> Counter[str]:
+def dropped(source: Normalised[Any], report: EncodingReport) -> Counter[str]:
     """Rows lost by reason, in reading and in encoding; those whose prompt is held out are not lost but kept apart."""
     counts = Counter(source.dropped) + Counter(report.dropped)
     del counts[HeldOut.REASON]
     return counts
 
 
-def loss(field: str, source: Normalised, report: EncodingReport, limits: Mapping[str, int], allowed: bool) -> str:
+def loss(field: str, source: Normalised[Any], report: EncodingReport, limits: Limits, allowed: bool) -> str:
     """What to say loudly of a source, "" when at most a tenth of its rows is dropped.
 
     field    what the source is called

@@ -3,15 +3,33 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any, Protocol, Required, TypedDict, TypeVar, Unpack
 
 from rto_fast.data.held_out import HeldOut
+from rto_fast.data.parse import Message
+from rto_fast.data.rows import Demonstration, Pair
 from rto_fast.data.template import Template
 
 MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN = 2**20, 64
 """A text of more characters, and of more for each token of max_length, is not tokenised."""
 TOO_LONG = "text far beyond max_length"
 _CHUNK, _CHUNK_CHARACTERS = 1024, 2**24
+
+E = TypeVar("E")
+
+
+class Asks(Protocol):
+    """A row with a prompt."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]: ...
+
+
+class Limits(TypedDict):
+    """Numbers of tokens, as the functions below take them."""
+
+    max_length: int
+    max_prompt: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +86,7 @@ class Options(TypedDict, total=False):
 
 
 def encode_pairs(
-    pairs: Sequence, template: Template, **options: Unpack[Options]
+    pairs: Sequence[Pair], template: Template, **options: Unpack[Options]
 ) -> tuple[list[EncodedPair], EncodingReport]:
     """`Pair`s -> token ids.
 
@@ -84,7 +102,7 @@ def encode_pairs(
 
 
 def encode_demonstrations(
-    demonstrations: Sequence, template: Template, **options: Unpack[Options]
+    demonstrations: Sequence[Demonstration | Pair], template: Template, **options: Unpack[Options]
 ) -> tuple[list[EncodedDemonstration], EncodingReport]:
     """`Demonstration`s -> token ids; `Pair`s are taken too, for their chosen answer. As `encode_pairs`."""
     name = "completion" if demonstrations and hasattr(demonstrations[0], "completion") else "chosen"
@@ -92,7 +110,7 @@ def encode_demonstrations(
 
 
 def encode_prompts(
-    prompts: Sequence, template: Template, **options: Unpack[Options]
+    prompts: Sequence[Asks], template: Template, **options: Unpack[Options]
 ) -> tuple[list[list[int]], EncodingReport]:
     """Anything with a `prompt` -> the prompt's token ids, cut as in `encode_pairs`; max_length is the context that
     prompt and answer share, of which at least one token stays for the answer."""
@@ -100,16 +118,16 @@ def encode_prompts(
 
 
 def _encode(
-    rows: Sequence,
+    rows: Sequence[Asks],
     template: Template,
     answers: tuple[str, ...],
-    make: Callable[..., Any],
+    make: Callable[..., E],
     *,
     max_length: int,
     max_prompt: int | None = None,
     without: HeldOut | None = None,
     field: str = "data",
-) -> tuple[list[Any], EncodingReport]:
+) -> tuple[list[E], EncodingReport]:
     if max_length < 2:
         raise ValueError(f"data.max_length: must be at least 2 (a prompt token and an answer token), got {max_length}")
     if max_prompt is None:
@@ -119,8 +137,11 @@ def _encode(
             f"data.max_prompt: must be at least 1 and below max_length = {max_length}, so that an answer fits behind "
             f"the prompt, got {max_prompt}"
         )
-    items, kept, dropped, marks, cut, literal = [], [], Counter(), Counter(), 0, 0
-    refusal = ""
+    items: list[E] = []
+    kept: list[int] = []
+    dropped: Counter[str] = Counter()
+    marks: Counter[str] = Counter()
+    cut, literal, refusal = 0, 0, ""
     # a demonstration's response may come from a column `completion` or `chosen`
     names = ("prompt", *answers) if len(answers) != 1 else ("prompt", "response")
     lengths: dict[str, list[int]] = {name: [] for name in names}
@@ -134,8 +155,10 @@ def _encode(
         refusal = refusal or next(iter(refused.values()), "")
         encoded = [template.responses([getattr(r, name) for r in chunk], [r.prompt for r in chunk]) for name in answers]
         for place, ((i, row), prompt, *responses) in enumerate(zip(numbered, prompts, *encoded, strict=True)):
-            short = None if place in refused else _cut_left(prompt, max_prompt, template.bos_id)
-            reason = _reason(template, short, responses, max_length)
+            short = _cut_left(prompt, max_prompt, template.bos_id)
+            reason = (
+                "refused by the chat template" if place in refused else _reason(template, short, responses, max_length)
+            )
             if reason is None and without is not None and without.holds(row, short):
                 reason = HeldOut.REASON
             if reason:
@@ -167,10 +190,13 @@ def _encode(
     return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, dict(marks), quantiles)
 
 
-def _chunks(rows: Sequence, answers: tuple[str, ...], longest: int) -> Iterator[tuple[list[tuple[int, Any]], int]]:
+def _chunks(
+    rows: Sequence[Asks], answers: tuple[str, ...], longest: int
+) -> Iterator[tuple[list[tuple[int, Any]], int]]:
     """Rows to encode together, with their numbers, and how many between them have a text above `longest` characters:
     to tokenise those may take minutes and gigabytes."""
-    chunk, characters, far = [], 0, 0
+    chunk: list[tuple[int, Any]] = []
+    characters = far = 0
     for i, row in enumerate(rows):
         lengths = [sum(len(m.content) for m in row.prompt), *(len(getattr(row, name)) for name in answers)]
         if max(lengths) > longest:
@@ -192,9 +218,7 @@ def _cut_left(prompt: list[int], max_prompt: int, bos_id: int | None) -> list[in
     return prompt[len(prompt) - max_prompt :]
 
 
-def _reason(template: Template, prompt: list[int] | None, responses: list[list[int]], max_length: int) -> str | None:
-    if prompt is None:
-        return "refused by the chat template"
+def _reason(template: Template, prompt: list[int], responses: list[list[int]], max_length: int) -> str | None:
     if not prompt:
         return "prompt has no token"
     if not all(responses):

@@ -7,6 +7,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
@@ -26,7 +28,7 @@ class Fingerprint:
         return _hash([self.vocab, self.size, self.bos, self.eos, self.chat_template])
 
 
-def fingerprint(tokenizer) -> Fingerprint:
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
     """The fingerprint of a Hugging Face tokenizer. Padding is left out: no sequence is ever padded."""
     by_id = _by_id(tokenizer)
     template = tokenizer.chat_template
@@ -39,7 +41,12 @@ def fingerprint(tokenizer) -> Fingerprint:
     )
 
 
-def check_same_tokenizer(a, b, name_a: str = "the policy", name_b: str = "the DPO model") -> None:
+def check_same_tokenizer(
+    a: PreTrainedTokenizerBase,
+    b: PreTrainedTokenizerBase,
+    name_a: str = "the policy",
+    name_b: str = "the DPO model",
+) -> None:
     """Raises ValueError, one sentence that says what differs and what fixes it, unless `a` and `b` agree on every
     token id, on BOS and EOS and on the chat template."""
     one, two = fingerprint(a), fingerprint(b)
@@ -59,11 +66,11 @@ def check_same_tokenizer(a, b, name_a: str = "the policy", name_b: str = "the DP
     raise ValueError(f"{name_a} and {name_b} do not have the same tokenizer: {what}; {fix}")
 
 
-def _by_id(tokenizer) -> list[tuple[int, str]]:
+def _by_id(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
     return sorted((i, token) for token, i in tokenizer.get_vocab().items())
 
 
-def _first_difference(a, b, name_a: str, name_b: str) -> str:
+def _first_difference(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, name_a: str, name_b: str) -> str:
     one, two = dict(_by_id(a)), dict(_by_id(b))
     differ = [i for i in sorted(one.keys() | two.keys()) if one.get(i) != two.get(i)]
     i = differ[0]
@@ -72,6 +79,6 @@ def _first_difference(a, b, name_a: str, name_b: str) -> str:
     return f"{sizes}{len(differ)} ids differ, the first is {i}, {first} for {name_a} and {second} for {name_b}"
 
 
-def _hash(value) -> str:
+def _hash(value: object) -> str:
     text = json.dumps(value, ensure_ascii=True, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

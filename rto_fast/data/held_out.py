@@ -3,8 +3,11 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from rto_fast.data.parse import Message
+
+T = TypeVar("T")
 
 
 class HeldOut:
@@ -21,15 +24,15 @@ class HeldOut:
     REASON = "prompt is held out for evaluation"
     FIX = "; give rows with other prompts, or hold out fewer with --data.held-out or another --data.evaluation"
 
-    def __init__(self, rows: Sequence, ids: Sequence[Sequence[int]]):
+    def __init__(self, rows: Sequence[object], ids: Sequence[Sequence[int]]):
         self._words = {_prompt_key(row, 0) for row in rows}
         self._ids = set(map(tuple, ids))
 
-    def holds(self, row, ids: Sequence[int]) -> bool:
+    def holds(self, row: object, ids: Sequence[int]) -> bool:
         return tuple(ids) in self._ids or _prompt_key(row, 0) in self._words
 
 
-def split(rows: Sequence, held_out: float | int, seed: int = 0) -> tuple[list, list]:
+def split(rows: Sequence[T], held_out: float | int, seed: int = 0) -> tuple[list[T], list[T]]:
     """(train, held out), decided by prompt: rows with the same prompt are on one side.
 
     held_out  below 1: a fraction of the rows; an integer: so many rows; 0: none. As near as whole prompts come from
@@ -62,7 +65,7 @@ def split(rows: Sequence, held_out: float | int, seed: int = 0) -> tuple[list, l
     return train, [row for row, key in zip(rows, keys, strict=True) if key in chosen]
 
 
-def _prompt_key(row, seed: int) -> bytes:
+def _prompt_key(row: Any, seed: int) -> bytes:
     prompt = getattr(row, "prompt", row)
     parts = [(m.role, " ".join(m.content.split())) if isinstance(m, Message) else m for m in prompt]
     return hashlib.blake2b(repr((seed, parts)).encode(), digest_size=16).digest()

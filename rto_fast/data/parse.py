@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from os.path import commonprefix
+from typing import Any
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 _TOOLS = ("tool", "tool_call", "tool_response", "function", "function_call", "observation", "ipython")
@@ -26,7 +27,7 @@ class Message:
     content: str
 
 
-def as_messages(value) -> tuple[Message, ...]:
+def as_messages(value: object) -> tuple[Message, ...]:
     """A prompt column as messages: a message list, a Human/Assistant dialogue, or a string (one user turn).
 
     Messages are {role, content} or {from, value}; content may be a list of text parts. TypeError says what is wrong.
@@ -41,7 +42,7 @@ def as_messages(value) -> tuple[Message, ...]:
     return tuple(_message(m) for m in value)
 
 
-def _message(value) -> Message:
+def _message(value: object) -> Message:
     if isinstance(value, Message):
         return value
     if not isinstance(value, dict):
@@ -52,7 +53,7 @@ def _message(value) -> Message:
     if role.lower() in _TOOLS or value.get("tool_calls") or value.get("function_call"):
         raise BadContent("tool use", "calls of tools and their replies are not read")
     if isinstance(content, list):
-        parts = [p.get("text") if isinstance(p, dict) else p for p in content]
+        parts: list[Any] = [p.get("text") if isinstance(p, dict) else p for p in content]
         if not all(isinstance(p, str) for p in parts):
             raise TypeError("a message holds something else than text")
         content = "".join(parts)

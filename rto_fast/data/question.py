@@ -10,6 +10,7 @@ likely one never passed over.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 QUESTIONS = ("instruction", "question", "query", "input", "problem")
 TURNS = ("messages", "conversations")
@@ -19,7 +20,7 @@ ANSWERS = ("output", "response")
 """Of a demonstration, beside a question."""
 
 
-def asked(row: Mapping) -> tuple[str, ...]:
+def asked(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns of a row that are its prompt, in their order; none where no column is a likely one.
 
     Raises ValueError, which says which columns there are and how to choose.
@@ -40,17 +41,17 @@ def asked(row: Mapping) -> tuple[str, ...]:
     return ()
 
 
-def passed_over(row: Mapping, read: Sequence[str]) -> list[str]:
+def passed_over(row: Mapping[str, Any], read: Sequence[str]) -> list[str]:
     """Columns with a text that might be part of the prompt and are not among those read."""
     return [name for name in _likely(row) if name not in (*read, *TURNS, *SYSTEM) and not is_blank(row[name])]
 
 
-def _likely(row: Mapping) -> list[str]:
+def _likely(row: Mapping[str, Any]) -> list[str]:
     known = [*QUESTIONS, *TURNS, *SYSTEM, *UNCLEAR]
     # in capitals a column is no less likely, and never clear
     others = [name for name in row if str(name) not in (*known, "prompt") and str(name).lower() in (*known, "prompt")]
     return [name for name in known if name in row] + others
 
 
-def is_blank(value) -> bool:
+def is_blank(value: Any) -> bool:
     return value is None or not (value.strip() if isinstance(value, str) else value)

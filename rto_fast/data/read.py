@@ -12,9 +12,11 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from types import ModuleType
+from typing import Any, NoReturn
 
 from rto_fast.data.allowance import BATCH_BYTES, VALUE_BYTES, Allowance, Overgrown
 from rto_fast.data.digest import RowDigests
@@ -39,7 +41,7 @@ def read_rows(
     limit: int | None = None,
     field: str = "data.path",
     digests: RowDigests | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """All rows (or the first `limit`) of a data set, as dicts, in their order.
 
     path    a file, a directory, or a hub id such as "Anthropic/hh-rlhf"; what exists on disk is never looked up online
@@ -79,7 +81,7 @@ def _looks_local(path: str) -> bool:
     return local or path.count("/") > 1 or path.endswith((*SUFFIXES, ".gz"))
 
 
-def _one_file(path: Path, subset: str | None, split: str | None, field: str) -> Iterator[dict]:
+def _one_file(path: Path, subset: str | None, split: str | None, field: str) -> Iterator[dict[str, Any]]:
     if subset is not None:
         raise ValueError(
             f"data.subset: {str(path)!r} is a single file and has no subset {subset!r}; leave subset out "
@@ -90,7 +92,9 @@ def _one_file(path: Path, subset: str | None, split: str | None, field: str) -> 
     return _read_file(path, field)
 
 
-def _directory(path: Path, subset: str | None, split: str | None, field: str) -> Iterable[tuple[str, Iterator[dict]]]:
+def _directory(
+    path: Path, subset: str | None, split: str | None, field: str
+) -> Iterable[tuple[str, Iterator[dict[str, Any]]]]:
     """The rows of each file, by the file's name."""
     if subset is not None:
         if not (path / subset).is_dir():
@@ -128,7 +132,7 @@ def _named_after(file: Path, split: str) -> bool:
     return re.search(rf"(^|[-_.]){re.escape(split)}([-_.]|$)", file.name) is not None
 
 
-def _read_file(path: Path, field: str) -> Iterator[dict]:
+def _read_file(path: Path, field: str) -> Iterator[dict[str, Any]]:
     if not path.name.endswith(SUFFIXES) or not path.is_file():
         found = f" ({what})" if (what := irregular(path)) else ""
         raise ValueError(f"{field}: cannot read {str(path)!r}{found}; wanted a file ending in {', '.join(SUFFIXES)}")
@@ -139,7 +143,7 @@ def _read_file(path: Path, field: str) -> Iterator[dict]:
     return _guarded(path, _json_lines(path) if ".jsonl" in path.suffixes else _json(path))
 
 
-def _guarded(path: Path, rows: Iterator[dict]) -> Iterator[dict]:
+def _guarded(path: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The same rows; a broken .gz or an unreadable file becomes a ValueError that names it."""
     try:
         yield from rows
@@ -150,7 +154,7 @@ def _guarded(path: Path, rows: Iterator[dict]) -> Iterator[dict]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[BufferedIOBase]:
     with open_regular(path) as file:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=file) as unpacked:
@@ -159,12 +163,12 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _separated(path: Path, kind: str) -> Iterator[dict]:
+def _separated(path: Path, kind: str) -> Iterator[dict[str, Any]]:
     with _open(path) as file:
         yield from read_separated(file, path, kind, MAX_LINE_BYTES)
 
 
-def _json_lines(path: Path) -> Iterator[dict]:
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     number = blank = 0
     allowance = Allowance(path)
     with _open(path) as file:
@@ -180,7 +184,7 @@ def _json_lines(path: Path) -> Iterator[dict]:
                 yield _object(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
 
 
-def _json(path: Path) -> Iterator[dict]:
+def _json(path: Path) -> Iterator[dict[str, Any]]:
     allowance = Allowance(path)
     with _open(path) as file:
         text = file.read(1024)
@@ -199,7 +203,7 @@ def _json(path: Path) -> Iterator[dict]:
         yield _object(row, f"{path}, item {i}")
 
 
-def _parse(text: bytes, where: str):
+def _parse(text: bytes, where: str) -> Any:
     try:
         return json.loads(
             text.decode("utf-8-sig"),
@@ -217,7 +221,7 @@ def _parse(text: bytes, where: str):
         raise ValueError(f"{where}: {error}") from None
 
 
-def _no_constant(name: str):
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON; write null or leave the field out")
 
 
@@ -227,13 +231,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def _object(row, where: str) -> dict:
+def _object(row: object, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: wanted an object with named columns, got {type(row).__name__}")
     return row
 
 
-def _parquet(path: Path) -> Iterator[dict]:
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -251,7 +255,7 @@ def _parquet(path: Path) -> Iterator[dict]:
         raise ValueError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
 
 
-def _rows_at_once(path: Path, metadata) -> int:
+def _rows_at_once(path: Path, metadata: Any) -> int:
     """How many rows are decoded together, each of which may hold its column's longest value; Overgrown for a file that
     says itself that it unpacks to too much."""
     allowance, largest = Allowance(path), 1
@@ -265,7 +269,7 @@ def _rows_at_once(path: Path, metadata) -> int:
     return max(1, min(1024, BATCH_BYTES // largest))
 
 
-def _datasets(path: str, field: str):
+def _datasets(path: str, field: str) -> ModuleType:
     try:
         import datasets
     except ImportError:
@@ -273,7 +277,7 @@ def _datasets(path: str, field: str):
     return datasets
 
 
-def _saved_to_disk(path: Path, split: str | None, field: str) -> Iterator[dict]:
+def _saved_to_disk(path: Path, split: str | None, field: str) -> Iterator[dict[str, Any]]:
     datasets = _datasets(str(path), field)
     folder = path
     if (path / "dataset_dict.json").exists():
@@ -294,7 +298,7 @@ def _saved_to_disk(path: Path, split: str | None, field: str) -> Iterator[dict]:
         yield from datasets.load_from_disk(str(folder))
 
 
-def _hub(path: str, subset: str | None, split: str | None, limit: int | None, field: str) -> Iterator[dict]:
+def _hub(path: str, subset: str | None, split: str | None, limit: int | None, field: str) -> Iterator[dict[str, Any]]:
     datasets = _datasets(path, field)
     split = split or "train"
     if limit is not None and "[" not in split:

@@ -1,6 +1,7 @@
 """One raw row behind the names of columns that the rest of the code uses."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rto_fast.data.parse import BadContent, Message, as_messages
 from rto_fast.data.question import SYSTEM, TURNS, asked, is_blank, passed_over
@@ -13,13 +14,13 @@ class Row:
 
     __slots__ = ("columns", "form", "number", "raw")
 
-    def __init__(self, raw: Mapping, number: int, columns: Mapping[str, str]):
+    def __init__(self, raw: Mapping[str, Any], number: int, columns: Mapping[str, str]):
         self.raw, self.number, self.columns, self.form = raw, number, columns, ""
 
     def __contains__(self, name: str) -> bool:
         return self.columns.get(name, name) in self.raw
 
-    def get(self, name: str):
+    def get(self, name: str) -> Any:
         actual = self.columns.get(name, name)
         if actual not in self.raw:
             asked = f" (given as {name}={actual})" if name in self.columns else ""
@@ -29,7 +30,7 @@ class Row:
             )
         return self.raw[actual]
 
-    def text(self, name: str, value=None) -> str:
+    def text(self, name: str, value: object = None) -> str:
         """A response: a string that is not blank."""
         value = self.get(name) if value is None else value
         if value is None:
@@ -99,18 +100,18 @@ class Row:
             raise BadContent("empty prompt", f"the last turn of column {name!r} is blank")
         return messages
 
-    def as_messages(self, name: str, value) -> tuple[Message, ...]:
+    def as_messages(self, name: str, value: object) -> tuple[Message, ...]:
         try:
             return as_messages(value)
         except TypeError as error:
             raise ValueError(f"data row {self.number}: column {self.columns.get(name, name)!r}: {error}") from None
 
-    def wrong(self, name: str, wanted: str, value) -> ValueError:
+    def wrong(self, name: str, wanted: str, value: object) -> ValueError:
         actual = self.columns.get(name, name)
         return ValueError(f"data row {self.number}: column {actual!r} must be {wanted}, got {type(value).__name__}")
 
 
-def names_of(row: Mapping) -> str:
+def names_of(row: Mapping[str, Any]) -> str:
     """A row's columns, for an error."""
     names = [repr(str(name)) for name in row]
     return ", ".join(names[:16]) + (", ..." if len(names) > 16 else "") if names else "no columns"

@@ -7,6 +7,7 @@ Bad content (an empty response, two equal ones) is a fact of real data: the row 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from rto_fast.data.parse import (
     BadContent,
@@ -21,6 +22,8 @@ from rto_fast.data.parse import (
 from rto_fast.data.question import ANSWERS, asked
 from rto_fast.data.row import COLUMNS, Row, names_of
 from rto_fast.files.text import is_unicode
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,10 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
-class Normalised:
+class Normalised(Generic[T]):
     """The usable rows and what became of the others."""
 
-    items: list
+    items: list[T]
     rows: list[int]
     """The row of the input (from 0) that each item came from."""
     dropped: dict[str, int]
@@ -60,7 +63,9 @@ class Normalised:
     """The form of the first row, in words."""
 
 
-def to_pairs(rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False) -> Normalised:
+def to_pairs(
+    rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, strict: bool = False
+) -> Normalised[Pair]:
     """Rows -> `Pair`s. Understood are, by the types of their columns,
 
     chosen, rejected          whole dialogues "\\n\\nHuman: ...\\n\\nAssistant: ..." (HH-RLHF), split before the last
@@ -80,8 +85,8 @@ def to_pairs(rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = Non
 
 
 def to_prompts(
-    rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False
-) -> Normalised:
+    rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, strict: bool = False
+) -> Normalised[Prompt]:
     """Rows -> `Prompt`s: a prompt column (message list, dialogue string, question) or what stands for it, the prompt of
     a preference row, or of a `messages` (`conversations`) row without its last turn. Arguments and errors as in
     `to_pairs`."""
@@ -89,15 +94,15 @@ def to_prompts(
 
 
 def to_demonstrations(
-    rows: Sequence[Mapping], *, columns: Mapping[str, str] | None = None, strict: bool = False
-) -> Normalised:
+    rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, strict: bool = False
+) -> Normalised[Demonstration]:
     """Rows -> `Demonstration`s: prompt (or what stands for it) + completion (output, response), messages or
     conversations (the last assistant turn is the completion), the chosen answer of a preference row, or text (no
     prompt). Arguments and errors as in `to_pairs`."""
     return _normalise(rows, _demonstration, columns, strict)
 
 
-def detect_kind(row: Mapping, columns: Mapping[str, str] | None = None) -> str:
+def detect_kind(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> str:
     """ "pairs", "demonstrations" or "prompts", from the columns of one row."""
     columns = _checked(columns, row)
     found = {name for name in COLUMNS if columns.get(name, name) in row}
@@ -133,8 +138,8 @@ def _pair(row: Row) -> Pair:
     return pair
 
 
-def _pair_of_messages(row: Row, chosen: list, rejected: list) -> Pair:
-    chosen, rejected = row.as_messages("chosen", chosen), row.as_messages("rejected", rejected)
+def _pair_of_messages(row: Row, one: list[Any], two: list[Any]) -> Pair:
+    chosen, rejected = row.as_messages("chosen", one), row.as_messages("rejected", two)
     if chosen and chosen[0].role == "assistant" and row.asks:
         row.form = f"{row.asks_in_words} + message lists chosen, rejected"
         return Pair(row.prompt(), only_assistant(chosen), only_assistant(rejected))
@@ -143,7 +148,7 @@ def _pair_of_messages(row: Row, chosen: list, rejected: list) -> Pair:
     return Pair(row.behind_system(_shared(history, other)), good, bad)
 
 
-def _pair_of_strings(row: Row, chosen, rejected) -> Pair:
+def _pair_of_strings(row: Row, chosen: Any, rejected: Any) -> Pair:
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not isinstance(text, str):
             raise row.wrong(name, "a string or a list of messages", text)
@@ -220,9 +225,14 @@ def _chosen(row: Row) -> Demonstration:
     return Demonstration(row.prompt(), row.text("chosen"))
 
 
-def _normalise(rows: Sequence[Mapping], parse: Callable[[Row], object], columns, strict: bool) -> Normalised:
+def _normalise(
+    rows: Sequence[Mapping[str, Any]], parse: Callable[[Row], T], columns: Mapping[str, str] | None, strict: bool
+) -> Normalised[T]:
     columns = _checked(columns, rows[0] if rows else {})
-    items, kept, dropped, first, form = [], [], Counter(), "", ""
+    items: list[T] = []
+    kept: list[int] = []
+    dropped: Counter[str] = Counter()
+    first = form = ""
     for i, raw in enumerate(rows):
         row = Row(raw, i + 1, columns)
         try:
@@ -244,7 +254,7 @@ def _normalise(rows: Sequence[Mapping], parse: Callable[[Row], object], columns,
     return Normalised(items, kept, dict(dropped), form)
 
 
-def _checked(columns: Mapping[str, str] | None, row: Mapping) -> dict[str, str]:
+def _checked(columns: Mapping[str, str] | None, row: Mapping[str, Any]) -> dict[str, str]:
     columns = dict(columns or {})
     columns.pop("reference", None)  # the right answers to prompts, which `corpus` looks up
     for name, actual in columns.items():
@@ -257,7 +267,7 @@ def _checked(columns: Mapping[str, str] | None, row: Mapping) -> dict[str, str]:
     return columns
 
 
-def _check_unicode(item) -> None:
+def _check_unicode(item: Any) -> None:
     answers = [getattr(item, name, "") for name in ("chosen", "rejected", "completion")]
     if not all(map(is_unicode, [*answers, *(m.content for m in item.prompt)])):
         raise BadContent("not Unicode text", "a string holds half a surrogate pair")

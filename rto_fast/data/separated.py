@@ -3,8 +3,8 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from rto_fast.data.allowance import VALUE_BYTES, Allowance
 
@@ -14,7 +14,7 @@ MAX_BLANK_LINES = 1_000_000
 DELIMITERS = {".csv": (",", "commas"), ".tsv": ("\t", "tabs")}
 
 
-def read_separated(file: BinaryIO, path: Path, kind: str, max_bytes: int) -> Iterator[dict[str, str]]:
+def read_separated(file: BufferedIOBase, path: Path, kind: str, max_bytes: int) -> Iterator[dict[str, str]]:
     """The rows of a file of `kind` ".csv" or ".tsv", in UTF-8 with or without a byte order mark.
 
     A text with a delimiter, a line break or a quotation mark in it stands between quotation marks, its own doubled
@@ -55,7 +55,7 @@ def read_separated(file: BinaryIO, path: Path, kind: str, max_bytes: int) -> Ite
 class _Lines:
     """The lines of a file as text, counted."""
 
-    def __init__(self, file: BinaryIO, path: Path, max_bytes: int):
+    def __init__(self, file: BufferedIOBase, path: Path, max_bytes: int):
         self.file, self.path, self.max_bytes = file, path, max_bytes
         self.allowance = Allowance(path)
         self.number = self.taken = self.blank = 0

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _DIM, _GREEN, _BOLD, _RED, _OFF = "\033[2m", "\033[32m", "\033[1m", "\033[31m", "\033[0m"
@@ -18,7 +19,16 @@ class TokenPrinter:
     A space is written as an underline sign, everything unprintable as an escape (data must not drive the terminal).
     """
 
-    def __init__(self, tokenizer, eos_id: int, *, colour: bool, ids: bool, whole: bool, unicode: bool = True):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_id: int,
+        *,
+        colour: bool,
+        ids: bool,
+        whole: bool,
+        unicode: bool = True,
+    ):
         self.tokenizer, self.eos_id = tokenizer, eos_id
         self.colour, self.ids, self.whole = colour, ids, whole
         self.space = "▁" if unicode else "_"
@@ -54,13 +64,13 @@ class TokenPrinter:
         return f"{text} {token}" if self.ids else text
 
     def _text(self, token: int) -> str:
-        name = self.tokenizer.convert_ids_to_tokens(token)
+        name = str(self.tokenizer.convert_ids_to_tokens(token))
         if name.startswith("<0x") and name.endswith(">"):
             byte = int(name[3:-1], 16)
             return chr(byte) if byte < 128 else name
         if "▁" in name:
             return name.replace("▁", " ")
-        text = self.tokenizer.decode([token])
+        text = str(self.tokenizer.decode([token]))
         if "\ufffd" in text and all(c in _BYTES for c in name):
             # part of a character, the rest of which is in the neighbouring tokens
             return "".join(f"\\x{_BYTES[c]:02x}" for c in name)

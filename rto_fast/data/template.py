@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
 
 from rto_fast.data.isolate import Exhausted, in_child
 from rto_fast.data.parse import Message
@@ -49,7 +50,7 @@ class Template:
     Raises ValueError for an unknown style, "chat" without a chat template, and a tokenizer without EOS.
     """
 
-    def __init__(self, tokenizer, style: str = "auto", parse_special: bool = False):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, style: str = "auto", parse_special: bool = False):
         if style not in STYLES:
             raise ValueError(f"data.template: wanted one of {', '.join(STYLES)}, got {style!r}")
         if style == "chat" and not tokenizer.chat_template:
@@ -71,7 +72,7 @@ class Template:
         # texts that the chat template wrote before they came here
         self._written = self.style == "none" and parse_special and bool(tokenizer.chat_template)
         self._adds_bos = self.style != "chat" and not self._written or tokenizer("a")["input_ids"][:1] == [self.bos_id]
-        self._marks_of_chat = _MARKS if self.style != "none" else ()
+        self._marks_of_chat: tuple[str, ...] = _MARKS if self.style != "none" else ()
         if self.style == "chat" or self._written:
             self._read_assistant_turn()
         # an unknown word is an honest token of a text, every other special id in one would be an accident
@@ -119,9 +120,9 @@ class Template:
         texts = ["".join(m.content for m in messages) for messages in conversations]
         own = [i for i, messages in enumerate(conversations) if messages and not _is_raw(messages)]
         for i, (text, refusal) in zip(own, self._render([conversations[i] for i in own]), strict=True):
-            if refusal and refused is None:
-                raise TemplateRefusal(refusal)
             if refusal:
+                if refused is None:
+                    raise TemplateRefusal(refusal)
                 refused[i] = refusal
             texts[i] = text
         return texts
@@ -220,7 +221,7 @@ class Template:
             text = cut[: -max(len(e) for e in self._eos_texts if cut.endswith(e))].rstrip()
         return text
 
-    def _render(self, conversations: Sequence, *, answered: bool = False) -> list[tuple[str, str]]:
+    def _render(self, conversations: Sequence[Sequence[Message]], *, answered: bool = False) -> list[tuple[str, str]]:
         """(text, "") of each conversation, or ("", why the template refuses it); `answered`: no generation prompt.
 
         The template is a program that came with the model: it runs in Jinja's sandbox and in a child process.

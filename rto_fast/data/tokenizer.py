@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rto_fast.data.trial import check_ids, try_tokenizer
 from rto_fast.files.foreign import check_config, check_files, opening, read_object
@@ -15,7 +15,9 @@ _JSON_FILES = (
 _USUAL_EOS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
 
 
-def load_tokenizer(path: str | Path, field: str = "model.path", trust_remote_code: bool = False):
+def load_tokenizer(
+    path: str | Path, field: str = "model.path", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of `path`: a folder, or a hub id.
 
     A folder with tokenizer.json alone, or with GPT-2's vocab.json and merges.txt alone, names no special tokens: there
@@ -50,16 +52,16 @@ def load_tokenizer(path: str | Path, field: str = "model.path", trust_remote_cod
     return tokenizer
 
 
-def _load(folder: Path, text: str, trust_remote_code: bool):
+def _load(folder: Path, text: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
         if (folder / "tokenizer.json").exists():
             return _with_usual_specials(folder / "tokenizer.json")
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            return GPT2TokenizerFast.from_pretrained(folder)
+            return GPT2Tokenizer.from_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder if folder.is_dir() else text, trust_remote_code=trust_remote_code)
 
 
-def _with_usual_specials(file: Path):
+def _with_usual_specials(file: Path) -> PreTrainedTokenizerBase:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
     marked = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
     if eos := next((t for t in _USUAL_EOS if t in marked), None):

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def opening(field: str, path: object, what: str) -> Iterator[None]:
     transformers is silent meanwhile: what it would warn of is an error here, or of no importance.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         yield
     # tokenizers raises a bare Exception, others their own kinds: there is no smaller set that holds them all

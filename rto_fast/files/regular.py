@@ -4,10 +4,10 @@ A pipe never ends and a device has no end; a name says nothing about which of th
 """
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -28,7 +28,7 @@ def irregular(path: str | Path) -> str | None:
     return None if stat.S_ISREG(mode) else _kind(mode)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file for reading, in bytes. OSError for what is none, without waiting for a pipe's other end."""
     at_once = getattr(os, "O_NONBLOCK", 0)  # not on Windows
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))

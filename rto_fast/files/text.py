@@ -25,7 +25,9 @@ def without_secrets(text: str) -> str:
 
 def _without_secrets(found: re.Match[str]) -> str:
     quote, scheme, rest = (found[1], found[2], found[3]) if found[1] else ("", found[4], found[5])
-    authority, path, mark, behind = _PARTS.match(rest).groups()
+    parts = _PARTS.match(rest)
+    assert parts  # of an empty rest too
+    authority, path, mark, behind = parts.groups()
     _, at, host = authority.rpartition("@")
     # a / in a password ends the authority too early: what is left of it looks like a port with a letter
     if not at and re.match(r"[^:\[]*:.*[^\W\d]", authority):

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 class Unread:
     """A stream whose reader (head, a terminal) may go away; from then on it leads nowhere. All else is the stream's."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: "TextIO | Unread"):
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -36,7 +36,7 @@ class Unread:
             discard(self._stream)
 
 
-def discard(stream: TextIO) -> None:
+def discard(stream: TextIO | Unread) -> None:
     """Lead a stream nowhere, with what it still holds and with what other languages and children write there."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())

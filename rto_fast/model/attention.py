@@ -13,6 +13,7 @@ N heads, T rows, D head size.
 
 import importlib.util
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,7 @@ def packed_attention(
         return out.transpose(1, 2), None
     if dropout:
         raise ValueError("rto_packed attention: dropout must be 0; log-probs of a policy must not be random")
+    assert max_length_q is not None  # beside cu_seq_lens_q
     if sliding_window is not None and max_length_q > sliding_window:
         raise ValueError(
             f"rto_packed attention: a sequence of {max_length_q} rows exceeds the model's sliding window of "
@@ -107,10 +109,12 @@ def _varlen_cuda(
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0))
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0))
+    assert isinstance(out, Tensor)  # nothing beside it was asked for
+    return out
 
 
-def _mask(*args, attention_mask: Tensor | None = None, **kwargs) -> Tensor | None:
+def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """No mask for packed rows and unpadded batches; sdpa's mask for padded ones (decoding)."""
     if attention_mask is None:
         return None

@@ -1,6 +1,7 @@
 """Models from folders and hub ids: safetensors only, checked before and after; every refusal names its field."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = 
     check_family(path, field, trust_remote_code=trust_remote_code, scalar=scalar)
 
 
-def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, object]:
+def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str, Any]:
     return {
         "pretrained_model_name_or_path": path,
         "dtype": dtype,
@@ -60,7 +61,8 @@ def load_language_model(
     """
     check_folder(path, field, trust_remote_code)
     with opening(field, path, "causal language model"):
-        hf, info = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
+    hf, info = loaded
     check_loaded(info, field, path)
     check_finite(hf.to(device), field, path)
     if liger:
@@ -119,7 +121,7 @@ def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) 
 
 def _read_head(path: str, field: str) -> dict[str, Tensor]:
     from safetensors import safe_open
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     index = Path(path).expanduser() / "model.safetensors.index.json"
     names = ["model.safetensors"]

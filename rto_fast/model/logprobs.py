@@ -19,7 +19,10 @@ def response_logprobs(model: LanguageModel, batch: PackedBatch, workspace_mb: in
     target = batch.responses(batch.target_ids)
 
     def head_rows(hidden: Tensor, head: Head) -> Tensor:
-        return linear_logprob(batch.responses(hidden), head.weight, target, workspace_mb=workspace_mb, **head.options())
+        hidden = batch.responses(hidden)
+        out = linear_logprob(hidden, head.weight, target, workspace_mb=workspace_mb, **head.options())
+        assert isinstance(out, Tensor)  # no statistics were asked for
+        return out
 
     return model(batch, head_rows)
 

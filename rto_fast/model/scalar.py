@@ -35,8 +35,10 @@ def critic_from(model: LanguageModel, bias: bool = True) -> ScalarModel:
 
     A reward model's head has no bias: it would cancel in every pair, and drift on rounding errors alone.
     """
-    backbone = type(model.hf.base_model)(model.hf.config)
-    backbone.load_state_dict(model.hf.base_model.state_dict())
+    base = model.hf.base_model
+    assert isinstance(base, PreTrainedModel)
+    backbone = type(base)(model.hf.config)
+    backbone.load_state_dict(base.state_dict())
     weight = model.hf.get_output_embeddings().weight
     critic = ScalarModel(backbone.to(weight.dtype), zero_head(model.hf.config.hidden_size, bias))
     return critic.to(weight.device)

@@ -1,6 +1,6 @@
 """Every stage's models, optimizer and stage object, from the run's context."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rto_fast.config import RTOConfig, member
 from rto_fast.judges.choose import scorer_of, watch_of
@@ -20,7 +20,7 @@ from rto_fast.training import loop
 class Built(NamedTuple):
     model: LanguageModel | ScalarModel
     """What the stage trains and leaves."""
-    stage: loop.Stage
+    stage: loop.Stage[Any]
     state: loop.TrainState
 
 

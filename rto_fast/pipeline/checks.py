@@ -33,7 +33,7 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, response: list[int]) ->
     """How many characters an answer's text has; written and read again it must be the same, whitespace aside."""
 
     def text(ids: list[int]) -> str:
-        return "".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+        return "".join(str(tokenizer.decode(ids, skip_special_tokens=True)).split())
 
     once = text(response)
     again = text(tokenizer(once_spaced := tokenizer.decode(response, skip_special_tokens=True))["input_ids"])

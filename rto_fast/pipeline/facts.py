@@ -1,7 +1,5 @@
 """What a model and its data are like, cheaply: no weight is read and no row beyond those that matter."""
 
-import math
-
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -38,10 +36,10 @@ def model_shape(path: str, trust_remote_code: bool = False) -> Shape:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window"))
-    context = min((limit for limit in limits if limit), default=math.inf)
+    context = min((limit for limit in limits if limit), default=None)
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
-        context=None if context == math.inf else context,
+        context=context,
         activations=4 * activation_numbers(text),
         cache=4 * cache_numbers(text),
     )
@@ -50,6 +48,7 @@ def model_shape(path: str, trust_remote_code: bool = False) -> Shape:
 def _count(data: DataConfig) -> int:
     if data.path == "quickstart":  # not written yet
         return LOOK
-    path, field = (data.path, "data.path") if data.path else (data.prompts, "data.prompts")
+    path, field = data.path or data.prompts, "data.path" if data.path else "data.prompts"
+    assert path  # check_given
     limit = min(LOOK, data.max_rows or LOOK)
     return len(read_rows(path, subset=data.subset, split=data.split, limit=limit, field=field))

@@ -16,6 +16,7 @@ from rto_fast.config import Config, RTOConfig
 from rto_fast.files.digests import MANIFEST, check_stage, write_recorded
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import load_scalar_model
+from rto_fast.model.scalar import ScalarModel
 from rto_fast.pipeline.build import Built, build, build_rl
 from rto_fast.pipeline.measure import evaluate_run, sweep
 from rto_fast.pipeline.memory import explained
@@ -25,6 +26,7 @@ from rto_fast.pipeline.takeover import Other, open_other, take_over
 from rto_fast.runs import inputs
 from rto_fast.runs.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
 from rto_fast.runs.folder import LOCK, alone, check, claim
+from rto_fast.stages.rm import RewardModel
 from rto_fast.training import loop
 from rto_fast.training.checkpoint import Checkpoints, Saved
 from rto_fast.training.guards import BadStep, dump
@@ -128,14 +130,15 @@ def _run_stage(context: Context, stage: str) -> None:
         built = build(context, stage)
         checkpoints = _train(context, stage, built, interrupt)
         facts = {"stage": stage, "seconds": round(time.perf_counter() - started, 1)}
-        if checkpoints.best is not None:
-            _export_best(context, stage, built, checkpoints, facts)
+        _export_best(context, stage, built, checkpoints, facts)
         _export(context, stage, built, stage, facts)
         checkpoints.forget()
 
 
 def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkpoints, facts: dict[str, Any]) -> None:
     """The best checkpoint beside the stage's end, which is a checkpoint as well: a kill in between costs neither."""
+    if checkpoints.best is None:
+        return
     best = checkpoints.best.found
     if best is None:
         context.say(
@@ -156,17 +159,18 @@ def _restore(built: Built, saved: Saved) -> None:
 
 def _export(context: Context, stage: str, built: Built, name: str, facts: dict[str, Any]) -> None:
     """The model as it is now, as a folder that others load; read back and compared."""
-    folder, dtype = context.folder / name, context.export_dtype(stage)
-    if stage == "rm":
+    folder, dtype, model = context.folder / name, context.export_dtype(stage), built.model
+    if isinstance(built.stage, RewardModel):
         built.stage.calibrate()
-        facts |= {"mean": built.model.mean, "std": built.model.std}
-        save_stage(folder, as_classifier(built.model, context.tokenizer), context.tokenizer, facts, dtype)
+    if isinstance(model, ScalarModel):
+        facts |= {"mean": model.mean, "std": model.std}
+        save_stage(folder, as_classifier(model, context.tokenizer), context.tokenizer, facts, dtype)
         check_scalar_export(
-            folder, built.model, lambda path: load_scalar_model(path, dtype=context.dtype, device=context.device), dtype
+            folder, model, lambda path: load_scalar_model(path, dtype=context.dtype, device=context.device), dtype
         )
     else:
-        save_stage(folder, built.model.hf, context.tokenizer, facts, dtype)
-        check_export(folder, built.model, context.load, dtype)
+        save_stage(folder, model.hf, context.tokenizer, facts, dtype)
+        check_export(folder, model, context.load, dtype)
 
 
 def _trial(context: Context, settings: RTOConfig, name: str) -> LanguageModel:
@@ -174,6 +178,7 @@ def _trial(context: Context, settings: RTOConfig, name: str) -> LanguageModel:
     with Interrupt(context.say) as interrupt:
         built = build_rl(context, settings)
         _train(context, name, built, interrupt).forget()
+    assert isinstance(built.model, LanguageModel)
     return built.model
 
 
@@ -181,7 +186,11 @@ def _train(context: Context, name: str, built: Built, interrupt: Interrupt) -> C
     """Train a stage, from its last checkpoint where there is one. With a best checkpoint the end is one too."""
     stage, state = built.stage, built.state
     checkpoints = _checkpoints(context, name)
-    saved = checkpoints.newest() if context.config.resume else checkpoints.forget()
+    saved = None
+    if context.config.resume:
+        saved = checkpoints.newest()
+    else:
+        checkpoints.forget()
     for text in checkpoints.damaged:
         context.say(f"{name}: passing over a damaged checkpoint, {text}")
     if saved is not None:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from rto_fast.rollout.lane import Lanes, admit, check_prompts, eval_mode, models_of
 from rto_fast.rollout.mixture import Mixture
@@ -33,14 +34,14 @@ class Hypothesis:
 
 
 def beam_search(
-    model: nn.Module | Mixture,
+    model: PreTrainedModel | Mixture,
     prompts: Sequence[list[int]],
     eos_token_ids: tuple[int, ...],
     *,
     num_beams: int,
     max_new_tokens: int = 128,
     length_penalty: float = 0.0,
-    reference: nn.Module | Mixture | None = None,
+    reference: PreTrainedModel | Mixture | None = None,
     num_return: int = 1,
     max_batch: int = 256,
     max_context: int | None = None,
@@ -116,7 +117,16 @@ class _Slot:
 
 class _Search:
     def __init__(
-        self, model, reference, prompts, eos, num_beams, max_new_tokens, length_penalty, num_return, max_batch
+        self,
+        model: PreTrainedModel | Mixture,
+        reference: PreTrainedModel | Mixture | None,
+        prompts: Sequence[list[int]],
+        eos: frozenset[int],
+        num_beams: int,
+        max_new_tokens: int,
+        length_penalty: float,
+        num_return: int,
+        max_batch: int,
     ):
         self.prompts, self.eos, self.num_beams, self.num_return = prompts, eos, num_beams, num_return
         self.max_new_tokens, self.length_penalty, self.bounded = max_new_tokens, length_penalty, reference is None

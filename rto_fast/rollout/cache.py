@@ -4,6 +4,8 @@ B rows, N key/value heads, D head dim, C capacity in positions. Each layer holds
 row b's position p is always at [b, :, p].
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -38,7 +40,9 @@ class RowCache(Cache):
         if width > self.capacity:
             self._grow(max(width, self.capacity * 3 // 2))
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         while len(self.storage) <= layer_idx:
             self.storage.append([])
         if not self.storage[layer_idx]:
@@ -59,6 +63,7 @@ class RowCache(Cache):
 
     def _lines(self, num_heads: int) -> Tensor:
         """(B * N,) line numbers of this step's writes in a layer seen as (max_rows * N * C, D)."""
+        assert self._positions is not None  # between begin_step and the next begin_prefill
         if num_heads not in self._index:
             heads = torch.arange(self._num_rows * num_heads, device=self._positions.device).view(-1, num_heads)
             self._index[num_heads] = (heads * self.capacity + self._positions[:, None]).view(-1)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from rto_fast.rollout.lane import Lanes, admit, check_prompts, eval_mode, models_of
 from rto_fast.rollout.mixture import Mixture
@@ -28,7 +29,7 @@ class Completion:
 
 
 def rollout(
-    model: nn.Module | Mixture,
+    model: PreTrainedModel | Mixture,
     prompts: Sequence[list[int]],
     sampling: Sampling,
     eos_token_ids: tuple[int, ...],
@@ -70,7 +71,15 @@ def rollout(
 class _Decoder:
     """State of one rollout; row b of every list and tensor here is row b of the cache."""
 
-    def __init__(self, model, prompts, sampling, eos, uniforms, max_batch):
+    def __init__(
+        self,
+        model: PreTrainedModel | Mixture,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        eos: frozenset[int],
+        uniforms: Tensor | None,
+        max_batch: int,
+    ):
         self.prompts, self.sampling, self.eos = prompts, sampling, eos
         self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         longest = max((len(p) for p in prompts), default=0)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from math import inf
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from rto_fast.rollout.cache import RowCache
 from rto_fast.rollout.mixture import Mixture
@@ -19,14 +20,14 @@ _PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 CPU their activations stay in the cache; a GPU has to be filled."""
 
 
-def models_of(model: nn.Module | Mixture) -> tuple[nn.Module, ...]:
+def models_of(model: PreTrainedModel | Mixture) -> tuple[PreTrainedModel, ...]:
     return model.models if isinstance(model, Mixture) else (model,)
 
 
 class Lanes:
     """A model, or the models of a mixture, with one cache each; row b of every cache is the same sequence."""
 
-    def __init__(self, model: nn.Module | Mixture, max_rows: int, capacity: int, row_step: int = 1):
+    def __init__(self, model: PreTrainedModel | Mixture, max_rows: int, capacity: int, row_step: int = 1):
         self.row_step = row_step
         """Rows from one prompt to the next."""
         self.mixture = model if isinstance(model, Mixture) else None
@@ -80,13 +81,13 @@ def admit(
 class _Lane:
     """One model and its cache."""
 
-    def __init__(self, model: nn.Module, max_rows: int, capacity: int):
+    def __init__(self, model: PreTrainedModel, max_rows: int, capacity: int):
         self.model, self.masks = model, _StepMasks(model)
         self.cache = RowCache(max_rows, capacity)
         # transformers 5.24 renamed the argument, and warns of the old name
         takes = inspect.signature(model.forward).parameters
         self.argument = {"cache" if "cache" in takes else "past_key_values": self.cache}
-        self.device = model.get_input_embeddings().weight.device
+        self.device = _embedding(model).device
 
     def prefill(self, ids: Tensor, first_row: int, row_step: int) -> None:
         self.cache.begin_prefill(first_row, row_step)
@@ -101,7 +102,9 @@ class _Lane:
             raise ValueError(f"rollout: {type(self.model).__name__} stored no keys and values; use its own generate()")
         return logits
 
-    def _forward(self, ids: Tensor, positions: Tensor, mask, **kwargs) -> Tensor:
+    def _forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None, **kwargs: Tensor
+    ) -> Tensor:
         return self.model(
             input_ids=ids,
             position_ids=positions,
@@ -113,10 +116,16 @@ class _Lane:
         ).logits
 
 
+def _embedding(model: PreTrainedModel) -> Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 class _StepMasks:
     """The additive attention masks of one decoding step, made once for all layers."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"])
@@ -125,7 +134,7 @@ class _StepMasks:
                 f"rollout: layer_types of {type(model).__name__} must be full_attention or sliding_attention, "
                 f"got {sorted(kinds)}; use the model's own generate()"
             )
-        self.kinds, self.dtype = kinds, model.get_input_embeddings().weight.dtype
+        self.kinds, self.dtype = kinds, _embedding(model).dtype
 
     def __call__(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
         """positions (B,) of the queries -> (B, 1, 1, width), or one such mask per kind of layer."""
@@ -142,7 +151,7 @@ class _StepMasks:
 
 def check_prompts(
     op: str,
-    models: Sequence[nn.Module],
+    models: Sequence[PreTrainedModel],
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     max_batch: int,
@@ -166,7 +175,7 @@ def check_prompts(
 
 
 @contextmanager
-def eval_mode(models: Sequence[nn.Module]) -> Iterator[None]:
+def eval_mode(models: Sequence[PreTrainedModel]) -> Iterator[None]:
     """Eval mode inside, every module's own mode back afterwards."""
     training = [module for model in models for module in model.modules() if module.training]
     for model in models:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,11 @@ class Mixture:
     vocabulary, token for token, and one device. Make one with `realign`.
     """
 
-    models: tuple[nn.Module, ...]
+    models: tuple[PreTrainedModel, ...]
     weights: tuple[float, ...]
     """Any sign, none of them zero"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.models) != len(self.weights) or not self.models:
             got = f"{len(self.weights)} for {len(self.models)} models"
             raise ValueError(f"Mixture: weights must be one per model, got {got}")
@@ -56,7 +57,7 @@ class Mixture:
         return total.masked_fill_(ruled_out, -torch.inf)
 
 
-def realign(base: nn.Module, proxy: nn.Module, reference: nn.Module, strength: float) -> Mixture:
+def realign(base: PreTrainedModel, proxy: PreTrainedModel, reference: PreTrainedModel, strength: float) -> Mixture:
     """Realignment at decoding time: pi(a|s) ~ pi_base(a|s) (pi_proxy(a|s) / pi_ref(a|s))^strength.
 
     "From r to Q*" eq. 14; by eq. 15 it follows the proxy's implicit advantage, pi_base exp(strength (Q* - V*)) where
@@ -68,7 +69,7 @@ def realign(base: nn.Module, proxy: nn.Module, reference: nn.Module, strength: f
     """
     if not isfinite(strength):
         raise ValueError(f"realign: strength must be finite, got {strength}")
-    weights: dict[nn.Module, float] = {}
+    weights: dict[PreTrainedModel, float] = {}
     for model, weight in ((base, 1.0), (proxy, float(strength)), (reference, -float(strength))):
         weights[model] = weights.get(model, 0.0) + weight
     # checked with the models whose powers cancel, so that strength 0 does not hide a mistake

@@ -26,7 +26,7 @@ class Sampling:
     max_new_tokens: int = 128
     """Longest answer in tokens, EOS included."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"Sampling.temperature must be >= 0 and finite (0 = greedy), got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -62,6 +62,7 @@ def draw(logits: Tensor, uniforms: Tensor | None, sampling: Sampling) -> tuple[T
     if sampling.temperature == 0:
         logprobs, tokens = z.log_softmax(-1).max(-1)
     else:
+        assert uniforms is not None
         if sampling.temperature != 1:
             z = z / sampling.temperature
         if sampling.top_k is None and sampling.top_p == 1:

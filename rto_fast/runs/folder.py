@@ -20,7 +20,7 @@ from rto_fast.config.trust import forgotten
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # the name stays, and is asked for
 
 FREE = {
     *("device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"),

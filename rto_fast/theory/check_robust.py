@@ -13,6 +13,8 @@ from rto_fast.theory.soft_q import expect, policy_q
 
 GAP = 1e-9
 """The largest duality gap that counts as solved."""
+Solved = tuple[Robust, float, float, ConfidenceSet]
+"""A solution, its SubOpt, the theorem's right-hand side and the set it is robust to."""
 
 
 def theorem_b_1(seed: int, count: int) -> list[Check]:
@@ -39,8 +41,7 @@ def theorem_b_1(seed: int, count: int) -> list[Check]:
     ]
 
 
-def _solve(draw: Draw, rho: float) -> tuple[Robust, float, float, ConfidenceSet]:
-    """The solution, its SubOpt, the theorem's right-hand side and the set it is robust to."""
+def _solve(draw: Draw, rho: float) -> Solved:
     problem, allowed = draw.problem, ConfidenceSet(draw.theta, draw.covariance, rho, draw.problem.norm)
     result = variant_b1(problem, allowed)
     return result, sub_optimality(problem, result.policy), 2 * rho * _reach(draw), allowed
@@ -52,7 +53,7 @@ def _reach(draw: Draw) -> float:
     return float((seen @ torch.linalg.solve(draw.covariance, seen)).sqrt())
 
 
-def _ordered(both: list) -> Check:
+def _ordered(both: list[tuple[list[Draw], list[Solved]]]) -> Check:
     """V_hat^{pi*} <= V_hat^{pi_hat} <= V^{pi_hat}: the two steps of the proof."""
     steps = []
     for run, results in both:
@@ -69,7 +70,7 @@ def _ordered(both: list) -> Check:
     )
 
 
-def _bounded(name: str, runs: list, tolerance: float) -> list[Check]:
+def _bounded(name: str, runs: list[list[Solved]], tolerance: float) -> list[Check]:
     """With the proved rho Theta is the whole ball until |D| = 2^14, and SubOpt stands still so long."""
     lost, bound = mean([[r[1] for r in run] for run in runs]), mean([[r[2] for r in run] for run in runs])
     kept = all(r[1] <= r[2] + GAP for run in runs for r in run)

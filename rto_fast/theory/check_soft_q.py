@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from rto_fast.theory import soft_q
 from rto_fast.theory.check import Check, distance, exact, generator, random_policy, random_table
@@ -14,7 +15,7 @@ SIZES = ((2, 6), (3, 4), (4, 4), (8, 3), (3, 1))
 BETAS = (0.03, 0.1, 1.0)
 
 
-def instances(seed: int, count: int) -> Iterator[tuple]:
+def instances(seed: int, count: int) -> Iterator[tuple[list[Tensor], list[Tensor], float, torch.Generator]]:
     """`count` random (reward, ref, beta, generator)."""
     for i in range(count):
         g = generator(seed + i)
@@ -22,7 +23,7 @@ def instances(seed: int, count: int) -> Iterator[tuple]:
         yield random_table(vocab, depth, g), random_policy(vocab, depth, g), BETAS[i % len(BETAS)], g
 
 
-def potential(reward, g: torch.Generator, leaf: float | None):
+def potential(reward: list[Tensor], g: torch.Generator, leaf: float | None) -> list[Tensor]:
     """A random Phi, D + 1 tensors; at the leaves the constant `leaf`, or as random as elsewhere."""
     sizes = [len(rows) for rows in reward] + [reward[-1].numel()]
     phi = [torch.randn(n, generator=g, dtype=torch.float64) for n in sizes]

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -112,7 +112,7 @@ class _Watched:
         self.num_steps, self.loss, self.note = stage.num_steps, stage.loss, stage.note
         self.stage, self.watch = stage, watch
 
-    def steps(self) -> Iterator[loop.Step]:
+    def steps(self) -> Iterator[loop.Step[Any]]:
         for step in self.stage.steps():
             if "iteration" in step.metrics:
                 self.watch(int(step.metrics["iteration"]) - 1)

@@ -81,7 +81,8 @@ def visitation(policy: Conditionals) -> list[Tensor]:
 
 def expect(policy: Conditionals, table: Table) -> Tensor:
     """(): E_{(s, a) ~ d^pi} table(s, a), summed over the D steps."""
-    return sum((d * rows).sum() for d, rows in zip(visitation(policy), table, strict=True))
+    terms = ((d * rows).sum() for d, rows in zip(visitation(policy), table, strict=True))
+    return sum(terms, start=policy[0].new_zeros(()))
 
 
 def returns(reward: Table) -> Tensor:

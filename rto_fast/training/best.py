@@ -57,5 +57,6 @@ class BestOf:
         except ValueError:
             return None
         step, value = found.get("step"), found.get("value")
-        fit = found.get("metric") == self.name and type(step) is int and type(value) is float and math.isfinite(value)
-        return Best(self.name, step, value) if fit else None
+        if found.get("metric") == self.name and type(step) is int and type(value) is float and math.isfinite(value):
+            return Best(self.name, step, value)
+        return None

@@ -49,7 +49,7 @@ class Checkpoints:
         remove_partials(folder)
         self.last_step, self.last_time = 0, time.monotonic()
         self.writer = ThreadPoolExecutor(1, "checkpoint")
-        self.pending: Future | None = None
+        self.pending: Future[None] | None = None
         """The checkpoint that is being written."""
         self.best = BestOf(folder, config.best, config.best_is) if config.best else None
         self.damaged: list[str] = []

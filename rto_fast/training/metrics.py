@@ -81,7 +81,7 @@ def _keep(line: bytes, stage: str, after: float) -> bool:
         return False
 
 
-def _quiet(original: Callable, failed: threading.ExceptHookArgs) -> None:
+def _quiet(original: Callable[[threading.ExceptHookArgs], object], failed: threading.ExceptHookArgs) -> None:
     """What TensorBoard's own thread could not write is raised at the next line; it needs no traceback of its own."""
     if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard")):
         original(failed)
