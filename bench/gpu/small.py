@@ -14,6 +14,7 @@ from rto_fast.kernels.linear_logprob import kernel as linear
 from rto_fast.kernels.ppo_head import kernel as ppo
 from rto_fast.kernels.ppo_head.surrogate import Decisions, Surrogate
 from rto_fast.kernels.preference_head import kernel as preference
+from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton
 
 # one block of columns is 4096 wide, one of rows 512
@@ -65,13 +66,13 @@ def token_reward_gae(device: str, dtype: torch.dtype) -> None:
     ends = torch.arange(rows, device=device) % 9 == 0
     for granularity in ("token", "sentence", "response"):
         for shaping_only in (False, True):
-            token_reward_gae_triton(
-                *columns, cu_seqlens, beta_1=0.5, beta_2=0.1, scores=columns[0][:sequences], beta_3=1.0,
-                terminal=columns[1][:sequences], counted=ends[:sequences], granularity=granularity,
-                sentence_ends=ends, shaping_only=shaping_only,
+            reward = RewardSpec(
+                0.5, 0.1, scores=columns[0][:sequences], beta_3=1.0, terminal=columns[1][:sequences],
+                counted=ends[:sequences], granularity=granularity, sentence_ends=ends, shaping_only=shaping_only,
             )  # fmt: skip
+            token_reward_gae_triton(*columns, cu_seqlens, reward)
     count = 20
-    token_reward_gae_triton(*columns, offsets(rows, count, device), beta_1=0.5, beta_2=0.0)
+    token_reward_gae_triton(*columns, offsets(rows, count, device), RewardSpec(0.5, 0.0))
 
 
 KERNELS = {f.__name__: f for f in (linear_logprob, ppo_head, preference_head, token_reward_gae)}

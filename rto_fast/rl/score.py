@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.rto_score import FactoredLogits, Reward, rto_score
+from rto_fast.kernels.rto_score import FactoredLogits, rto_score
+from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.packing import PackedBatch, Rows
@@ -41,7 +42,7 @@ def score(
     reference: LanguageModel,
     dpo: LanguageModel | None,
     critic: ScalarModel | None,
-    reward: Reward,
+    reward: RewardSpec,
     workspace_mb: int | None,
 ) -> Scores:
     """Score one packed batch with every model. `critic=None` takes the policy's own value head, or, where it has none,
@@ -79,11 +80,11 @@ def score(
             batch.target_ids,
             values,
             rows.cu_seqlens,
+            reward,
             rows=rows.index,
             workspace_mb=workspace_mb,
-            **reward,
         )
-        return Scores(*out[:3], values, *out[3:])
+        return Scores(*out)
 
     return policy(batch, with_policy)
 

@@ -34,7 +34,7 @@ from rto_fast.packing import PackedBatch, Rows, cumulative, microbatches, pack, 
 from rto_fast.rl.experience import COLUMNS, Experience, from_tensors
 from rto_fast.rl.groups import group_relative
 from rto_fast.rl.losses import value_loss
-from rto_fast.rl.rewards import check_finite, reward_options, reward_statistics, whiten
+from rto_fast.rl.rewards import check_finite, reward_spec, reward_statistics, whiten
 from rto_fast.rl.score import Scores, score
 from rto_fast.rollout import Completion, Sampling, rollout
 from rto_fast.training.loop import Step, TrainState
@@ -205,7 +205,7 @@ class RTO:
         for group in microbatches([len(a.prompt) + len(a.response) - 1 for a in answers], self.microbatch_rows):
             chosen = [answers[i] for i in group]
             packed, rows = self._pack(chosen)
-            reward = reward_options(
+            reward = reward_spec(
                 config.reward,
                 beta_2=self._reward_beta_2(),
                 gamma=config.gamma,

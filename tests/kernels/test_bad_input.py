@@ -11,6 +11,7 @@ from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
 from rto_fast.kernels.token_reward_gae import token_reward_gae
 from tests.kernels.backends import NATIVE
+from tests.kernels.rewards import rewarded
 
 BACKENDS = ("reference", NATIVE, "triton")
 ROWS, WIDTH, VOCAB, SEQUENCES = 12, 6, 40, 4
@@ -35,7 +36,7 @@ KNOBS = dict(beta_1=0.5, beta_2=0.1, beta_3=1.0, granularity="sentence")
 
 def score(target, rows, backend, **reward):
     models = [FactoredLogits(rand(ROWS + 2, WIDTH + i), rand(VOCAB, WIDTH + i)) for i in range(3)]
-    return rto_score(*models, target, rows=rows, backend=backend, **reward, **KNOBS)
+    return rewarded(rto_score, *models, target, rows=rows, backend=backend, **reward, **KNOBS)
 
 
 CASES = {
@@ -57,8 +58,8 @@ CASES = {
         HEAD | dict(cu_seqlens=OFFSETS, reference=rand(SEQUENCES), pair_weights=rand(SEQUENCES // 2).abs()),
     ),
     "token_reward_gae": (
-        lambda **given: token_reward_gae(**given, **KNOBS),
-        REWARD | {name: -rand(ROWS).abs() for name in ("logprobs", "ref_logprobs", "dpo_logprobs")},
+        lambda **given: rewarded(token_reward_gae, **given, **KNOBS),
+        REWARD | {name: -rand(ROWS).abs() for name in ("old_logprobs", "ref_logprobs", "dpo_logprobs")},
     ),
 }
 ARGUMENTS = [(op, name) for op, (_, given) in CASES.items() for name in given]

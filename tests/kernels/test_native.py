@@ -14,7 +14,7 @@ import torch
 from rto_fast.kernels.common import dispatch, native
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from tests.kernels.backends import needs_native
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_a_wheel_holds_the_library_and_the_operators(tmp_path):
     assert not any(name.startswith("kernels/") for name in names)
     # what was unpacked from it runs, away from any checkout
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from rto_fast.kernels import native; print(native.available(), native.PATH)"
+    code = "from rto_fast.kernels.common import native; print(native.available(), native.PATH)"
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "dist", env=env, capture_output=True, text=True)
     assert run.stdout.split() == ["True", str(tmp_path / "site/rto_fast/librto_fast.so")], run.stderr
@@ -86,7 +86,7 @@ def test_denormal_numbers_outlive_the_library():
     """A library linked with -ffast-math flushes them to zero in the whole process, merely by being loaded."""
     code = """
 import torch
-from rto_fast.kernels import native
+from rto_fast.kernels.common import native
 assert native.available() and native.library()
 tiny = torch.tensor([1e-40])
 assert (tiny * 1).item() > 0 and (tiny / 2).item() > 0, "denormals are flushed"
@@ -126,7 +126,7 @@ def test_neither_threads_nor_levels_change_a_bit():
             )
             g = torch.Generator().manual_seed(1)
             columns = [torch.randn(12000, generator=g) for _ in range(4)]
-            rewards = token_reward_gae(*columns, lengths.int(), beta_1=0.3, beta_2=0.1, clip=0.2, backend="native")
+            rewards = token_reward_gae(*columns, lengths.int(), RewardSpec(0.3, 0.1, clip=0.2), backend="native")
         return [*stats, dz, *rewards]
 
     before = torch.get_num_threads()
@@ -204,12 +204,12 @@ def test_the_ways_agree():
 
 SANITIZED = """
 import torch
-from rto_fast.kernels import native
+from rto_fast.kernels.common import native
 native.PATH = __import__("pathlib").Path({path!r})
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 torch.manual_seed(0)
 for level in native.LEVELS[: native.LEVELS.index(native.library().level) + 1]:
     library = native.Library(native.PATH, level)
@@ -232,12 +232,12 @@ for level in native.LEVELS[: native.LEVELS.index(native.library().level) + 1]:
         rows, cu = sum(lengths), torch.tensor([0, *lengths]).cumsum(0).int()
         for granularity in ("token", "sentence", "response"):
             for shaping in (False, True):
-                token_reward_gae(
-                    *(torch.randn(rows) for _ in range(4)), cu, beta_1=0.1, beta_2=0.1, granularity=granularity,
-                    sentence_ends=torch.arange(rows) % 2 == 0, scores=torch.randn(len(lengths)), beta_3=1.0,
-                    terminal=torch.randn(len(lengths)), counted=torch.arange(len(lengths)) % 2 == 0,
-                    shaping_only=shaping, backend="native",
+                reward = RewardSpec(
+                    0.1, 0.1, granularity=granularity, sentence_ends=torch.arange(rows) % 2 == 0, beta_3=1.0,
+                    scores=torch.randn(len(lengths)), terminal=torch.randn(len(lengths)),
+                    counted=torch.arange(len(lengths)) % 2 == 0, shaping_only=shaping,
                 )
+                token_reward_gae(*(torch.randn(rows) for _ in range(4)), cu, reward, backend="native")
 print("clean")
 """
 
