@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.checks import check_head, check_like, check_target
-from rto_fast.kernels.common.chunked import Head, statistics
-from rto_fast.kernels.common.dispatch import choose
-from rto_fast.kernels.linear_logprob import row_functions
+from rto_fast.kernels.common.chunked import HeadPlan, statistics
+from rto_fast.kernels.common.dispatch import choose, row_functions
 from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
 
@@ -91,17 +90,17 @@ def _logprobs(
 ) -> list[Tensor]:
     """(R,) log-probs of each model."""
     first = models[0]
-    head = Head(first.temperature, first.softcap, workspace_mb, row_functions(backend))
+    plan = HeadPlan(first.temperature, first.softcap, workspace_mb, row_functions(backend))
     if len(models) > 1 and all(_same_head(model, first) for model in models[1:]):
         hidden = _stacked(models, rows)
-        stats = statistics(hidden, first.weight, first.bias, target.repeat(len(models)), head, False)
+        stats = statistics(hidden, first.weight, first.bias, target.repeat(len(models)), plan, False)
         return list(stats.logprobs.view(len(models), -1) if len(target) else [stats.logprobs] * len(models))
     # one after the other: each finds the buffer that the one before gave back
     out = []
     for model in models:
         hidden = model.hidden if rows is None else model.hidden.index_select(0, rows)
-        head = head._replace(temperature=model.temperature, softcap=model.softcap)
-        out.append(statistics(hidden, model.weight, model.bias, target, head, False).logprobs)
+        plan = plan._replace(temperature=model.temperature, softcap=model.softcap)
+        out.append(statistics(hidden, model.weight, model.bias, target, plan, False).logprobs)
     return out
 
 

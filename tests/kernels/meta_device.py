@@ -186,8 +186,8 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("meta_device: TRITON_INTERPRET is set; kernels that are interpreted cannot be compiled")
     driver.set_active(Absent(ARCH))
-    for op in ("linear_logprob", "ppo_head", "preference_head", "token_reward_gae"):
-        importlib.import_module(f"rto_fast.kernels.{op}.kernel")
+    for folder in ("common", "ppo_head", "preference_head", "token_reward_gae"):
+        importlib.import_module(f"rto_fast.kernels.{folder}.kernel")
     # asked for by name, Triton takes what is no CUDA tensor only when this is set; its kernels are compiled ones by now
     os.environ["TRITON_INTERPRET"] = "1"
 

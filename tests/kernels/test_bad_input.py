@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from rto_fast.kernels.common.chunked import Head
-from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference, row_functions
-from rto_fast.kernels.linear_logprob.autograd import LinearLogprob
+from rto_fast.kernels.common.autograd import LinearLogprob
+from rto_fast.kernels.common.chunked import HeadPlan
+from rto_fast.kernels.common.dispatch import row_functions
+from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
@@ -156,13 +157,13 @@ def test_kernels_poison_a_row_whose_target_they_cannot_find(wrong):
     hidden, weight = HEAD["hidden"].clone().requires_grad_(), HEAD["weight"]
     target = HEAD["target"].clone()
     target[5] = wrong
-    head = Head(1.0, None, None, row_functions("triton"))
-    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, head, False, None)
+    plan = HeadPlan(1.0, None, None, row_functions("triton"))
+    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, plan, False, None)
     assert logprobs.isnan().nonzero()[:, 0].tolist() == [5]
     logprobs[torch.arange(ROWS) != 5].sum().backward()
     assert not hidden.grad[torch.arange(ROWS) != 5].isnan().any()
     hidden.grad = None
-    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, head, False, None)
+    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, plan, False, None)
     logprobs.sum().backward()
     assert hidden.grad.isnan().any(1).nonzero()[:, 0].tolist() == [5]
 

@@ -88,7 +88,7 @@ def test_launches_are_counted(monkeypatch):
     """One for each tile and pass, one for each chunk of ppo_head, one for all of token_reward_gae."""
     monkeypatch.setattr(workspace, "CPU_TILE_BYTES", 4 * 8 * 128)
     monkeypatch.setattr(workspace, "CPU_TILE_COLUMNS", 128)
-    from rto_fast.kernels.linear_logprob import kernel as linear
+    from rto_fast.kernels.common import kernel as linear
     from rto_fast.kernels.ppo_head import kernel as ppo
     from rto_fast.kernels.preference_head import kernel as preference
     from rto_fast.kernels.token_reward_gae import kernel as gae

@@ -111,11 +111,16 @@ def test_neither_threads_nor_levels_change_a_bit():
         torch.set_num_threads(threads)
         library = native.Library(native.PATH, level)
         with pytest.MonkeyPatch.context() as patch:
-            for op in ("linear_logprob", "ppo_head", "token_reward_gae", "preference_head"):
-                patch.setattr(f"rto_fast.kernels.{op}.native.library", lambda: library)
+            for module in (
+                "common.native_rows",
+                "ppo_head.native",
+                "token_reward_gae.native",
+                "preference_head.native",
+            ):
+                patch.setattr(f"rto_fast.kernels.{module}.library", lambda: library)
             # one thread of GEMM, so that the rows alone can differ
             z = (hidden @ weight.T).contiguous()
-            from rto_fast.kernels.linear_logprob import native as rows
+            from rto_fast.kernels.common import native_rows as rows
 
             state = rows.new_state(70, True, z.device, z.dtype)
             rows.fold(z.clone(), None, (0.7, 20.0), target, 0, state)
@@ -203,6 +208,7 @@ def test_the_ways_agree():
 
 
 SANITIZED = """
+import importlib
 import torch
 from rto_fast.kernels.common import native
 native.PATH = __import__("pathlib").Path({path!r})
@@ -213,10 +219,8 @@ from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 torch.manual_seed(0)
 for level in native.LEVELS[: native.LEVELS.index(native.library().level) + 1]:
     library = native.Library(native.PATH, level)
-    for op in (
-        "linear_logprob", "ppo_head", "preference_head", "token_reward_gae",
-    ):
-        __import__(f"rto_fast.kernels.{{op}}.native", fromlist=["library"]).library = lambda: library
+    for module in ("common.native_rows", "ppo_head.native", "preference_head.native", "token_reward_gae.native"):
+        importlib.import_module(f"rto_fast.kernels.{{module}}").library = lambda: library
     for vocab in (1, 15, 16, 17, 2047, 2049, 5003):
         for rows in (0, 1, 7):
             hidden, weight = torch.randn(rows, 5, requires_grad=True), torch.randn(vocab, 5, requires_grad=True)

@@ -280,7 +280,7 @@ def test_chunks_on_a_gpu_are_sized_by_bytes(vocab):
 
 def test_half_precision_operands_stay_so_on_a_gpu():
     """Liger's GRPO, TRL, NeMo-RL and fla cast operands to float32 before the GEMM: an eighth of the speed."""
-    from rto_fast.kernels.linear_logprob.kernel import operand
+    from rto_fast.kernels.common.kernel import operand
 
     x = torch.empty(2, 2, dtype=torch.bfloat16, device="meta")
     assert operand(x) is x
