@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.token_reward_gae.spec import RewardSpec
+from rto_fast.kernels.token_reward_gae.spec import GRANULARITIES, RewardSpec
 
-GRANULARITIES = ("token", "sentence", "response")
 # row numbers are int32, and a block of rows may reach past the last one
 MAX_ROWS = 2**31 - 2**16
 

@@ -5,9 +5,7 @@ from torch import Tensor
 
 from rto_fast.kernels.common.native import library, pointer, threads
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards
-from rto_fast.kernels.token_reward_gae.spec import RewardSpec
-
-GRANULARITIES = {"token": 0, "sentence": 1, "response": 2}
+from rto_fast.kernels.token_reward_gae.spec import GRANULARITIES, RewardSpec
 
 
 def token_reward_gae_native(
@@ -31,7 +29,7 @@ def token_reward_gae_native(
     library().token_reward_gae(
         *map(pointer, inputs[:5]), num_sequences, *map(pointer, inputs[5:]),
         reward.beta_1, reward.beta_2, reward.clip, reward.beta_3, reward.score_clip, reward.gamma,
-        reward.gamma * reward.lam, GRANULARITIES[reward.granularity], reward.shaping_only,
+        reward.gamma * reward.lam, GRANULARITIES.index(reward.granularity), reward.shaping_only,
         *map(pointer, (rewards, advantages, returns, moments)), threads(),
     )  # fmt: skip
     return TokenRewards(rewards, advantages, returns, moments)

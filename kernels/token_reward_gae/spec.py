@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+# in the order of csrc/token_reward_gae.cpp
+GRANULARITIES = ("token", "sentence", "response")
+
 
 class RewardSpec(NamedTuple):
     """The reward and its discounting: of R response rows in S sequences; token_reward_gae has the equation."""
