@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import peers
-from bench.bench_token_reward_gae import GAMMA, LAM, RECIPE, by_padding
+from bench.bench_token_reward_gae import REWARD, by_padding
 from bench.record import DEVICE, beside
 from bench.shapes import LAPTOP, LLAMA, head_inputs, offsets
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
@@ -24,7 +24,7 @@ def models(shared: bool):
 
 def ours(inputs, cu_seqlens, values):
     logits = [FactoredLogits(x.hidden, x.weight) for x in inputs]
-    return rto_score(*logits, inputs[0].target, values, cu_seqlens, **RECIPE, gamma=GAMMA, lam=LAM).advantages
+    return rto_score(*logits, inputs[0].target, values, cu_seqlens, REWARD).advantages
 
 
 def eager(inputs, cu_seqlens, values):

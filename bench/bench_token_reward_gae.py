@@ -12,10 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bench.record import DEVICE, beside
 from bench.shapes import offsets
-from rto_fast.kernels.token_reward_gae import token_reward_gae, token_reward_gae_reference
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae, token_reward_gae_reference
 
-RECIPE = dict(beta_1=0.05, beta_2=0.01, clip=0.05)
-GAMMA, LAM = 1.0, 0.95
+REWARD = RewardSpec(beta_1=0.05, beta_2=0.01, clip=0.05, gamma=1.0, lam=0.95)
 ROWS = 32768
 # four columns in, three out
 BYTES_PER_ROW = 28
@@ -28,25 +27,25 @@ def rollout(cu_seqlens):
 
 
 def by_loop(rows, lengths):
-    return token_reward_gae_reference(*rows, **RECIPE, gamma=GAMMA, lam=LAM).advantages
+    return token_reward_gae_reference(*rows, REWARD).advantages
 
 
 def by_padding(rows, lengths):
     """(S, A) tensors, one step for each column; padding the packed rows is part of the price."""
-    logprobs, ref, dpo, values = (pad_sequence(x.split(lengths), batch_first=True) for x in rows[:4])
+    old, ref, dpo, values = (pad_sequence(x.split(lengths), batch_first=True) for x in rows[:4])
     mask = torch.arange(values.shape[1], device=DEVICE) < torch.tensor(lengths, device=DEVICE)[:, None]
-    dense = (RECIPE["beta_1"] * (dpo - ref)).clamp(-RECIPE["clip"], RECIPE["clip"])
-    delta = (dense - RECIPE["beta_2"] * (logprobs - ref) - values) * mask
-    delta[:, :-1] += GAMMA * values[:, 1:]
+    dense = (REWARD.beta_1 * (dpo - ref)).clamp(-REWARD.clip, REWARD.clip)
+    delta = (dense - REWARD.beta_2 * (old - ref) - values) * mask
+    delta[:, :-1] += REWARD.gamma * values[:, 1:]
     advantages, carry = torch.empty_like(delta), torch.zeros_like(delta[:, 0])
     for t in reversed(range(delta.shape[1])):
-        carry = delta[:, t] + GAMMA * LAM * carry
+        carry = delta[:, t] + REWARD.gamma * REWARD.lam * carry
         advantages[:, t] = carry
     return advantages[mask]
 
 
 def by_this(rows, lengths):
-    return token_reward_gae(*rows, **RECIPE, gamma=GAMMA, lam=LAM).advantages
+    return token_reward_gae(*rows, REWARD).advantages
 
 
 def cut(rows, sequences):

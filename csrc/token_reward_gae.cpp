@@ -9,7 +9,7 @@ namespace {
 enum Granularity { TOKEN, SENTENCE, RESPONSE };
 
 struct Rows {
-  const float *logprobs, *ref, *dpo, *values;  // dpo: null without a dense reward
+  const float *old, *ref, *dpo, *values;  // dpo: null without a dense reward
   const uint8_t* sentence_ends;
   float *rewards, *advantages, *returns;
 };
@@ -58,10 +58,10 @@ INLINE void pay(const Rows& r, int64_t n, const Numbers& x) {
 // Rewards, advantages and returns of one sequence of n > 0 rows.
 INLINE void one_sequence(const Rows& r, int64_t n, const Numbers& x, float score, bool scored, float terminal) {
   pay(r, n, x);
-  const float *__restrict logprobs = r.logprobs, *__restrict ref = r.ref, *__restrict values = r.values;
+  const float *__restrict old = r.old, *__restrict ref = r.ref, *__restrict values = r.values;
   float *__restrict rewards = r.rewards, *__restrict advantages = r.advantages, *__restrict returns = r.returns;
   if (x.beta_2 != 0.0f)
-    for (int64_t t = 0; t < n; ++t) rewards[t] -= x.beta_2 * (logprobs[t] - ref[t]);
+    for (int64_t t = 0; t < n; ++t) rewards[t] -= x.beta_2 * (old[t] - ref[t]);
   if (scored) rewards[n - 1] += score;
   rewards[n - 1] += terminal;
 
@@ -75,7 +75,7 @@ INLINE void one_sequence(const Rows& r, int64_t n, const Numbers& x, float score
 }  // namespace
 
 // scores, terminal, counted (S,) and sentence_ends (R,) may be null; booleans are bytes. moments is (S, 3).
-EXPORT(token_reward_gae)(const float* logprobs, const float* ref_logprobs, const float* dpo_logprobs,
+EXPORT(token_reward_gae)(const float* old_logprobs, const float* ref_logprobs, const float* dpo_logprobs,
                          const float* values, const int32_t* cu_seqlens, int64_t num_sequences, const float* scores,
                          const float* terminal, const uint8_t* sentence_ends, const uint8_t* counted, float beta_1,
                          float beta_2, float clip, float beta_3, float score_clip, float gamma, float decay,
@@ -89,7 +89,7 @@ EXPORT(token_reward_gae)(const float* logprobs, const float* ref_logprobs, const
     float* moment = moments + 3 * s;
     moment[0] = moment[1] = moment[2] = 0.0f;
     if (n == 0) continue;
-    const Rows rows = {logprobs + begin,
+    const Rows rows = {old_logprobs + begin,
                        ref_logprobs + begin,
                        dpo_logprobs ? dpo_logprobs + begin : nullptr,
                        values + begin,

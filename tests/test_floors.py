@@ -19,6 +19,8 @@ FLOORS = [  # from the ground up
     {"pipeline"},
     {"train", "cli"},
 ]
+OPERATORS = {("rto_score", "token_reward_gae")}
+"""Arrows between operators; what else they share is in kernels/common/."""
 ARROWS = {  # within a floor
     ("config", "files"),
     ("credit", "evaluate"),
@@ -98,6 +100,18 @@ def test_kernels_know_tensors_only():
             names = imported(path)
             assert {name.split(".")[0] for name in names} <= allowed, path
             assert all(n.startswith("rto_fast.kernels") for n in names if n.startswith("rto_fast")), path
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("kernels/*/*.py")), ids=lambda path: "/".join(path.parts[-2:]))
+def test_operators_stand_side_by_side(path: Path):
+    """A definition may be composed of definitions."""
+    own = path.parent.name
+    for name in imported(path):
+        if not name.startswith("rto_fast.kernels."):
+            continue
+        other = name.split(".")[2]
+        composed = path.name == "reference.py" and other == "linear_logprob"
+        assert other in (own, "common") or composed or (own, other) in OPERATORS, f"{path}: {name}"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("rto_fast/theory/*.py")), ids=lambda path: path.stem)

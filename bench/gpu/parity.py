@@ -17,7 +17,7 @@ from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
-from rto_fast.kernels.token_reward_gae import token_reward_gae, token_reward_gae_reference
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae, token_reward_gae_reference
 
 NATS = 1e-3
 CLIP = 0.2
@@ -99,14 +99,14 @@ def _three_models(log: Log, label: str, inputs, exact_logprobs: Tensor, device: 
     values = torch.linspace(-1, 1, rows, device=device)
     models = [inputs.hidden, inputs.hidden * 0.97, inputs.hidden * 1.02]
     logits = [FactoredLogits(hidden, inputs.weight) for hidden in models]
-    reward = dict(beta_1=0.05, beta_2=0.01, clip=0.05)
-    out = rto_score(*logits, inputs.target, values, cu_seqlens, **reward)
+    reward = RewardSpec(beta_1=0.05, beta_2=0.01, clip=0.05)
+    out = rto_score(*logits, inputs.target, values, cu_seqlens, reward)
     apart = [linear_logprob(hidden, inputs.weight, inputs.target) for hidden in models]
-    compare(log, f"rto_score log-probs, {label}", out.logprobs, exact_logprobs, NATS)
+    compare(log, f"rto_score log-probs, {label}", out.old_logprobs, exact_logprobs, NATS)
     for name, got, alone in zip(("reference", "dpo"), out[1:3], apart[1:], strict=True):
         compare(log, f"rto_score {name} against linear_logprob, {label}", got, alone, NATS)
-    wanted = token_reward_gae(*out[:3], values, cu_seqlens, **reward)
-    for name, got, alone in zip(wanted._fields, out[3:], wanted, strict=True):
+    wanted = token_reward_gae(*out[:4], cu_seqlens, reward)
+    for name, got, alone in zip(wanted._fields, out[4:], wanted, strict=True):
         compare(log, f"rto_score {name} against token_reward_gae, {label}", got, alone, 0.0)
     return out
 
@@ -141,18 +141,18 @@ def edges(log: Log, device: str, vocab: int, chunk: int | None = None) -> None:
 
 def sequences(log: Log, device: str, cases: tuple[tuple[int, int], ...]) -> None:
     """token_reward_gae over (rows, sequences), against the row-by-row definition in float64 on a sample of them."""
-    options = dict(beta_1=0.05, beta_2=0.01, clip=0.05)
+    reward = RewardSpec(beta_1=0.05, beta_2=0.01, clip=0.05)
     for rows, count in cases:
         generator = torch.Generator().manual_seed(rows)
         columns = [torch.randn(rows, generator=generator) for _ in range(4)]
         cu_seqlens = offsets(rows, count, "cpu")
-        got = token_reward_gae(*(x.to(device) for x in columns), cu_seqlens.to(device), **options)
+        got = token_reward_gae(*(x.to(device) for x in columns), cu_seqlens.to(device), reward)
         longest = int(cu_seqlens.diff().argmax())
         error = 0.0
         for s in {0, 1 % count, longest, count // 2, count - 1}:
             a, b = cu_seqlens[s : s + 2].tolist()
             part = [x[a:b].double() for x in columns]
-            wanted = token_reward_gae_reference(*part, torch.tensor([0, b - a]), **options)
+            wanted = token_reward_gae_reference(*part, torch.tensor([0, b - a]), reward)
             for x, y in zip(got[:3], wanted[:3], strict=True):
                 error = max(error, (x[a:b].cpu().double() - y).abs().max().item() if b > a else 0.0)
         log.check(f"token_reward_gae, {count} sequences in {rows} rows", error <= 2e-4, f"error {error:.2e}")
@@ -167,15 +167,15 @@ def waits(log: Log) -> None:
     logits = [FactoredLogits(inputs.hidden, inputs.weight)] * 3
     leaf = inputs.hidden.detach().requires_grad_()
     scale = torch.ones((), device="cuda")
-    reward = dict(beta_1=0.1, beta_2=0.1)
+    reward = RewardSpec(0.1, 0.1)
     runs = {
         "linear_logprob": lambda: linear_logprob(leaf, *inputs[1:]).sum().backward(),
         "ppo_head": lambda: ppo_head(leaf, *inputs[1:], *given, loss_scale=scale).loss.backward(),
         "preference_head": lambda: preference_head(
             leaf, *inputs[1:], cu_seqlens, torch.zeros(4, device="cuda")
         ).loss.backward(),
-        "rto_score": lambda: rto_score(*logits, inputs.target, logprobs, cu_seqlens, **reward),
-        "token_reward_gae": lambda: token_reward_gae(*[logprobs] * 4, cu_seqlens, **reward),
+        "rto_score": lambda: rto_score(*logits, inputs.target, logprobs, cu_seqlens, reward),
+        "token_reward_gae": lambda: token_reward_gae(*[logprobs] * 4, cu_seqlens, reward),
     }
     for name, run in runs.items():
         try:

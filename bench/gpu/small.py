@@ -9,11 +9,12 @@ import torch
 
 import rto_fast.kernels
 from bench.shapes import offsets
+from rto_fast.kernels.common import kernel as tiles
 from rto_fast.kernels.common.workspace import padded, padded_bias, tile
-from rto_fast.kernels.linear_logprob import kernel as linear
 from rto_fast.kernels.ppo_head import kernel as ppo
 from rto_fast.kernels.ppo_head.surrogate import Decisions, Surrogate
 from rto_fast.kernels.preference_head import kernel as preference
+from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton
 
 # one block of columns is 4096 wide, one of rows 512
@@ -23,22 +24,22 @@ LENGTHS = (700, 0, 1, 512, 513)
 
 def logits(device: str, columns: int) -> torch.Tensor:
     """[ROWS, columns], laid out as the operators lay them out."""
-    return tile(torch.randn(ROWS * padded(columns, linear.PITCH), device=device), ROWS, columns, linear.PITCH)
+    return tile(torch.randn(ROWS * padded(columns, tiles.PITCH), device=device), ROWS, columns, tiles.PITCH)
 
 
-def linear_logprob(device: str, dtype: torch.dtype) -> None:
+def common(device: str, dtype: torch.dtype) -> None:
     for columns in COLUMNS:
         for first, softcap, entropy in ((0, 30.0, True), (64, None, False)):
             z = logits(device, columns)
             bias = torch.randn(columns, device=device) if softcap else None
-            bias = padded_bias(bias, 0, columns, z.dtype, linear.PITCH)
+            bias = padded_bias(bias, 0, columns, z.dtype, tiles.PITCH)
             target = torch.randint(columns, (ROWS,), device=device) + first
-            transform, state = (0.7, softcap), linear.new_state(ROWS, entropy, z.device, z.dtype)
-            linear.fold(z, bias, transform, target, first, state)
-            logprobs, m, log_s, entropies = linear.finish(state)
+            transform, state = (0.7, softcap), tiles.new_state(ROWS, entropy, z.device, z.dtype)
+            tiles.fold(z, bias, transform, target, first, state)
+            logprobs, m, log_s, entropies = tiles.finish(state)
             slope = torch.randn(ROWS, device=device)
             per_row = (logprobs, m, log_s, slope, entropies, slope if entropy else None)
-            linear.d_logits_(z, bias, transform, target, first, dtype, *per_row)
+            tiles.d_logits_(z, bias, transform, target, first, dtype, *per_row)
 
 
 def ppo_head(device: str, dtype: torch.dtype) -> None:
@@ -65,20 +66,20 @@ def token_reward_gae(device: str, dtype: torch.dtype) -> None:
     ends = torch.arange(rows, device=device) % 9 == 0
     for granularity in ("token", "sentence", "response"):
         for shaping_only in (False, True):
-            token_reward_gae_triton(
-                *columns, cu_seqlens, beta_1=0.5, beta_2=0.1, scores=columns[0][:sequences], beta_3=1.0,
-                terminal=columns[1][:sequences], counted=ends[:sequences], granularity=granularity,
-                sentence_ends=ends, shaping_only=shaping_only,
+            reward = RewardSpec(
+                0.5, 0.1, scores=columns[0][:sequences], beta_3=1.0, terminal=columns[1][:sequences],
+                counted=ends[:sequences], granularity=granularity, sentence_ends=ends, shaping_only=shaping_only,
             )  # fmt: skip
+            token_reward_gae_triton(*columns, cu_seqlens, reward)
     count = 20
-    token_reward_gae_triton(*columns, offsets(rows, count, device), beta_1=0.5, beta_2=0.0)
+    token_reward_gae_triton(*columns, offsets(rows, count, device), RewardSpec(0.5, 0.0))
 
 
-KERNELS = {f.__name__: f for f in (linear_logprob, ppo_head, preference_head, token_reward_gae)}
+KERNELS = {f.__name__: f for f in (common, ppo_head, preference_head, token_reward_gae)}
 
 
 def unwatched() -> set[str]:
-    """Operators that have Triton kernels of their own, and no function here."""
+    """Folders that have Triton kernels, and no function here."""
     return {p.parent.name for root in rto_fast.kernels.__path__ for p in Path(root).glob("*/kernel.py")} - {*KERNELS}
 
 

@@ -18,10 +18,11 @@ from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 
 Run = Callable[[], object]
 OURS, GEMMS = "rto_fast", "bare GEMMs"
+REWARD = RewardSpec(beta_1=0.05, beta_2=0.01, clip=0.05)
 # a rival in half precision: its logits are rounded
 LOOSE = 0.3
 
@@ -192,11 +193,10 @@ def three_models(log: Log, shape: Shape, rows: int, device: str, *, rounds: int)
     cu_seqlens = offsets(rows, max(1, rows // 256), device)
     values = torch.linspace(-1, 1, rows, device=device)
     label = f"{shape.name} {shape.width}x{shape.vocab} T={rows}"
-    reward = dict(beta_1=0.05, beta_2=0.01, clip=0.05)
 
     def score(shared: bool) -> Run:
         logits = [FactoredLogits(x.hidden, inputs[0 if shared else i].weight) for i, x in enumerate(inputs)]
-        return lambda: rto_score(*logits, target, values, cu_seqlens, **reward)
+        return lambda: rto_score(*logits, target, values, cu_seqlens, REWARD)
 
     def gemms() -> None:
         for x in inputs:
@@ -215,10 +215,9 @@ def rewards(log: Log, rows: int, sequences: int, device: str, *, rounds: int) ->
     moved = 4 * rows * 7
     source = torch.empty(moved // 8, device=device)
     sink = torch.empty_like(source)
-    reward = dict(beta_1=0.05, beta_2=0.01, clip=0.05)
     runs: dict[str, Run] = {
         "copy": lambda: sink.copy_(source),
-        OURS: lambda: token_reward_gae(*columns, cu_seqlens, **reward),
+        OURS: lambda: token_reward_gae(*columns, cu_seqlens, REWARD),
     }
     cold = timing.interleave(runs, device, rounds=rounds, cold=True)
     hot = timing.interleave(runs, device, rounds=rounds, cold=False)

@@ -1,1 +1,1 @@
-"""What the heads share: tiles, workspaces, row functions, dispatch, the native library."""
+"""What the operators share: tiles, workspaces, row functions, dispatch, the native library."""

@@ -21,14 +21,14 @@ from rto_fast.kernels.common.workspace import (
 )
 
 
-class Head(NamedTuple):
-    """How hidden states and a weight become log-probs, and which row functions do it."""
+class HeadPlan(NamedTuple):
+    """How a head's log-probs are computed: what its logits go through, in which memory, by which row functions."""
 
     temperature: float
     softcap: float | None
     workspace_mb: int | None
     rows: ModuleType
-    """Works on a tile: rows.py (torch) or kernel.py (Triton)."""
+    """Works on a tile: rows.py (torch), native_rows.py (C++) or kernel.py (Triton)."""
 
     @property
     def transform(self) -> tuple[float, float | None]:
@@ -46,22 +46,22 @@ class Statistics(NamedTuple):
 
 
 def statistics(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head, entropy: bool
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, plan: HeadPlan, entropy: bool
 ) -> Statistics:
     """Log-prob of the target, the log-sum-exp in two parts and entropy of each row: one GEMM, one row pass."""
-    num_rows, dtype, operand = hidden.shape[0], accumulator(hidden.dtype), head.rows.operand
-    c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
-    buffer = torch.empty(min(c, num_rows) * padded(n, head.rows.PITCH), device=hidden.device, dtype=dtype)
-    state = head.rows.new_state(num_rows, entropy, hidden.device, dtype)
-    if _fits(hidden, head):
+    num_rows, dtype, operand = hidden.shape[0], accumulator(hidden.dtype), plan.rows.operand
+    c, n = tile_shape(weight.shape[0], hidden.device, dtype, plan.workspace_mb)
+    buffer = torch.empty(min(c, num_rows) * padded(n, plan.rows.PITCH), device=hidden.device, dtype=dtype)
+    state = plan.rows.new_state(num_rows, entropy, hidden.device, dtype)
+    if _fits(hidden, plan):
         hidden = operand(hidden)
     for v in range(0, weight.shape[0], n):
-        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, head.rows.PITCH)
+        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, plan.rows.PITCH)
         for t in range(0, num_rows, c):
             h = operand(hidden[t : t + c])
-            z = matmul_(tile(buffer, len(h), len(w), head.rows.PITCH), h, w.T)
-            head.rows.fold(z, b, head.transform, target[t : t + c], v, tuple(x[t : t + c] for x in state))
-    return Statistics(*head.rows.finish(state))
+            z = matmul_(tile(buffer, len(h), len(w), plan.rows.PITCH), h, w.T)
+            plan.rows.fold(z, b, plan.transform, target[t : t + c], v, tuple(x[t : t + c] for x in state))
+    return Statistics(*plan.rows.finish(state))
 
 
 def gradients(
@@ -69,7 +69,7 @@ def gradients(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    head: Head,
+    plan: HeadPlan,
     stats: Statistics,
     d_logprobs: Tensor,  # (T,)
     d_entropy: Tensor | None,  # (T,)
@@ -81,9 +81,9 @@ def gradients(
     With `weight_grad` that of the weight is added to it, unrounded, and None comes back.
     """
     num_rows, dtype = hidden.shape[0], accumulator(hidden.dtype)
-    rows, operand = head.rows, head.rows.operand
-    c, n = tile_shape(weight.shape[0], hidden.device, dtype, head.workspace_mb)
-    buffer = torch.empty(min(c, num_rows) * padded(n, head.rows.PITCH), device=hidden.device, dtype=dtype)
+    rows, operand = plan.rows, plan.rows.operand
+    c, n = tile_shape(weight.shape[0], hidden.device, dtype, plan.workspace_mb)
+    buffer = torch.empty(min(c, num_rows) * padded(n, plan.rows.PITCH), device=hidden.device, dtype=dtype)
     need_h, need_w, need_b = needs
     # the first tile writes every row of dH, and the first chunk of rows every element of dW: only T = 0 needs zeros
     d_hidden = torch.empty(hidden.shape, device=hidden.device, dtype=dtype) if need_h else None
@@ -95,22 +95,22 @@ def gradients(
     alone = num_rows <= c and operand(weight[:0]).dtype == weight.dtype
     direct = weight_grad is not None or weight.dtype == dtype or alone
 
-    scale = rows.row_scale(stats.log_sum, d_logprobs, d_entropy, head.transform)
+    scale = rows.row_scale(stats.log_sum, d_logprobs, d_entropy, plan.transform)
     out_dtype, scaled = hidden.dtype, None
-    if _fits(hidden, head):
+    if _fits(hidden, plan):
         hidden = operand(hidden)
         scaled = hidden * scale[:, None] if need_w and scale is not None else None
     per_row = (stats.logprobs, stats.maximum, stats.log_sum, d_logprobs, stats.entropy, d_entropy)
 
     for v in range(0, weight.shape[0], n):
-        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, head.rows.PITCH)
+        w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, plan.rows.PITCH)
         if need_w:
             d_w = d_weight[v : v + n] if direct else torch.empty(w.shape, device=w.device, dtype=dtype)
         for t in range(0, num_rows, c):
             h = operand(hidden[t : t + c])
-            z = matmul_(tile(buffer, len(h), len(w), head.rows.PITCH), h, w.T)
+            z = matmul_(tile(buffer, len(h), len(w), plan.rows.PITCH), h, w.T)
             chunk = (None if x is None else x[t : t + c] for x in per_row)
-            dz = rows.d_logits_(z, b, head.transform, target[t : t + c], v, h.dtype, *chunk)
+            dz = rows.d_logits_(z, b, plan.transform, target[t : t + c], v, h.dtype, *chunk)
             if need_h:
                 matmul_(d_hidden[t : t + c], dz, w, add=v > 0)
             if need_w:
@@ -126,6 +126,6 @@ def gradients(
     return d_hidden, d_weight if weight_grad is None else None, d_bias.to(bias.dtype) if need_b else None
 
 
-def _fits(hidden: Tensor, head: Head) -> bool:
+def _fits(hidden: Tensor, plan: HeadPlan) -> bool:
     """Whether a float32 copy of all hidden states stays within the workspace; if not, they are converted by chunks."""
-    return 4 * hidden.numel() <= workspace_bytes(hidden.device, head.workspace_mb)
+    return 4 * hidden.numel() <= workspace_bytes(hidden.device, plan.workspace_mb)

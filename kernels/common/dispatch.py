@@ -1,11 +1,12 @@
-"""Which backend runs an operator."""
+"""Which backend runs an operator, and its row functions."""
 
 import importlib.util
 import os
+from types import ModuleType
 
 import torch
 
-from rto_fast.kernels.common import native
+from rto_fast.kernels.common import native, rows
 
 
 def choose(
@@ -42,6 +43,17 @@ def choose(
         else:
             forced = "native" if device.type == "cpu" and "native" in backends and native.available() else "reference"
     return "reference" if forced == "native" and dtype == torch.float64 else forced
+
+
+def row_functions(backend: str) -> ModuleType:
+    """The module whose functions work on a tile of logits."""
+    if backend == "reference":
+        return rows
+    if backend == "native":
+        from rto_fast.kernels.common import native_rows as functions
+    else:
+        from rto_fast.kernels.common import kernel as functions
+    return functions
 
 
 def table(device: torch.device) -> dict[str, str]:

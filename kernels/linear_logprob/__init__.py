@@ -5,12 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.common import rows
+from rto_fast.kernels.common.autograd import LinearLogprob
 from rto_fast.kernels.common.checks import check_head, check_like, check_target, check_weight_grad
-from rto_fast.kernels.common.chunked import Head
-from rto_fast.kernels.common.dispatch import choose
+from rto_fast.kernels.common.chunked import HeadPlan
+from rto_fast.kernels.common.dispatch import choose, row_functions
 
-from .autograd import LinearLogprob
 from .reference import linear_logprob_reference
 
 __all__ = ["LogProbs", "linear_logprob", "linear_logprob_reference"]
@@ -76,21 +75,10 @@ def linear_logprob(
     check_head("linear_logprob", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
     check_target("linear_logprob", target, hidden.shape[0], weight.shape[0], hidden.device)
     check_weight_grad("linear_logprob", weight_grad, weight)
-    head = Head(temperature, softcap, workspace_mb, row_functions(backend))
-    inputs = (hidden, weight, bias, target.contiguous(), head, return_stats, weight_grad)
+    plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
+    inputs = (hidden, weight, bias, target.contiguous(), plan, return_stats, weight_grad)
     logprobs, lse, entropy = LinearLogprob.apply(*inputs)
     out = LogProbs(logprobs, entropy, lse) if return_stats else (logprobs,)
     if mask is not None:
         out = tuple(x.new_zeros(mask.shape).index_copy(0, index, x) for x in out)
     return LogProbs(*out) if return_stats else out[0]
-
-
-def row_functions(backend: str):
-    """The module whose functions work on a tile of logits."""
-    if backend == "reference":
-        return rows
-    if backend == "native":
-        from . import native as functions
-    else:
-        from . import kernel as functions
-    return functions

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.checks import check_head, check_like, check_target, check_weight_grad
-from rto_fast.kernels.common.chunked import Head
-from rto_fast.kernels.common.dispatch import choose
+from rto_fast.kernels.common.chunked import HeadPlan
+from rto_fast.kernels.common.dispatch import choose, row_functions
 from rto_fast.kernels.common.workspace import accumulator
-from rto_fast.kernels.linear_logprob import row_functions
 
 from . import rows as torch_rows
 from .autograd import PPOLoss
@@ -118,7 +117,7 @@ def ppo_head(
         index = live.nonzero()[:, 0]
         hidden = hidden.index_select(0, index)
         decisions = Decisions(*(None if x is None else x.index_select(0, index) for x in decisions))
-    head = Head(temperature, softcap, workspace_mb, row_functions(backend))
+    plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
     ppo_rows = torch_rows
     if backend == "triton":
         from . import kernel as ppo_rows
@@ -130,7 +129,7 @@ def ppo_head(
         bias,
         decisions,
         Surrogate(clip, entropy_coef, kl_coef, kl),
-        head,
+        plan,
         ppo_rows,
         return_entropy or entropy_coef != 0.0,
         torch.is_grad_enabled(),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rto_fast.kernels.common.chunked import Head
+from rto_fast.kernels.common.chunked import HeadPlan
 
 from .chunked import ppo
 from .surrogate import Decisions, Surrogate
@@ -23,14 +23,14 @@ class PPOLoss(torch.autograd.Function):
         bias: Tensor | None,
         rows: Decisions,
         s: Surrogate,
-        head: Head,
+        plan: HeadPlan,
         ppo_rows: ModuleType,
         entropy: bool,
         grad_enabled: bool,
         weight_grad: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         needs = tuple(need and grad_enabled for need in ctx.needs_input_grad[:3])
-        inputs = (hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, weight_grad)
+        inputs = (hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad)
         loss, logprobs, entropies, ctx.grads = ppo(*inputs)
         ctx.summed = weight_grad is not None
         ctx.mark_non_differentiable(*(x for x in (logprobs, entropies) if x is not None))

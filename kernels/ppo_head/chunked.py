@@ -4,8 +4,8 @@ R rows, H hidden, V vocabulary. A row's gradient is known as soon as its log-pro
 three GEMMs instead of four. This needs all V logits of a row at once; a workspace too small for a hundred rows
 takes the two passes of linear_logprob instead.
 
-A row that the clip has silenced, whose gradient is 0, is left out of the gradients' GEMMs, except on Triton: there the
-host would have to wait for the number of such rows.
+The row functions' module brings both passes' gradients along: those here and in common/chunked.py, or, where the host
+knows which rows the clip has silenced, those of silent.py.
 """
 
 from types import ModuleType
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.common.chunked import Head, Statistics, gradients, statistics
+from rto_fast.kernels.common.chunked import HeadPlan, statistics
 from rto_fast.kernels.common.workspace import (
     accumulator,
     chunk_rows,
@@ -25,7 +25,7 @@ from rto_fast.kernels.common.workspace import (
     workspace_bytes,
 )
 
-from .surrogate import Decisions, Surrogate, surrogate
+from .surrogate import ChunkRows, Decisions, Surrogate, surrogate
 
 # fewer rows make every GEMM a reading of the whole weight: measured on 2048 x 512 x 50304 on a CPU, three GEMMs a
 # chunk take 1.3 of the time of two passes at 41 rows, 1.0 at 83 and 0.9 at 125
@@ -46,38 +46,31 @@ def ppo(
     bias: Tensor | None,
     rows: Decisions,
     s: Surrogate,
-    head: Head,
+    plan: HeadPlan,
     ppo_rows: ModuleType,
     entropy: bool,
     needs: tuple[bool, bool, bool],
     weight_grad: Tensor | None,
 ) -> Result:
     """Loss, statistics and the gradients in `needs`; that of the weight is added to `weight_grad` when there is one."""
-    limit = workspace_bytes(hidden.device, head.workspace_mb)
+    limit = workspace_bytes(hidden.device, plan.workspace_mb)
     dtype = accumulator(hidden.dtype)
     c = chunk_rows(weight.shape[0], hidden.device, limit // dtype.itemsize)
-    upcast = head.rows.operand(weight[:0]).dtype != weight.dtype
+    upcast = plan.rows.operand(weight[:0]).dtype != weight.dtype
     if c < min(MIN_ROWS, hidden.shape[0]) or (upcast and 4 * weight.numel() > limit):
-        return _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad)
-    return _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, weight_grad, c)
+        return _two_passes(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad)
+    return _one_pass(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad, c)
 
 
-def _two_passes(hidden, weight, bias, rows, s, head, entropy, needs, weight_grad) -> Result:
+def _two_passes(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad) -> Result:
     hidden = _cleared(hidden, rows.live)
-    stats = statistics(hidden, weight, bias, rows.target, head, entropy)
+    stats = statistics(hidden, weight, bias, rows.target, plan, entropy)
     loss, d_logprobs, d_entropy = surrogate(stats.logprobs, stats.entropy, rows, s)
-    if not any(needs):
-        return Result(loss.sum(), stats.logprobs, stats.entropy, (None, None, None))
-    heard, target, of_heard = None, rows.target, stats
-    if rows.live is None and d_entropy is None and not d_logprobs.all():
-        heard = d_logprobs.nonzero()[:, 0]
-        of_heard = Statistics(*(None if x is None else x[heard] for x in stats))
-        hidden, target, d_logprobs = hidden[heard], target[heard], d_logprobs[heard]
-    inputs = (hidden, weight, bias, target, head, of_heard, d_logprobs, d_entropy, needs, weight_grad)
-    d_hidden, d_weight, d_bias = gradients(*inputs)
-    if heard is not None and d_hidden is not None:
-        d_hidden = d_hidden.new_zeros(len(loss), d_hidden.shape[1]).index_copy_(0, heard, d_hidden)
-    return Result(loss.sum(), stats.logprobs, stats.entropy, (d_hidden, d_weight, d_bias))
+    grads = (None, None, None)
+    if any(needs):
+        inputs = (hidden, weight, bias, rows.target, plan, stats, d_logprobs, d_entropy, needs, weight_grad)
+        grads = ppo_rows.gradients(*inputs)
+    return Result(loss.sum(), stats.logprobs, stats.entropy, grads)
 
 
 def _cleared(hidden: Tensor, live: Tensor | None) -> Tensor:
@@ -85,11 +78,11 @@ def _cleared(hidden: Tensor, live: Tensor | None) -> Tensor:
     return hidden if live is None else hidden.masked_fill(~live[:, None], 0.0)
 
 
-def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, weight_grad, c) -> Result:
-    num_rows, vocab, operand = hidden.shape[0], weight.shape[0], head.rows.operand
+def _one_pass(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad, c) -> Result:
+    num_rows, vocab, operand = hidden.shape[0], weight.shape[0], plan.rows.operand
     dtype, device = accumulator(hidden.dtype), hidden.device
     need_h, need_w, need_b = needs
-    pitch = head.rows.PITCH
+    pitch = plan.rows.PITCH
     buffer = torch.empty(min(c, num_rows) * padded(vocab, pitch), device=device, dtype=dtype)
     loss, logprobs = (torch.empty(num_rows, device=device, dtype=dtype) for _ in range(2))
     entropies = torch.empty_like(logprobs) if entropy else None
@@ -97,7 +90,7 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
     # one rounding: into dW itself where its dtype is that of the sum, or where one chunk of rows is the whole sum
     w, b = operand(weight), padded_bias(bias, 0, vocab, dtype, pitch)
     direct = weight.dtype == dtype or (num_rows <= c and w.dtype == weight.dtype)
-    d_weight = weight_grad
+    d_weight = weight_grad if need_w else None
     if need_w and d_weight is None:
         d_weight = torch.empty_like(weight, dtype=weight.dtype if direct else dtype)
     d_bias = torch.zeros_like(bias, dtype=dtype) if need_b else None
@@ -107,28 +100,13 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
         part = rows.rows(chunk.start, chunk.stop)
         h = _cleared(operand(hidden[chunk]), part.live)
         z = matmul_(tile(buffer, len(h), vocab, pitch), h, w.T)
-        out = ppo_rows.ppo_rows_(z, b, head.transform, part, s, entropy, any(needs), h.dtype)
+        out = ppo_rows.ppo_rows_(z, b, plan.transform, part, s, entropy, any(needs), h.dtype)
         loss[chunk], logprobs[chunk] = out.loss, out.logprobs
         if entropy:
             entropies[chunk] = out.entropy
-        if not any(needs):
-            continue
-        dz, scale, order = out.d_logits, out.scale, None
-        if out.silent is not None and out.silent.any():
-            order = _to_the_front(dz, ~out.silent)
-            dz, h, scale = dz[: len(order)], h[order], None if scale is None else scale[order]
-        if need_h and scale is None and order is None and dz.dtype == d_hidden.dtype:
-            torch.mm(dz, w, out=d_hidden[chunk])
-        elif need_h:
-            d_h = torch.mm(dz, w) if scale is None else torch.mm(dz, w).mul_(scale[:, None])
-            if order is None:
-                d_hidden[chunk] = d_h
-            else:
-                d_hidden[chunk].zero_()[order] = d_h.to(d_hidden.dtype)
-        if need_w:
-            matmul_(d_weight, dz.T, h if scale is None else h * scale[:, None], add=t > 0 or weight_grad is not None)
-        if need_b:
-            d_bias += dz.sum(0, dtype=dtype) if scale is None else dz.T @ scale
+        if any(needs):
+            d_h = d_hidden[chunk] if need_h else None
+            ppo_rows.chunk_gradients_(out, h, w, d_h, d_weight, d_bias, t > 0 or weight_grad is not None)
     if weight_grad is not None:
         d_weight = None
     elif need_w:
@@ -137,13 +115,24 @@ def _one_pass(hidden, weight, bias, rows, s, head, ppo_rows, entropy, needs, wei
     return Result(loss.sum(), logprobs, entropies, (d_hidden, d_weight, d_bias.to(bias.dtype) if need_b else None))
 
 
-def _to_the_front(x: Tensor, chosen: Tensor) -> Tensor:
-    """Move the chosen rows of x to its front, as few as can be; the rows that then lie there, by their old numbers."""
-    count = int(chosen.sum())
-    order = torch.arange(count, device=x.device)
-    free = (~chosen[:count]).nonzero()[:, 0]
-    order[free] = late = chosen[count:].nonzero()[:, 0] + count
-    # one by one: a row of logits is long, and all at once would be copied twice
-    for to, source in zip(free.tolist(), late.tolist(), strict=True):
-        x[to] = x[source]
-    return order
+def chunk_gradients_(
+    out: ChunkRows,
+    h: Tensor,  # (c, H)
+    w: Tensor,  # (V, H)
+    d_hidden: Tensor | None,  # (c, H), written
+    d_weight: Tensor | None,  # (V, H), added to where `add` is set and written where it is not
+    d_bias: Tensor | None,  # (V,), added to
+    add: bool,
+) -> None:
+    """The GEMMs back from a chunk of rows of d logits."""
+    dz, scale = out.d_logits, out.scale
+    if d_hidden is not None:
+        if scale is None and dz.dtype == d_hidden.dtype:
+            torch.mm(dz, w, out=d_hidden)
+        else:
+            d_h = torch.mm(dz, w)
+            d_hidden.copy_(d_h if scale is None else d_h.mul_(scale[:, None]))
+    if d_weight is not None:
+        matmul_(d_weight, dz.T, h if scale is None else h * scale[:, None], add=add)
+    if d_bias is not None:
+        d_bias += dz.sum(0, dtype=d_bias.dtype) if scale is None else dz.T @ scale

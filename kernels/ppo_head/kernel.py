@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rto_fast.kernels.linear_logprob.kernel import (
+from rto_fast.kernels.common.chunked import gradients
+from rto_fast.kernels.common.kernel import (
     constants,
     expm1,
     in_place,
@@ -15,7 +16,10 @@ from rto_fast.kernels.linear_logprob.kernel import (
     target_logit,
 )
 
+from .chunked import chunk_gradients_
 from .surrogate import ChunkRows, Decisions, Surrogate
+
+__all__ = ["chunk_gradients_", "gradients", "ppo_rows_"]
 
 
 @triton.jit
@@ -102,4 +106,4 @@ def ppo_rows_(
             KL=s.kl if s.kl_coef else "none", ENTROPY=entropy, ENTROPY_GRADIENT=s.entropy_coef != 0.0,
             GRADIENT=gradient, **constants(n, bias is not None, transform[1] is not None),
         )  # fmt: skip
-    return ChunkRows(loss, logprobs, entropies, out, None, None)
+    return ChunkRows(loss, logprobs, entropies, out)

@@ -4,9 +4,12 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.native import library, pointer, threads
-from rto_fast.kernels.linear_logprob.native import head_numbers
+from rto_fast.kernels.common.native_rows import head_numbers
 
+from .silent import chunk_gradients_, gradients
 from .surrogate import ChunkRows, Decisions, Surrogate
+
+__all__ = ["chunk_gradients_", "gradients", "ppo_rows_"]
 
 KL = {"k1": 1, "k2": 2, "k3": 3}
 
@@ -29,4 +32,4 @@ def ppo_rows_(
         1.0 - s.clip, 1.0 + s.clip, s.entropy_coef, s.kl_coef, KL[s.kl] if s.kl_coef else 0, gradient,
         pointer(loss), pointer(logprobs), pointer(entropies), pointer(d_logprobs), threads(),
     )  # fmt: skip
-    return ChunkRows(loss, logprobs, entropies, z, None, None if s.entropy_coef else d_logprobs == 0.0)
+    return ChunkRows(loss, logprobs, entropies, z, silent=None if s.entropy_coef else d_logprobs == 0.0)

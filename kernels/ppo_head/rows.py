@@ -6,7 +6,10 @@ from torch import Tensor
 from rto_fast.kernels.common.rows import d_logits_, finish, fold, new_state, row_scale
 from rto_fast.kernels.common.workspace import CPU_TILE_BYTES
 
+from .silent import chunk_gradients_, gradients
 from .surrogate import ChunkRows, Decisions, Surrogate, surrogate
+
+__all__ = ["chunk_gradients_", "gradients", "ppo_rows_"]
 
 
 def ppo_rows_(
@@ -33,8 +36,8 @@ def ppo_rows_(
     logprobs, m, log_s, entropies = finish(state)
     loss, d_logprob, d_entropy = surrogate(logprobs, entropies, rows, s)
     if not gradient:
-        return ChunkRows(loss, logprobs, entropies, z, None, None)
-    silent = d_logprob == 0.0 if d_entropy is None and rows.live is None else None
+        return ChunkRows(loss, logprobs, entropies, z)
+    silent = d_logprob == 0.0 if d_entropy is None else None
     if plain:
         z.scatter_(1, rows.target[:, None], (log_s.exp() * torch.expm1(logprobs))[:, None])
         return ChunkRows(loss, logprobs, None, z, row_scale(log_s, d_logprob, None, transform), silent)

@@ -39,10 +39,10 @@ class ChunkRows(NamedTuple):
     entropy: Tensor | None
     d_logits: Tensor
     """[c, V], up to the row scale."""
-    scale: Tensor | None
+    scale: Tensor | None = None
     """(c,) factor of each row of d_logits; None where nothing is left to multiply."""
-    silent: Tensor | None
-    """(c,) bool: rows whose gradient is 0 throughout, whatever d_logits holds; None where the host does not know."""
+    silent: Tensor | None = None
+    """(c,) bool: rows whose gradient is 0 throughout, whatever d_logits holds; None where the host knows of none."""
 
 
 def surrogate(

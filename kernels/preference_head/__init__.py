@@ -5,11 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.common.autograd import LinearLogprob
 from rto_fast.kernels.common.checks import check_head, check_like, check_target, check_weight_grad
-from rto_fast.kernels.common.dispatch import choose
+from rto_fast.kernels.common.chunked import HeadPlan
+from rto_fast.kernels.common.dispatch import choose, row_functions
 from rto_fast.kernels.common.segments import sequence_sums
 from rto_fast.kernels.common.workspace import accumulator
-from rto_fast.kernels.linear_logprob import linear_logprob
 
 from .autograd import PairLoss
 from .reference import pair_losses, preference_head_reference
@@ -69,17 +70,8 @@ def preference_head(
     check_target("preference_head", target, hidden.shape[0], weight.shape[0], hidden.device)
     check_weight_grad("preference_head", weight_grad, weight)
     _check_pairs(hidden, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
-    rows = linear_logprob(
-        hidden,
-        weight,
-        target,
-        bias=bias,
-        temperature=temperature,
-        softcap=softcap,
-        weight_grad=weight_grad,
-        workspace_mb=workspace_mb,
-        backend=backend,
-    )
+    plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
+    rows, _, _ = LinearLogprob.apply(hidden, weight, bias, target.contiguous(), plan, False, weight_grad)
     if backend != "reference":
         if backend == "native":
             from .native import pairs

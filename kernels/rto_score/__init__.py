@@ -1,59 +1,17 @@
 """Token rewards and advantages straight from the hidden states of policy, reference and DPO model."""
 
-from typing import NamedTuple, TypedDict, Unpack
-
 import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.checks import check_head, check_like, check_target
-from rto_fast.kernels.common.chunked import Head, statistics
-from rto_fast.kernels.common.dispatch import choose
-from rto_fast.kernels.linear_logprob import row_functions
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.common.chunked import HeadPlan, statistics
+from rto_fast.kernels.common.dispatch import choose, row_functions
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
 
-from .reference import FactoredLogits, rto_score_reference
+from .reference import FactoredLogits, RTOScore, rto_score_reference
 
-__all__ = ["FactoredLogits", "RTOScore", "Reward", "rto_score", "rto_score_reference"]
-
-
-class RTOScore(NamedTuple):
-    """What PPO needs of every response row; all float32 (float64 for float64), none with a gradient."""
-
-    old_logprobs: Tensor
-    """(R,) of the policy: PPO's log pi_old."""
-    ref_logprobs: Tensor
-    """(R,)"""
-    dpo_logprobs: Tensor | None
-    """(R,); None when beta_1 is 0 or there is no DPO model: nothing was computed."""
-    values: Tensor
-    """(R,), as given"""
-    rewards: Tensor
-    """(R,)"""
-    advantages: Tensor
-    """(R,), not whitened"""
-    returns: Tensor
-    """(R,)"""
-    moments: Tensor
-    """(S, 3): count, mean, M2 of each sequence's advantages, for `merge_moments`."""
-
-
-class Reward(TypedDict, total=False):
-    """The reward's arguments, those of `token_reward_gae`, whose defaults hold; beta_1 and beta_2 are required."""
-
-    beta_1: float
-    beta_2: float
-    clip: float
-    scores: Tensor | None
-    beta_3: float
-    score_clip: float
-    terminal: Tensor | None
-    granularity: str
-    sentence_ends: Tensor | None
-    shaping_only: bool
-    gamma: float
-    lam: float
-    counted: Tensor | None
+__all__ = ["FactoredLogits", "RTOScore", "rto_score", "rto_score_reference"]
 
 
 def rto_score(
@@ -63,19 +21,19 @@ def rto_score(
     target: Tensor,  # (T,) int64
     values: Tensor,  # (R,) float32
     cu_seqlens: Tensor,  # (S+1,) int32
+    reward: RewardSpec,
     *,
     rows: Tensor | None = None,  # (R,) int64
     workspace_mb: int | None = None,
     backend: str | None = None,
-    **reward: Unpack[Reward],
 ) -> RTOScore:
     """Log-probs of the same answers under three models, then token reward, GAE and whitening sums in one launch.
 
         log pi_k(y_t) = z_y - log sum_j exp z_j,   z = softcap_k(h_t W_k^T + b_k) / temperature_k,   k = pi, ref, dpo
-        r_t = clip(beta_1 (log pi_dpo - log pi_ref), -c, c) - beta_2 (log pi - log pi_ref) + 1[last] (...)
+        r_t = clip(beta_1 (log pi_dpo - log pi_ref), -c, c) - beta_2 (log pi_old - log pi_ref) + 1[last] (...)
 
     Zhong et al., Reinforced Token Optimization, eq. 4.6 (arXiv:2404.18922); see `linear_logprob` for the log-probs and
-    their precision, `token_reward_gae` for the whole reward, its options and its recursions.
+    their precision, `token_reward_gae` for the whole reward, `reward` and its recursions. The policy is PPO's pi_old.
 
     Each model is a FactoredLogits(hidden (T, H), weight (V, H), bias, softcap, temperature); H and the dtype may differ
     from model to model. `rows` are the response rows among the T packed ones, None for all: they are compacted once, so
@@ -93,10 +51,10 @@ def rto_score(
     Raises ValueError as `linear_logprob` and `token_reward_gae` do, naming the model.
     """
     backend = choose("rto_score", values.device, backend, dtype=policy.hidden.dtype)
-    dpo = dpo if reward.get("beta_1") else None
+    dpo = dpo if reward.beta_1 else None
     num_rows, device = values.shape[0] if values.dim() else 0, values.device
     check_rows("rto_score", values, cu_seqlens)
-    check_reward("rto_score", num_rows, cu_seqlens.shape[0] - 1, device, **reward)
+    check_reward("rto_score", reward, num_rows, cu_seqlens.shape[0] - 1, device)
     check_like("rto_score", "target", target, policy.hidden.shape[:1], torch.int64, device)
     if rows is not None:
         check_like("rto_score", "rows", rows, (num_rows,), torch.int64, device)
@@ -123,8 +81,8 @@ def rto_score(
         logprobs = _logprobs(list(models.values()), target, rows, workspace_mb, backend)
         logprobs = [x.to(values.dtype) for x in logprobs]
         dpo_logprobs = logprobs[2] if dpo is not None else None
-        out = token_reward_gae(*logprobs[:2], dpo_logprobs, values, cu_seqlens, backend=backend, **reward)
-    return RTOScore(logprobs[0], logprobs[1], dpo_logprobs, values.detach(), *out)
+        columns = (*logprobs[:2], dpo_logprobs, values.detach())
+        return RTOScore(*columns, *token_reward_gae(*columns, cu_seqlens, reward, backend=backend))
 
 
 def _logprobs(
@@ -132,17 +90,17 @@ def _logprobs(
 ) -> list[Tensor]:
     """(R,) log-probs of each model."""
     first = models[0]
-    head = Head(first.temperature, first.softcap, workspace_mb, row_functions(backend))
+    plan = HeadPlan(first.temperature, first.softcap, workspace_mb, row_functions(backend))
     if len(models) > 1 and all(_same_head(model, first) for model in models[1:]):
         hidden = _stacked(models, rows)
-        stats = statistics(hidden, first.weight, first.bias, target.repeat(len(models)), head, False)
+        stats = statistics(hidden, first.weight, first.bias, target.repeat(len(models)), plan, False)
         return list(stats.logprobs.view(len(models), -1) if len(target) else [stats.logprobs] * len(models))
     # one after the other: each finds the buffer that the one before gave back
     out = []
     for model in models:
         hidden = model.hidden if rows is None else model.hidden.index_select(0, rows)
-        head = head._replace(temperature=model.temperature, softcap=model.softcap)
-        out.append(statistics(hidden, model.weight, model.bias, target, head, False).logprobs)
+        plan = plan._replace(temperature=model.temperature, softcap=model.softcap)
+        out.append(statistics(hidden, model.weight, model.bias, target, plan, False).logprobs)
     return out
 
 

@@ -1,61 +1,47 @@
 """Token reward and advantage of every response row, from four numbers per row, in one launch."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.dispatch import choose
 from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards, token_reward_gae_reference
+from rto_fast.kernels.token_reward_gae.spec import RewardSpec
 from rto_fast.kernels.token_reward_gae.vectorised import token_reward_gae_vectorised
 
-__all__ = ["TokenRewards", "merge_moments", "token_reward_gae", "token_reward_gae_reference"]
+__all__ = ["RewardSpec", "TokenRewards", "merge_moments", "token_reward_gae", "token_reward_gae_reference"]
 
 
 def token_reward_gae(
-    logprobs: Tensor,
+    old_logprobs: Tensor,
     ref_logprobs: Tensor,
     dpo_logprobs: Tensor | None,
     values: Tensor,
     cu_seqlens: Tensor,
+    reward: RewardSpec,
     *,
-    beta_1: float,
-    beta_2: float,
-    clip: float = math.inf,
-    scores: Tensor | None = None,
-    beta_3: float = 0.0,
-    score_clip: float = 10.0,
-    terminal: Tensor | None = None,
-    granularity: str = "token",
-    sentence_ends: Tensor | None = None,
-    shaping_only: bool = False,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    counted: Tensor | None = None,
     backend: str | None = None,
 ) -> TokenRewards:
     """RTO's token reward and generalized advantage estimation over R response rows of S packed sequences.
 
         d_t     = clip(beta_1 (log pi_dpo - log pi_ref), -c, c)        the scale first, then the clip
-        r_t     = d_t - beta_2 (log pi - log pi_ref) + 1[t is last] (beta_3 clamp(score, -k, k) + terminal)
+        r_t     = d_t - beta_2 (log pi_old - log pi_ref) + 1[t is last] (beta_3 clamp(score, -k, k) + terminal)
         delta_t = r_t + gamma V_{t+1} - V_t                            V after the last action is 0
         A_t     = delta_t + gamma lam A_{t+1},   return_t = A_t + V_t
 
     Zhong et al., Reinforced Token Optimization, eq. 4.6 (arXiv:2404.18922), with the sentence score of its later
     version (eq. 4.7) and the clip of its published code; Schulman et al. 2016, eq. 16 (arXiv:1506.02438).
 
-    logprobs, ref_logprobs, dpo_logprobs, values  (R,) float32 (float64 on the reference backend), one row per action;
-                   dpo_logprobs may be None: no dense reward
+    old_logprobs, ref_logprobs, dpo_logprobs, values
+                   (R,) float32 (float64 on the reference backend), one row per action; dpo_logprobs may be None: no
+                   dense reward
     cu_seqlens     (S+1,) int32 offsets of the sequences among the R rows; a sequence may be empty
-    beta_1, beta_2, beta_3  a zero is a real zero: what it multiplies is never read, so its NaN cannot leak
-    clip           c > 0, inf for none
-    scores         (S,) sentence scores, score_clip = k; terminal (S,) is added unscaled and unclamped
-    granularity    where d is paid: "token" on its row (RTO); "sentence" summed onto the next row where sentence_ends
-                   (R,) bool holds, or the last row (Semi-RTO); "response" summed onto the last row (sparse_dpo)
-    shaping_only   the last row is paid minus the sum of the dense rewards before it, in place of its own: they move
-                   the credit but not the return, which stays the sentence score and the KL (RS-PPO)
-    counted        (S,) bool: sequences whose advantages enter the moments; None counts all
+    reward         what else is in the equation, and where d is paid: see RewardSpec. Of beta_1, beta_2, beta_3 a zero
+                   is a real zero: what it multiplies is never read, so its NaN cannot leak
+    granularity    "token": d is paid on its row (RTO); "sentence": summed onto the next row where sentence_ends holds,
+                   or the last row (Semi-RTO); "response": summed onto the last row (sparse_dpo)
+    shaping_only   the dense rewards move the credit but not the return, which stays the sentence score and the KL
+                   (RS-PPO)
     returns        TokenRewards(rewards, advantages, returns: (R,), moments (S, 3)) in the dtype of `values`
     gradient       none: rewards and advantages are constants to PPO, so every input is read detached
     precision      float32 throughout (sums by sequence in float64 on the reference backend); a sequence's result
@@ -64,32 +50,20 @@ def token_reward_gae(
                    never falling) are checked on the CPU alone: on CUDA that would wait for the device
     cost           about 36 R bytes, memory-bound; CUDA: one launch; CPU: as many steps as the longest sequence has rows
     """
-    rows = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "dpo_logprobs": dpo_logprobs}
+    rows = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "dpo_logprobs": dpo_logprobs}
     check_rows("token_reward_gae", values, cu_seqlens, **rows)
-    options: dict = dict(
-        beta_1=beta_1,
-        beta_2=beta_2,
-        clip=clip,
-        scores=scores,
-        beta_3=beta_3,
-        score_clip=score_clip,
-        terminal=terminal,
-        granularity=granularity,
-        sentence_ends=sentence_ends,
-        shaping_only=shaping_only,
-        gamma=gamma,
-        lam=lam,
-        counted=counted,
-    )
-    check_reward("token_reward_gae", values.shape[0], cu_seqlens.shape[0] - 1, values.device, **options)
+    check_reward("token_reward_gae", reward, values.shape[0], cu_seqlens.shape[0] - 1, values.device)
 
     backend = choose("token_reward_gae", values.device, backend, dtype=values.dtype)
     if backend == "triton" and values.dtype != torch.float32:
         raise ValueError(f"token_reward_gae: backend 'triton' needs float32, got {values.dtype}; use 'reference'")
     # what a zero coefficient multiplies goes no further than this line
-    dpo_logprobs = None if beta_1 == 0 else dpo_logprobs
-    options["scores"] = None if beta_3 == 0 or scores is None else scores.detach().to(values.dtype)
-    options["terminal"] = None if terminal is None else terminal.detach().to(values.dtype)
+    dpo_logprobs = None if reward.beta_1 == 0 else dpo_logprobs
+    scores, terminal = None if reward.beta_3 == 0 else reward.scores, reward.terminal
+    reward = reward._replace(
+        scores=None if scores is None else scores.detach().to(values.dtype),
+        terminal=None if terminal is None else terminal.detach().to(values.dtype),
+    )
     if backend == "triton":
         from rto_fast.kernels.token_reward_gae.kernel import token_reward_gae_triton as run
     elif backend == "native":
@@ -97,7 +71,7 @@ def token_reward_gae(
     else:
         run = token_reward_gae_vectorised
     with torch.no_grad():
-        return run(logprobs, ref_logprobs, dpo_logprobs, values, cu_seqlens, **options)
+        return run(old_logprobs, ref_logprobs, dpo_logprobs, values, cu_seqlens, reward)
 
 
 def merge_moments(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-GRANULARITIES = ("token", "sentence", "response")
+from rto_fast.kernels.token_reward_gae.spec import GRANULARITIES, RewardSpec
+
 # row numbers are int32, and a block of rows may reach past the last one
 MAX_ROWS = 2**31 - 2**16
 
@@ -44,49 +45,30 @@ def check_rows(op: str, values: Tensor, cu: Tensor, **logprobs: Tensor | None) -
             )
 
 
-def check_reward(
-    op: str,
-    num_rows: int,
-    num_sequences: int,
-    device: torch.device,
-    *,
-    beta_1: float,
-    beta_2: float,
-    clip: float = math.inf,
-    scores: Tensor | None = None,
-    beta_3: float = 0.0,
-    score_clip: float = 10.0,
-    terminal: Tensor | None = None,
-    granularity: str = "token",
-    sentence_ends: Tensor | None = None,
-    shaping_only: bool = False,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    counted: Tensor | None = None,
-) -> None:
-    """Raise a ValueError that names the first argument out of its range, what it has to be, what it is."""
-    for name, number in (("beta_1", beta_1), ("beta_2", beta_2), ("beta_3", beta_3)):
+def check_reward(op: str, reward: RewardSpec, num_rows: int, num_sequences: int, device: torch.device) -> None:
+    """Raise a ValueError that names the first field out of its range, what it has to be, what it is."""
+    for name in ("beta_1", "beta_2", "beta_3"):
+        number = getattr(reward, name)
         if not math.isfinite(number):
             raise ValueError(f"{op}: {name} must be finite, got {number}")
-    for name, number in (("clip", clip), ("score_clip", score_clip)):
+    for name in ("clip", "score_clip"):
+        number = getattr(reward, name)
         if not number > 0:
             raise ValueError(f"{op}: {name} must be > 0, got {number}; math.inf switches it off")
-    for name, number in (("gamma", gamma), ("lam", lam)):
+    for name in ("gamma", "lam"):
+        number = getattr(reward, name)
         if not 0 <= number <= 1:
             raise ValueError(f"{op}: {name} must be in [0, 1], got {number}")
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"{op}: granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}")
-    if granularity == "sentence" and sentence_ends is None:
+    if reward.granularity not in GRANULARITIES:
+        raise ValueError(f"{op}: granularity must be one of {', '.join(GRANULARITIES)}, got {reward.granularity!r}")
+    if reward.granularity == "sentence" and reward.sentence_ends is None:
         raise ValueError(f"{op}: granularity 'sentence' needs sentence_ends (R,) bool, got None")
-    if beta_3 != 0 and scores is None:
-        raise ValueError(f"{op}: beta_3 = {beta_3} needs scores (S,), got None; set beta_3=0 to go without")
-    for name, tensor, letter, size in (
-        ("scores", scores, "S", num_sequences),
-        ("terminal", terminal, "S", num_sequences),
-        ("counted", counted, "S", num_sequences),
-        ("sentence_ends", sentence_ends, "R", num_rows),
-    ):
+    if reward.beta_3 != 0 and reward.scores is None:
+        raise ValueError(f"{op}: beta_3 = {reward.beta_3} needs scores (S,), got None; set beta_3=0 to go without")
+    for name in ("scores", "terminal", "counted", "sentence_ends"):
+        tensor = getattr(reward, name)
         if tensor is not None:
+            letter, size = ("R", num_rows) if name == "sentence_ends" else ("S", num_sequences)
             check_vector(op, name, tensor, letter, size, device)
             if name in ("counted", "sentence_ends") and tensor.dtype != torch.bool:
                 raise ValueError(f"{op}: {name} must be bool, got {tensor.dtype}; pass {name}.bool()")

@@ -4,14 +4,13 @@ Time runs backwards, so blocks are loaded back to front and scanned forwards: `r
 given wrong results (triton-lang/triton#4362, still open), and nothing is won by it, the loads coalesce either way.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards
+from rto_fast.kernels.token_reward_gae.spec import RewardSpec
 
 # one constant for every batch: a block that followed the lengths would let neighbours change a sequence's rounding
 BLOCK = 512
@@ -38,7 +37,7 @@ def _dense(p_dpo, p_ref, rows, inside, beta_1, clip):
 
 @triton.jit
 def _token_reward_gae(
-    p_logprobs,
+    p_old,
     p_ref,
     p_dpo,
     p_values,
@@ -126,8 +125,8 @@ def _token_reward_gae(
             if SHAPING:
                 reward = tl.where(is_last, 0.0, reward)
         if KL:
-            logprob = tl.load(p_logprobs + rows, mask=inside, other=0.0)
-            reward -= beta_2 * (logprob - tl.load(p_ref + rows, mask=inside, other=0.0))
+            old = tl.load(p_old + rows, mask=inside, other=0.0)
+            reward -= beta_2 * (old - tl.load(p_ref + rows, mask=inside, other=0.0))
         reward = tl.where(is_last, reward + last_reward, reward)
 
         value = tl.load(p_values + rows, mask=inside, other=0.0)
@@ -163,25 +162,12 @@ def _token_reward_gae(
 
 
 def token_reward_gae_triton(
-    logprobs: Tensor,
+    old_logprobs: Tensor,
     ref_logprobs: Tensor,
     dpo_logprobs: Tensor | None,
     values: Tensor,
     cu_seqlens: Tensor,
-    *,
-    beta_1: float,
-    beta_2: float,
-    clip: float = math.inf,
-    scores: Tensor | None = None,
-    beta_3: float = 0.0,
-    score_clip: float = 10.0,
-    terminal: Tensor | None = None,
-    granularity: str = "token",
-    sentence_ends: Tensor | None = None,
-    shaping_only: bool = False,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    counted: Tensor | None = None,
+    reward: RewardSpec,
 ) -> TokenRewards:
     """The arguments of token_reward_gae, unchecked; float32. One launch of S programs, no host synchronisation."""
     num_rows, num_sequences = values.shape[0], cu_seqlens.shape[0] - 1
@@ -190,32 +176,35 @@ def token_reward_gae_triton(
         return TokenRewards(rewards, advantages, returns, values.new_zeros(num_sequences, 3))
     moments = values.new_empty(num_sequences, 3)
     # shaping keeps what is paid before the last row, and "response" pays nothing there
-    dense = dpo_logprobs is not None and beta_1 != 0 and not (shaping_only and granularity == "response")
+    shaped_away = reward.shaping_only and reward.granularity == "response"
+    dense = dpo_logprobs is not None and reward.beta_1 != 0 and not shaped_away
+    scores = None if reward.beta_3 == 0 else reward.scores
+    sentence_ends = reward.sentence_ends if reward.granularity == "sentence" else None
     with torch.cuda.device_of(values):
         _token_reward_gae[(num_sequences,)](
-            p_logprobs=logprobs.contiguous(),
+            p_old=old_logprobs.contiguous(),
             p_ref=ref_logprobs.contiguous(),
             p_dpo=dpo_logprobs.contiguous() if dense else None,
             p_values=values.contiguous(),
             p_cu_seqlens=cu_seqlens.contiguous(),
-            p_scores=None if beta_3 == 0 or scores is None else scores.contiguous(),
-            p_terminal=None if terminal is None else terminal.contiguous(),
-            p_sentence_ends=sentence_ends.contiguous().view(torch.uint8) if granularity == "sentence" else None,
-            p_counted=None if counted is None else counted.contiguous().view(torch.uint8),
+            p_scores=None if scores is None else scores.contiguous(),
+            p_terminal=None if reward.terminal is None else reward.terminal.contiguous(),
+            p_sentence_ends=None if sentence_ends is None else sentence_ends.contiguous().view(torch.uint8),
+            p_counted=None if reward.counted is None else reward.counted.contiguous().view(torch.uint8),
             p_rewards=rewards,
             p_advantages=advantages,
             p_returns=returns,
             p_moments=moments,
-            beta_1=float(beta_1),
-            beta_2=float(beta_2),
-            clip=float(clip),
-            beta_3=float(beta_3),
-            score_clip=float(score_clip),
-            gamma=float(gamma),
-            decay=float(gamma * lam),
-            KL=beta_2 != 0,
-            GRANULARITY=granularity,
-            SHAPING=shaping_only,
+            beta_1=float(reward.beta_1),
+            beta_2=float(reward.beta_2),
+            clip=float(reward.clip),
+            beta_3=float(reward.beta_3),
+            score_clip=float(reward.score_clip),
+            gamma=float(reward.gamma),
+            decay=float(reward.gamma * reward.lam),
+            KL=reward.beta_2 != 0,
+            GRANULARITY=reward.granularity,
+            SHAPING=reward.shaping_only,
             BLOCK=BLOCK,
             num_warps=4,
             maxnreg=96,  # without a bound, ptxas aims at 40 registers in some configurations and spills

@@ -3,11 +3,12 @@
 R response rows, S sequences. Read this file to know what every backend computes; __init__.py holds the contract.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from rto_fast.kernels.token_reward_gae.spec import RewardSpec
 
 
 class TokenRewards(NamedTuple):
@@ -24,25 +25,12 @@ class TokenRewards(NamedTuple):
 
 
 def token_reward_gae_reference(
-    logprobs: Tensor,
+    old_logprobs: Tensor,
     ref_logprobs: Tensor,
     dpo_logprobs: Tensor | None,
     values: Tensor,
     cu_seqlens: Tensor,
-    *,
-    beta_1: float,
-    beta_2: float,
-    clip: float = math.inf,
-    scores: Tensor | None = None,
-    beta_3: float = 0.0,
-    score_clip: float = 10.0,
-    terminal: Tensor | None = None,
-    granularity: str = "token",
-    sentence_ends: Tensor | None = None,
-    shaping_only: bool = False,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    counted: Tensor | None = None,
+    reward: RewardSpec,
 ) -> TokenRewards:
     """The arguments of token_reward_gae, unchecked; any float dtype, any device, a Python loop over every row."""
     rewards, advantages = torch.zeros_like(values), torch.zeros_like(values)
@@ -52,28 +40,29 @@ def token_reward_gae_reference(
         if start == end:
             continue
         last = end - 1
-        if dpo_logprobs is not None and beta_1 != 0:
+        if dpo_logprobs is not None and reward.beta_1 != 0:
             unpaid = values.new_zeros(())
             for t in range(start, end):
-                unpaid = unpaid + (beta_1 * (dpo_logprobs[t] - ref_logprobs[t])).clamp(-clip, clip)
-                if t == last or granularity == "token" or (granularity == "sentence" and sentence_ends[t]):
+                unpaid = unpaid + (reward.beta_1 * (dpo_logprobs[t] - ref_logprobs[t])).clamp(-reward.clip, reward.clip)
+                due = t == last or reward.granularity == "token"
+                if due or (reward.granularity == "sentence" and reward.sentence_ends[t]):
                     rewards[t] = unpaid
                     unpaid = values.new_zeros(())
-            if shaping_only:
+            if reward.shaping_only:
                 rewards[last] = -rewards[start:last].sum()
-        if beta_2 != 0:
-            rewards[start:end] -= beta_2 * (logprobs[start:end] - ref_logprobs[start:end])
-        if scores is not None and beta_3 != 0:
-            rewards[last] += beta_3 * scores[s].clamp(-score_clip, score_clip)
-        if terminal is not None:
-            rewards[last] += terminal[s]
+        if reward.beta_2 != 0:
+            rewards[start:end] -= reward.beta_2 * (old_logprobs[start:end] - ref_logprobs[start:end])
+        if reward.scores is not None and reward.beta_3 != 0:
+            rewards[last] += reward.beta_3 * reward.scores[s].clamp(-reward.score_clip, reward.score_clip)
+        if reward.terminal is not None:
+            rewards[last] += reward.terminal[s]
 
         next_value = next_advantage = values.new_zeros(())
         for t in reversed(range(start, end)):
-            delta = rewards[t] + gamma * next_value - values[t]
-            advantages[t] = delta + gamma * lam * next_advantage
+            delta = rewards[t] + reward.gamma * next_value - values[t]
+            advantages[t] = delta + reward.gamma * reward.lam * next_advantage
             next_value, next_advantage = values[t], advantages[t]
-        if counted is None or counted[s]:
+        if reward.counted is None or reward.counted[s]:
             own = advantages[start:end]
             moments[s, 0] = end - start
             moments[s, 1] = own.mean()

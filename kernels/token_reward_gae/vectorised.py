@@ -5,34 +5,20 @@ over R rows, and nothing is padded. Every sequence's arithmetic is one fixed cha
 multiply-add would round differently in a vector's tail), so neighbours in the pack cannot change a bit of it.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards
+from rto_fast.kernels.token_reward_gae.spec import RewardSpec
 
 
 def token_reward_gae_vectorised(
-    logprobs: Tensor,
+    old_logprobs: Tensor,
     ref_logprobs: Tensor,
     dpo_logprobs: Tensor | None,
     values: Tensor,
     cu_seqlens: Tensor,
-    *,
-    beta_1: float,
-    beta_2: float,
-    clip: float = math.inf,
-    scores: Tensor | None = None,
-    beta_3: float = 0.0,
-    score_clip: float = 10.0,
-    terminal: Tensor | None = None,
-    granularity: str = "token",
-    sentence_ends: Tensor | None = None,
-    shaping_only: bool = False,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    counted: Tensor | None = None,
+    reward: RewardSpec,
 ) -> TokenRewards:
     """The arguments of token_reward_gae, unchecked; float32 or float64, any device (off the CPU it waits once)."""
     num_rows, num_sequences = values.shape[0], cu_seqlens.shape[0] - 1
@@ -46,25 +32,26 @@ def token_reward_gae_vectorised(
     last = ends[filled] - 1
 
     rewards = torch.zeros_like(values)
-    if dpo_logprobs is not None and beta_1 != 0:
-        rewards = (beta_1 * (dpo_logprobs - ref_logprobs)).clamp(-clip, clip)
-        if granularity != "token":
-            rewards = _pay_at(rewards, sentence_ends if granularity == "sentence" else None, last)
-        if shaping_only:
+    if dpo_logprobs is not None and reward.beta_1 != 0:
+        rewards = (reward.beta_1 * (dpo_logprobs - ref_logprobs)).clamp(-reward.clip, reward.clip)
+        if reward.granularity != "token":
+            rewards = _pay_at(rewards, reward.sentence_ends if reward.granularity == "sentence" else None, last)
+        if reward.shaping_only:
             rewards[last] = 0.0
             rewards[last] = -_sum_by(sequence, rewards, num_sequences)[filled].to(values.dtype)
-    if beta_2 != 0:
-        rewards = rewards - beta_2 * (logprobs - ref_logprobs)
-    if scores is not None and beta_3 != 0:
-        rewards[last] += beta_3 * scores[filled].clamp(-score_clip, score_clip)
-    if terminal is not None:
-        rewards[last] += terminal[filled]
+    if reward.beta_2 != 0:
+        rewards = rewards - reward.beta_2 * (old_logprobs - ref_logprobs)
+    if reward.scores is not None and reward.beta_3 != 0:
+        rewards[last] += reward.beta_3 * reward.scores[filled].clamp(-reward.score_clip, reward.score_clip)
+    if reward.terminal is not None:
+        rewards[last] += reward.terminal[filled]
 
     next_values = torch.cat([values[1:], values.new_zeros(1)])
     next_values[last] = 0.0
-    delta = rewards + gamma * next_values - values
-    advantages = _discounted_sums(delta, lengths, ends, sequence, gamma * lam)
-    return TokenRewards(rewards, advantages, advantages + values, _moments(advantages, lengths, sequence, counted))
+    delta = rewards + reward.gamma * next_values - values
+    advantages = _discounted_sums(delta, lengths, ends, sequence, reward.gamma * reward.lam)
+    moments = _moments(advantages, lengths, sequence, reward.counted)
+    return TokenRewards(rewards, advantages, advantages + values, moments)
 
 
 def _pay_at(dense: Tensor, paydays: Tensor | None, last: Tensor) -> Tensor:

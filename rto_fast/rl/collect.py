@@ -16,11 +16,12 @@ from torch import Tensor
 
 from rto_fast.config import GuardConfig, RTOConfig
 from rto_fast.judges import Judge
-from rto_fast.kernels.rto_score import Reward, RTOScore
+from rto_fast.kernels.rto_score import RTOScore
+from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.packing import PackedBatch, pack
 from rto_fast.rl.experience import Experience
 from rto_fast.rl.groups import group_relative
-from rto_fast.rl.rewards import check_finite, reward_options, reward_statistics, whiten
+from rto_fast.rl.rewards import check_finite, reward_spec, reward_statistics, whiten
 from rto_fast.rl.score import Models, score_all
 from rto_fast.rollout import Completion, Sampling, rollout
 from rto_fast.training.seeds import derive, permutation
@@ -154,9 +155,9 @@ class Collector:
         config = self.config
         ends = torch.tensor(sorted(self.sentence_end_ids), dtype=torch.int64)
 
-        def reward(answers: list[int], batch: PackedBatch) -> Reward:
+        def reward(answers: list[int], batch: PackedBatch) -> RewardSpec:
             by_sentence = config.reward.granularity == "sentence"
-            return reward_options(
+            return reward_spec(
                 config.reward,
                 beta_2=beta_2,
                 gamma=config.gamma,

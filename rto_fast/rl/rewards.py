@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rto_fast.config import RewardConfig
 from rto_fast.kernels.common.segments import sequence_sums
-from rto_fast.kernels.rto_score import Reward, RTOScore
-from rto_fast.kernels.token_reward_gae import merge_moments
+from rto_fast.kernels.rto_score import RTOScore
+from rto_fast.kernels.token_reward_gae import RewardSpec, merge_moments
 
 
-def reward_options(
+def reward_spec(
     config: RewardConfig,
     *,
     beta_2: float,
@@ -23,8 +23,8 @@ def reward_options(
     sentence_scores: Tensor | None = None,
     truncated: Tensor | None = None,
     sentence_ends: Tensor | None = None,
-) -> Reward:
-    """The configuration as arguments of the reward's operators.
+) -> RewardSpec:
+    """The configuration's reward as the operators take it.
 
     `beta_2` is given apart from the config because it may adapt; sentence_scores (S,) float32 are normalised scores of
     a reward model; truncated (S,) bool says which answers hit the length limit.
@@ -33,7 +33,7 @@ def reward_options(
     terminal = None
     if truncated is not None and config.missing_eos_penalty:
         terminal = truncated.float() * -config.missing_eos_penalty
-    return Reward(
+    return RewardSpec(
         beta_1=config.beta_1,
         beta_2=beta_2,
         clip=config.clip,

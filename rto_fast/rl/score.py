@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.rto_score import FactoredLogits, Reward, RTOScore, rto_score
+from rto_fast.kernels.rto_score import FactoredLogits, RTOScore, rto_score
+from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.packing import PackedBatch, cumulative, microbatches, segment_gather, select
@@ -29,7 +30,7 @@ class Models(NamedTuple):
 def score_all(
     models: Models,
     packed: PackedBatch,  # all answers, on the CPU
-    reward: Callable[[list[int], PackedBatch], Reward],
+    reward: Callable[[list[int], PackedBatch], RewardSpec],
     *,
     microbatch_rows: int,
     workspace_mb: int | None,
@@ -60,7 +61,7 @@ def score_all(
 
 
 @torch.no_grad()
-def score(models: Models, batch: PackedBatch, reward: Reward, workspace_mb: int | None) -> RTOScore:
+def score(models: Models, batch: PackedBatch, reward: RewardSpec, workspace_mb: int | None) -> RTOScore:
     """Score one packed batch with every model.
 
     The policy's log-probs are those of the training forward, never the sampler's, so that the first PPO ratio is 1.
@@ -96,9 +97,9 @@ def score(models: Models, batch: PackedBatch, reward: Reward, workspace_mb: int 
             batch.target_ids,
             values,
             batch.response_cu_seqlens,
+            reward,
             rows=batch.response_rows,
             workspace_mb=workspace_mb,
-            **reward,
         )
 
     return policy(batch, with_policy)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
-from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae, token_reward_gae_reference
+from rto_fast.kernels.token_reward_gae import RewardSpec, merge_moments, token_reward_gae, token_reward_gae_reference
 from rto_fast.packing import cumulative, segment_gather
 from tests.fuzz.laws import SEEDS, thorough
 from tests.kernels.backends import NATIVE
@@ -22,7 +22,7 @@ SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(2, 40))
 def rewards_data(lengths, seed):
     g = torch.Generator().manual_seed(seed)
     rows = sum(lengths)
-    logprobs = {name: -3 * torch.rand(rows, generator=g) for name in ("logprobs", "ref_logprobs", "dpo_logprobs")}
+    logprobs = {name: -3 * torch.rand(rows, generator=g) for name in ("old_logprobs", "ref_logprobs", "dpo_logprobs")}
     return {**logprobs, "values": torch.randn(rows, generator=g), "cu_seqlens": cumulative(lengths)}
 
 
@@ -31,7 +31,7 @@ def drawn(seed):
     g = torch.Generator().manual_seed(seed ^ 0x5EED)
     u = torch.rand(6, generator=g).tolist()
     clip = 0.05 + u[2] if u[5] < 0.7 else float("inf")
-    return dict(beta_1=u[0] if u[3] < 0.9 else 0.0, beta_2=u[1] if u[4] < 0.9 else 0.0, clip=clip)
+    return RewardSpec(beta_1=u[0] if u[3] < 0.9 else 0.0, beta_2=u[1] if u[4] < 0.9 else 0.0, clip=clip)
 
 
 def close(got, wanted, floor=2e-5):
@@ -45,10 +45,10 @@ def close(got, wanted, floor=2e-5):
 @thorough
 def test_token_reward_gae_is_its_definition(backend, lengths, seed, granularity, lam):
     data = rewards_data(lengths, seed)
-    options = drawn(seed) | dict(granularity=granularity, gamma=1.0, lam=float(lam))
-    got = token_reward_gae(**data, **options, backend=backend)
+    reward = drawn(seed)._replace(granularity=granularity, gamma=1.0, lam=float(lam))
+    got = token_reward_gae(**data, reward=reward, backend=backend)
     exact = token_reward_gae_reference(
-        **{k: x.double() if x.is_floating_point() else x for k, x in data.items()}, **options
+        **{k: x.double() if x.is_floating_point() else x for k, x in data.items()}, reward=reward
     )
     assert all(close(x, want) for x, want in zip(got, exact, strict=True))
     # return = advantage + value; at lambda 1 it is the reward to go
@@ -66,13 +66,13 @@ def test_token_reward_gae_is_its_definition(backend, lengths, seed, granularity,
 @given(lengths=LENGTHS, seed=SEEDS)
 @thorough
 def test_token_reward_gae_does_not_know_the_neighbours(backend, lengths, seed):
-    data, options = rewards_data(lengths, seed), drawn(seed)
-    whole = token_reward_gae(**data, **options, backend=backend)
+    data, reward = rewards_data(lengths, seed), drawn(seed)
+    whole = token_reward_gae(**data, reward=reward, backend=backend)
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
     at = segment_gather(data["cu_seqlens"], order)
     moved = {k: x[at] for k, x in data.items() if k != "cu_seqlens"}
     moved["cu_seqlens"] = cumulative([lengths[i] for i in order])
-    other = token_reward_gae(**moved, **options, backend=backend)
+    other = token_reward_gae(**moved, reward=reward, backend=backend)
     for name in ("rewards", "advantages", "returns"):
         assert torch.equal(getattr(other, name), getattr(whole, name)[at]), name
     assert torch.equal(other.moments, whole.moments[order])

@@ -23,8 +23,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.driver import driver
 from triton.runtime.jit import MockTensor
 
+from rto_fast.kernels.common.kernel import PITCH, constants
 from rto_fast.kernels.common.workspace import padded
-from rto_fast.kernels.linear_logprob.kernel import PITCH, constants
 
 ARCHS = (80, 90, 100)
 # bytes of shared memory that a block may ask for
@@ -75,9 +75,9 @@ def variants() -> Iterator[Variant]:
         bias, extra = given((head["HAS_BIAS"], "f32"), (entropy, "f32"))
         options = head | dict(ENTROPY=entropy)
         z, out = widths(n, dtype)
-        yield "linear_logprob", "fold_kernel", f"f32 {bias} i64 f32 f32 f32 {extra} {z} 0 1.0 30.0", options
+        yield "common", "fold_kernel", f"f32 {bias} i64 f32 f32 f32 {extra} {z} 0 1.0 30.0", options
         rows = f"f32 {dtype} {bias} i64 f32 f32 f32 f32 {extra} {extra}"
-        yield "linear_logprob", "d_logits_kernel", f"{rows} {z} {out} 0 1.0 30.0", options
+        yield "common", "d_logits_kernel", f"{rows} {z} {out} 0 1.0 30.0", options
 
     entropies = ((False, False), (True, False), (True, True))
     for (n, dtype, head), (entropy, slope), kl in product(head_variants(), entropies, ("none", "k1", "k2", "k3")):

@@ -27,11 +27,12 @@ from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 
 Run = Callable[[], object]
 ROWS = (8192, 32768)
 WORKSPACE_MB = 1024
+REWARD = RewardSpec(beta_1=0.05, beta_2=0.01, clip=0.05)
 ARCH = 90
 
 
@@ -158,7 +159,7 @@ def of_heads(shape: Shape, rows: int, workspace_mb: int, **head: object) -> Iter
     def rewarded(heads: list[Tensor], temperatures: tuple[float, ...]) -> tuple[Tensor, ...]:
         both = zip(heads, temperatures, strict=True)
         logits = [FactoredLogits(hidden, weight, **head | dict(temperature=t)) for weight, t in both]
-        return rto_score(*logits, target, values, cu_seqlens, beta_1=0.05, beta_2=0.01, clip=0.05, **where)
+        return rto_score(*logits, target, values, cu_seqlens, REWARD, **where)
 
     yield "linear_logprob", scored, inputs
     yield "linear_logprob, backward", differentiated, inputs
@@ -173,8 +174,8 @@ def of_heads(shape: Shape, rows: int, workspace_mb: int, **head: object) -> Iter
 
 def of_rewards(rows: int, sequences: int) -> tuple[Run, list[Tensor]]:
     columns, cu_seqlens = [empty(rows) for _ in range(4)], empty(sequences + 1, dtype=torch.int32)
-    options = dict(beta_1=0.05, beta_2=0.01, clip=0.05, backend="triton")
-    return lambda: token_reward_gae(*columns, cu_seqlens, **options), [*columns, cu_seqlens]
+    inputs = [*columns, cu_seqlens]
+    return lambda: token_reward_gae(*inputs, REWARD, backend="triton"), inputs
 
 
 def report(run: Run, inputs: list[Tensor], unit: int, **facts: object) -> None:
@@ -185,8 +186,8 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("meta_device: TRITON_INTERPRET is set; kernels that are interpreted cannot be compiled")
     driver.set_active(Absent(ARCH))
-    for op in ("linear_logprob", "ppo_head", "preference_head", "token_reward_gae"):
-        importlib.import_module(f"rto_fast.kernels.{op}.kernel")
+    for folder in ("common", "ppo_head", "preference_head", "token_reward_gae"):
+        importlib.import_module(f"rto_fast.kernels.{folder}.kernel")
     # asked for by name, Triton takes what is no CUDA tensor only when this is set; its kernels are compiled ones by now
     os.environ["TRITON_INTERPRET"] = "1"
 

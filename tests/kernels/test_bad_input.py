@@ -3,14 +3,16 @@
 import pytest
 import torch
 
-from rto_fast.kernels.common.chunked import Head
-from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference, row_functions
-from rto_fast.kernels.linear_logprob.autograd import LinearLogprob
+from rto_fast.kernels.common.autograd import LinearLogprob
+from rto_fast.kernels.common.chunked import HeadPlan
+from rto_fast.kernels.common.dispatch import row_functions
+from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
 from rto_fast.kernels.token_reward_gae import token_reward_gae
 from tests.kernels.backends import NATIVE
+from tests.kernels.rewards import rewarded
 
 BACKENDS = ("reference", NATIVE, "triton")
 ROWS, WIDTH, VOCAB, SEQUENCES = 12, 6, 40, 4
@@ -35,7 +37,7 @@ KNOBS = dict(beta_1=0.5, beta_2=0.1, beta_3=1.0, granularity="sentence")
 
 def score(target, rows, backend, **reward):
     models = [FactoredLogits(rand(ROWS + 2, WIDTH + i), rand(VOCAB, WIDTH + i)) for i in range(3)]
-    return rto_score(*models, target, rows=rows, backend=backend, **reward, **KNOBS)
+    return rewarded(rto_score, *models, target, rows=rows, backend=backend, **reward, **KNOBS)
 
 
 CASES = {
@@ -57,8 +59,8 @@ CASES = {
         HEAD | dict(cu_seqlens=OFFSETS, reference=rand(SEQUENCES), pair_weights=rand(SEQUENCES // 2).abs()),
     ),
     "token_reward_gae": (
-        lambda **given: token_reward_gae(**given, **KNOBS),
-        REWARD | {name: -rand(ROWS).abs() for name in ("logprobs", "ref_logprobs", "dpo_logprobs")},
+        lambda **given: rewarded(token_reward_gae, **given, **KNOBS),
+        REWARD | {name: -rand(ROWS).abs() for name in ("old_logprobs", "ref_logprobs", "dpo_logprobs")},
     ),
 }
 ARGUMENTS = [(op, name) for op, (_, given) in CASES.items() for name in given]
@@ -155,13 +157,13 @@ def test_kernels_poison_a_row_whose_target_they_cannot_find(wrong):
     hidden, weight = HEAD["hidden"].clone().requires_grad_(), HEAD["weight"]
     target = HEAD["target"].clone()
     target[5] = wrong
-    head = Head(1.0, None, None, row_functions("triton"))
-    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, head, False, None)
+    plan = HeadPlan(1.0, None, None, row_functions("triton"))
+    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, plan, False, None)
     assert logprobs.isnan().nonzero()[:, 0].tolist() == [5]
     logprobs[torch.arange(ROWS) != 5].sum().backward()
     assert not hidden.grad[torch.arange(ROWS) != 5].isnan().any()
     hidden.grad = None
-    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, head, False, None)
+    logprobs, _, _ = LinearLogprob.apply(hidden, weight, None, target, plan, False, None)
     logprobs.sum().backward()
     assert hidden.grad.isnan().any(1).nonzero()[:, 0].tolist() == [5]
 

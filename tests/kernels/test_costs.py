@@ -20,7 +20,7 @@ from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from tests.kernels.backends import needs_native
 
 SHAPE = Shape("small", 256, 16384)
@@ -80,7 +80,7 @@ def test_gemms_are_counted():
     assert flops(lambda: ppo_head(leaves[0], weight, target, *given, clip=math.inf).loss.backward()) == 2
     assert flops(lambda: preference_head(*leaves, target, cu_seqlens, torch.zeros(4)).loss.backward()) == 4
     values = torch.zeros(96)
-    assert flops(lambda: rto_score(*logits, target, values, cu_seqlens, beta_1=0.1, beta_2=0.1)) == 3
+    assert flops(lambda: rto_score(*logits, target, values, cu_seqlens, RewardSpec(0.1, 0.1))) == 3
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="launches are counted under the interpreter")
@@ -88,7 +88,7 @@ def test_launches_are_counted(monkeypatch):
     """One for each tile and pass, one for each chunk of ppo_head, one for all of token_reward_gae."""
     monkeypatch.setattr(workspace, "CPU_TILE_BYTES", 4 * 8 * 128)
     monkeypatch.setattr(workspace, "CPU_TILE_COLUMNS", 128)
-    from rto_fast.kernels.linear_logprob import kernel as linear
+    from rto_fast.kernels.common import kernel as linear
     from rto_fast.kernels.ppo_head import kernel as ppo
     from rto_fast.kernels.preference_head import kernel as preference
     from rto_fast.kernels.token_reward_gae import kernel as gae
@@ -125,14 +125,14 @@ def test_launches_are_counted(monkeypatch):
     assert count(run) == {"fold_kernel": tiles, "d_logits_kernel": tiles}
     given = decisions(torch.zeros(20))
     assert count(lambda: ppo_head(*leaves, target, *given, backend="triton").loss.backward()) == {"ppo_kernel": 1}
-    reward = dict(beta_1=0.1, beta_2=0.1, backend="triton")
+    reward, triton = RewardSpec(0.1, 0.1), dict(backend="triton")
     columns = [torch.zeros(20)] * 4
-    assert count(lambda: token_reward_gae(*columns, cu_seqlens, **reward)) == {"_token_reward_gae": 1}
+    assert count(lambda: token_reward_gae(*columns, cu_seqlens, reward, **triton)) == {"_token_reward_gae": 1}
     run = lambda: preference_head(*leaves, target, cu_seqlens, torch.zeros(4), backend="triton")  # noqa: E731
     assert count(run) == {"fold_kernel": tiles, "pairs_kernel": 1}
     logits = [FactoredLogits(hidden, weight) for _ in range(3)]
     # 60 stacked rows are 8 chunks
-    run = lambda: rto_score(*logits, target, columns[0], cu_seqlens, **reward)  # noqa: E731
+    run = lambda: rto_score(*logits, target, columns[0], cu_seqlens, reward, **triton)  # noqa: E731
     assert count(run) == {"fold_kernel": 8 * 3, "_token_reward_gae": 1}
 
 
@@ -171,9 +171,9 @@ class TestNativeRatios:
         g = torch.Generator().manual_seed(0)
         columns = [torch.randn(8192, generator=g) for _ in range(4)]
         cu_seqlens = offsets(8192, 32, "cpu")
-        options = dict(beta_1=0.1, beta_2=0.1, clip=0.1)
+        reward = RewardSpec(beta_1=0.1, beta_2=0.1, clip=0.1)
         found = ratio(
-            lambda: token_reward_gae(*columns, cu_seqlens, **options, backend="native"),
-            lambda: token_reward_gae(*columns, cu_seqlens, **options, backend="reference"),
+            lambda: token_reward_gae(*columns, cu_seqlens, reward, backend="native"),
+            lambda: token_reward_gae(*columns, cu_seqlens, reward, backend="reference"),
         )
         assert found <= 0.25, f"{found:.2f} x the vectorised reference"

@@ -154,8 +154,7 @@ def test_nan_stays_in_its_row(small_tiles, backend):
 
 
 def test_bfloat16_gradients_take_the_front_of_their_float32_rows():
-    from rto_fast.kernels.common import rows
-    from rto_fast.kernels.linear_logprob import kernel
+    from rto_fast.kernels.common import kernel, rows
 
     torch.manual_seed(0)
     z, target = torch.randn(3, 5000), torch.tensor([0, 4999, 70])
@@ -179,8 +178,7 @@ def gpu_gemm(out, a, b, add=False):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_rows", [7, 17])
 def test_half_precision_gradients_as_on_a_gpu(small_tiles, monkeypatch, dtype, num_rows):
-    from rto_fast.kernels.common import chunked
-    from rto_fast.kernels.linear_logprob import kernel
+    from rto_fast.kernels.common import chunked, kernel
 
     monkeypatch.setattr(kernel, "operand", lambda x: x)
     monkeypatch.setattr(chunked, "matmul_", gpu_gemm)

@@ -106,7 +106,8 @@ def test_what_waits_for_the_device_fails_here():
 import sys
 sys.path.insert(0, "tests/kernels")
 import meta_device as m
-from rto_fast.kernels.linear_logprob import linear_logprob, kernel
+from rto_fast.kernels.common import kernel
+from rto_fast.kernels.linear_logprob import linear_logprob
 m.driver.set_active(m.Absent(90))
 m.os.environ["TRITON_INTERPRET"] = "1"
 half = dict(dtype=m.torch.bfloat16)

@@ -14,7 +14,7 @@ import torch
 from rto_fast.kernels.common import dispatch, native
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from tests.kernels.backends import needs_native
 
 ROOT = Path(__file__).parents[2]
@@ -111,11 +111,16 @@ def test_neither_threads_nor_levels_change_a_bit():
         torch.set_num_threads(threads)
         library = native.Library(native.PATH, level)
         with pytest.MonkeyPatch.context() as patch:
-            for op in ("linear_logprob", "ppo_head", "token_reward_gae", "preference_head"):
-                patch.setattr(f"rto_fast.kernels.{op}.native.library", lambda: library)
+            for module in (
+                "common.native_rows",
+                "ppo_head.native",
+                "token_reward_gae.native",
+                "preference_head.native",
+            ):
+                patch.setattr(f"rto_fast.kernels.{module}.library", lambda: library)
             # one thread of GEMM, so that the rows alone can differ
             z = (hidden @ weight.T).contiguous()
-            from rto_fast.kernels.linear_logprob import native as rows
+            from rto_fast.kernels.common import native_rows as rows
 
             state = rows.new_state(70, True, z.device, z.dtype)
             rows.fold(z.clone(), None, (0.7, 20.0), target, 0, state)
@@ -126,7 +131,7 @@ def test_neither_threads_nor_levels_change_a_bit():
             )
             g = torch.Generator().manual_seed(1)
             columns = [torch.randn(12000, generator=g) for _ in range(4)]
-            rewards = token_reward_gae(*columns, lengths.int(), beta_1=0.3, beta_2=0.1, clip=0.2, backend="native")
+            rewards = token_reward_gae(*columns, lengths.int(), RewardSpec(0.3, 0.1, clip=0.2), backend="native")
         return [*stats, dz, *rewards]
 
     before = torch.get_num_threads()
@@ -203,20 +208,19 @@ def test_the_ways_agree():
 
 
 SANITIZED = """
+import importlib
 import torch
 from rto_fast.kernels.common import native
 native.PATH = __import__("pathlib").Path({path!r})
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 torch.manual_seed(0)
 for level in native.LEVELS[: native.LEVELS.index(native.library().level) + 1]:
     library = native.Library(native.PATH, level)
-    for op in (
-        "linear_logprob", "ppo_head", "preference_head", "token_reward_gae",
-    ):
-        __import__(f"rto_fast.kernels.{{op}}.native", fromlist=["library"]).library = lambda: library
+    for module in ("common.native_rows", "ppo_head.native", "preference_head.native", "token_reward_gae.native"):
+        importlib.import_module(f"rto_fast.kernels.{{module}}").library = lambda: library
     for vocab in (1, 15, 16, 17, 2047, 2049, 5003):
         for rows in (0, 1, 7):
             hidden, weight = torch.randn(rows, 5, requires_grad=True), torch.randn(vocab, 5, requires_grad=True)
@@ -232,12 +236,12 @@ for level in native.LEVELS[: native.LEVELS.index(native.library().level) + 1]:
         rows, cu = sum(lengths), torch.tensor([0, *lengths]).cumsum(0).int()
         for granularity in ("token", "sentence", "response"):
             for shaping in (False, True):
-                token_reward_gae(
-                    *(torch.randn(rows) for _ in range(4)), cu, beta_1=0.1, beta_2=0.1, granularity=granularity,
-                    sentence_ends=torch.arange(rows) % 2 == 0, scores=torch.randn(len(lengths)), beta_3=1.0,
-                    terminal=torch.randn(len(lengths)), counted=torch.arange(len(lengths)) % 2 == 0,
-                    shaping_only=shaping, backend="native",
+                reward = RewardSpec(
+                    0.1, 0.1, granularity=granularity, sentence_ends=torch.arange(rows) % 2 == 0, beta_3=1.0,
+                    scores=torch.randn(len(lengths)), terminal=torch.randn(len(lengths)),
+                    counted=torch.arange(len(lengths)) % 2 == 0, shaping_only=shaping,
                 )
+                token_reward_gae(*(torch.randn(rows) for _ in range(4)), cu, reward, backend="native")
 print("clean")
 """
 

@@ -103,7 +103,7 @@ def gpu_gemm(out, a, b, add=False):
 
 @pytest.mark.parametrize("chunk", [7, 40])
 def test_bfloat16_gradients_as_on_a_gpu(monkeypatch, chunk):
-    from rto_fast.kernels.linear_logprob import kernel
+    from rto_fast.kernels.common import kernel
 
     monkeypatch.setattr(kernel, "operand", lambda x: x)
     monkeypatch.setattr(chunked, "matmul_", gpu_gemm)

@@ -9,7 +9,7 @@ import torch
 from rto_fast.kernels.common import workspace
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from tests.kernels.backends import NATIVE
 
 BACKENDS = ["reference", NATIVE, "triton"]
@@ -139,7 +139,7 @@ def test_more_rows_and_sequences_than_a_grid_axis_holds():
     got = linear_logprob(hidden, weight, target)
     torch.testing.assert_close(got, linear_logprob_reference(hidden, weight, target)[0], rtol=1e-4, atol=1e-5)
     cu_seqlens = torch.arange(70_001, dtype=torch.int32)
-    out = token_reward_gae(got, got - 1, got + 1, torch.zeros(70_000), cu_seqlens, beta_1=0.1, beta_2=0.03)
+    out = token_reward_gae(got, got - 1, got + 1, torch.zeros(70_000), cu_seqlens, RewardSpec(0.1, 0.03))
     torch.testing.assert_close(out.advantages, out.rewards, rtol=1e-5, atol=1e-6)
     assert out.moments.shape == (70_000, 3)
 
@@ -150,9 +150,9 @@ def test_a_coefficient_of_zero_switches_its_term_off(backend):
     values, logp = torch.zeros(6), -torch.rand(6)
     cu_seqlens = torch.tensor([0, 4, 6], dtype=torch.int32)
     nan = torch.full((6,), torch.nan)
-    out = token_reward_gae(logp, logp, nan, values, cu_seqlens, beta_1=0.0, beta_2=0.03, backend=backend)
+    out = token_reward_gae(logp, logp, nan, values, cu_seqlens, RewardSpec(0.0, 0.03), backend=backend)
     assert (out.rewards == 0).all()
-    out = token_reward_gae(logp, logp - 1, logp, values, cu_seqlens, beta_1=0.1, beta_2=0.0, backend=backend)
+    out = token_reward_gae(logp, logp - 1, logp, values, cu_seqlens, RewardSpec(0.1, 0.0), backend=backend)
     torch.testing.assert_close(out.rewards, torch.full((6,), 0.1), rtol=1e-5, atol=0)
 
 
@@ -162,12 +162,13 @@ def test_token_rewards_on_packed_sequences(backend):
     g = torch.Generator().manual_seed(0)
     lengths = [5, 1, 9]
     rows = [torch.randn(15, generator=g) for _ in range(4)]
-    coefficients = dict(beta_1=0.05, beta_2=0.01, clip=0.05, backend=backend)
+    reward = RewardSpec(beta_1=0.05, beta_2=0.01, clip=0.05)
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
-    packed = token_reward_gae(*rows, offsets, **coefficients)
+    packed = token_reward_gae(*rows, offsets, reward, backend=backend)
     for s, n in enumerate(lengths):
         a = int(offsets[s])
-        alone = token_reward_gae(*(r[a : a + n] for r in rows), torch.tensor([0, n]).int(), **coefficients)
+        own = (*(r[a : a + n] for r in rows), torch.tensor([0, n]).int())
+        alone = token_reward_gae(*own, reward, backend=backend)
         assert torch.equal(packed.advantages[a : a + n], alone.advantages)
 
 
@@ -279,7 +280,7 @@ def test_chunks_on_a_gpu_are_sized_by_bytes(vocab):
 
 def test_half_precision_operands_stay_so_on_a_gpu():
     """Liger's GRPO, TRL, NeMo-RL and fla cast operands to float32 before the GEMM: an eighth of the speed."""
-    from rto_fast.kernels.linear_logprob.kernel import operand
+    from rto_fast.kernels.common.kernel import operand
 
     x = torch.empty(2, 2, dtype=torch.bfloat16, device="meta")
     assert operand(x) is x
@@ -299,9 +300,8 @@ def test_long_sequences_are_summed_not_filtered(backend, decay):
     values = torch.randn(length, generator=torch.Generator().manual_seed(0))
     zeros = torch.zeros(length)
     cu_seqlens = torch.tensor([0, length]).int()
-    out = token_reward_gae(
-        zeros, zeros + 1, None, values, cu_seqlens, beta_1=0, beta_2=0.5, gamma=decay, lam=1.0, backend=backend
-    )
+    reward = RewardSpec(beta_1=0, beta_2=0.5, gamma=decay, lam=1.0)
+    out = token_reward_gae(zeros, zeros + 1, None, values, cu_seqlens, reward, backend=backend)
     wanted, total = torch.empty(length, dtype=torch.float64), 0.0
     for t in reversed(range(length)):
         total = 0.5 + decay * total

@@ -13,13 +13,14 @@ from rto_fast.kernels.common import chunked, workspace
 from rto_fast.kernels.common.testing import assert_no_worse
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.rto_score import FactoredLogits, rto_score, rto_score_reference
-from rto_fast.kernels.token_reward_gae import token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from tests.kernels.backends import NATIVE
+from tests.kernels.rewards import rewarded
 
 BACKENDS = ("reference", NATIVE, "triton")
 LENGTHS = [3, 0, 1, 9, 2]
 PROMPTS = [2, 1, 4, 3, 5]
-REWARD = dict(beta_1=0.7, beta_2=0.3, clip=0.4, gamma=0.97, lam=0.9)
+REWARD = RewardSpec(beta_1=0.7, beta_2=0.3, clip=0.4, gamma=0.97, lam=0.9)
 
 
 @pytest.fixture(autouse=True)
@@ -51,36 +52,23 @@ def case(dtype=torch.float32, vocab=300, **options):
 
 
 def wide(x):
-    if isinstance(x, FactoredLogits):
-        return FactoredLogits(*(wide(field) for field in x))
+    if isinstance(x, tuple):  # a FactoredLogits or a RewardSpec
+        return type(x)(*map(wide, x))
     return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
-def flat(out):
-    """Field name to tensor, of an RTOScore or of what rto_score_reference gives."""
-    names = ("logprobs", "ref_logprobs", "dpo_logprobs", "rewards", "advantages", "returns", "moments")
-    out = out if hasattr(out, "logprobs") else (*out[0], *out[1])
-    return dict(zip(names, out, strict=True))
-
-
 def check(models, rest, backend, **options):
-    options = REWARD | options
-    got = flat(rto_score(*models, **rest, **options, backend=backend))
-    eager = flat(rto_score_reference(*models, **rest, **options))
-    exact = flat(
-        rto_score_reference(*map(wide, models), **{k: wide(v) for k, v in rest.items()}, **wide_options(options))
-    )
-    for name, x in got.items():
+    reward = REWARD._replace(**options)
+    got = rto_score(*models, **rest, reward=reward, backend=backend)
+    eager = rto_score_reference(*models, **rest, reward=reward)
+    exact = rto_score_reference(*map(wide, models), **{k: wide(v) for k, v in rest.items()}, reward=wide(reward))
+    for name, x, near, wanted in zip(got._fields, got, eager, exact, strict=True):
         assert x.dtype == torch.float32, name
         # eager in bfloat16 may be far off: the log-probs have an absolute bound of their own below
-        assert_no_worse(x, eager[name].double(), exact[name], 2.0, 5e-6, name)
+        assert_no_worse(x, near.double(), wanted, 2.0, 5e-6, name)
         if name.endswith("logprobs"):
-            assert (x - exact[name]).abs().max() <= 1e-3
+            assert (x - wanted).abs().max() <= 1e-3
     return got
-
-
-def wide_options(options):
-    return {name: wide(value) for name, value in options.items()}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,10 +99,11 @@ def test_the_whole_reward(backend):
 def test_is_linear_logprob_and_token_reward_gae_to_the_bit(backend):
     models, rest = case()
     rows = rest["rows"]
-    got = rto_score(*models, **rest, **REWARD, backend=backend)
+    got = rto_score(*models, **rest, reward=REWARD, backend=backend)
     logprobs = [linear_logprob(m.hidden[rows], m.weight, rest["target"][rows], backend=backend) for m in models]
-    want = token_reward_gae(*logprobs, rest["values"], rest["cu_seqlens"], **REWARD, backend=backend)
-    assert all(torch.equal(a, b) for a, b in zip(got, (*logprobs, *want), strict=True))
+    columns = (*logprobs, rest["values"])
+    want = token_reward_gae(*columns, rest["cu_seqlens"], REWARD, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(got, (*columns, *want), strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,13 +128,13 @@ def test_a_shared_head_is_one_stack(backend, compact, monkeypatch):
     assert shapes == [(3 * sum(LENGTHS), 24)]
     # a view of the same numbers is the same head; a copy is another
     models[1] = models[1]._replace(weight=shared[:])
-    rto_score(*models, **rest, **REWARD, backend=backend)
+    rto_score(*models, **rest, reward=REWARD, backend=backend)
     assert len(shapes) == 2
     models[2] = models[2]._replace(weight=shared.clone())
-    apart = flat(rto_score(*models, **rest, **REWARD, backend=backend))
+    apart = rto_score(*models, **rest, reward=REWARD, backend=backend)
     assert shapes[2:] == [(sum(LENGTHS), 24)] * 3
-    for name, x in together.items():
-        torch.testing.assert_close(apart[name], x, rtol=1e-5, atol=1e-5)
+    for x, y in zip(apart, together, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
     # another softcap or temperature is another head, whatever the weight
     models[2] = models[2]._replace(weight=shared, temperature=0.5)
     check(models, rest, backend)
@@ -155,21 +144,21 @@ def test_a_shared_head_is_one_stack(backend, compact, monkeypatch):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_prompt_rows_are_never_read(backend):
     models, rest = case()
-    want = rto_score(*models, **rest, **REWARD, backend=backend)
+    want = rto_score(*models, **rest, reward=REWARD, backend=backend)
     prompt = torch.ones(len(rest["target"]), dtype=torch.bool).index_fill(0, rest["rows"], False)
     for m in models:
         m.hidden[prompt] = torch.nan
     rest["target"][prompt] = -100
-    got = rto_score(*models, **rest, **REWARD, backend=backend)
+    got = rto_score(*models, **rest, reward=REWARD, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_a_dense_reward_the_dpo_model_is_not_read(backend):
     models, rest = case()
-    want = rto_score(*models[:2], None, **rest, **REWARD, backend=backend)
+    want = rto_score(*models[:2], None, **rest, reward=REWARD, backend=backend)
     models[2].hidden.fill_(torch.nan)
-    got = rto_score(*models, **rest, **(REWARD | dict(beta_1=0.0)), backend=backend)
+    got = rto_score(*models, **rest, reward=REWARD._replace(beta_1=0.0), backend=backend)
     assert want.dpo_logprobs is None and got.dpo_logprobs is None
     assert all(torch.equal(a, b) for a, b in zip(got[3:], want[3:], strict=True))
 
@@ -178,7 +167,7 @@ def test_without_a_dense_reward_the_dpo_model_is_not_read(backend):
 def test_equal_policies_earn_nothing(backend):
     models, rest = case()
     same = [models[0]._replace(hidden=models[0].hidden.clone(), weight=models[0].weight.clone()) for _ in range(3)]
-    out = rto_score(*same, **rest, **REWARD, backend=backend)
+    out = rto_score(*same, **rest, reward=REWARD, backend=backend)
     assert not out.rewards.any()
 
 
@@ -191,20 +180,20 @@ def test_nothing_to_score(backend, lengths):
     )
     for shared in (False, True):
         heads = [models[0]] * 3 if shared else models
-        out = rto_score(*heads, **rest, **REWARD, backend=backend)
-        assert all(len(x) == 0 for x in out[:6]) and out.moments.shape == (len(lengths), 3) and not out.moments.any()
+        out = rto_score(*heads, **rest, reward=REWARD, backend=backend)
+        assert all(len(x) == 0 for x in out[:-1]) and out.moments.shape == (len(lengths), 3) and not out.moments.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strangers_in_the_pack_change_nothing(backend):
     models, rest = case()
-    want = rto_score(*models, **rest, **REWARD, backend=backend)
+    want = rto_score(*models, **rest, reward=REWARD, backend=backend)
     a, b = rest["cu_seqlens"][3:5].tolist()
     others = torch.ones(len(rest["target"]), dtype=torch.bool).index_fill(0, rest["rows"][a:b], False)
     for i, m in enumerate(models):
         m.hidden[others] = model(i + 10, len(m.hidden), m.hidden.shape[1]).hidden[others]
     rest["values"] = torch.where(others[rest["rows"]], 7.0, rest["values"])
-    got = rto_score(*models, **rest, **REWARD, backend=backend)
+    got = rto_score(*models, **rest, reward=REWARD, backend=backend)
     for name, x, y in zip(got._fields, got, want, strict=True):
         part = slice(3, 4) if name == "moments" else slice(a, b)
         assert torch.equal(x[part], y[part]) and not torch.equal(x, y), name
@@ -213,7 +202,7 @@ def test_strangers_in_the_pack_change_nothing(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_permuted_sequences_give_permuted_results(backend):
     models, rest = case()
-    want = rto_score(*models, **rest, **REWARD, backend=backend)
+    want = rto_score(*models, **rest, reward=REWARD, backend=backend)
     order = [4, 2, 0, 3, 1]
     pieces = torch.arange(sum(LENGTHS)).split(LENGTHS)
     at = torch.cat([pieces[i] for i in order])
@@ -222,7 +211,7 @@ def test_permuted_sequences_give_permuted_results(backend):
         values=rest["values"][at],
         cu_seqlens=torch.tensor([0, *(LENGTHS[i] for i in order)]).cumsum(0).int(),
     )
-    got = rto_score(*models, **rest, **REWARD, backend=backend)
+    got = rto_score(*models, **rest, reward=REWARD, backend=backend)
     for name, x, y in zip(got._fields, got, want, strict=True):
         assert torch.equal(x, y[order] if name == "moments" else y[at]), name
 
@@ -230,7 +219,7 @@ def test_permuted_sequences_give_permuted_results(backend):
 def test_costs_three_gemms_of_the_response_rows():
     models, rest = case()
     with FlopCounterMode(display=False) as counter:
-        rto_score(*models, **rest, **REWARD)
+        rto_score(*models, **rest, reward=REWARD)
     widths = sum(m.hidden.shape[1] for m in models)
     assert counter.get_total_flops() == 2 * sum(LENGTHS) * 300 * widths
 
@@ -248,21 +237,21 @@ def test_one_launch_turns_log_probs_into_advantages(monkeypatch):
     original = kernel._token_reward_gae
     monkeypatch.setattr(kernel, "_token_reward_gae", Counted())
     models, rest = case()
-    rto_score(*models, **rest, **REWARD, backend="triton")
+    rto_score(*models, **rest, reward=REWARD, backend="triton")
     assert launches == [(len(LENGTHS),)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_inputs_that_require_grad(backend):
     models, rest = case()
-    want = rto_score(*models, **rest, **REWARD, backend=backend)
+    want = rto_score(*models, **rest, reward=REWARD, backend=backend)
 
     def strided(x):
         x = x.repeat_interleave(2, 0)[::2] if isinstance(x, torch.Tensor) else x
         return x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
     models = [FactoredLogits(*map(strided, m)) for m in models]
-    got = rto_score(*models, **{k: strided(v) for k, v in rest.items()}, **REWARD, backend=backend)
+    got = rto_score(*models, **{k: strided(v) for k, v in rest.items()}, reward=REWARD, backend=backend)
     for name, x, y in zip(got._fields, got, want, strict=True):
         assert not x.requires_grad, name
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
@@ -273,10 +262,10 @@ def test_never_waits_for_the_device():
     models, rest = case(torch.bfloat16)
     models = [FactoredLogits(m.hidden.cuda(), m.weight.cuda()) for m in models]
     rest = {k: v.cuda() for k, v in rest.items()}
-    rto_score(*models, **rest, **REWARD)
+    rto_score(*models, **rest, reward=REWARD)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        rto_score(*models, **rest, **REWARD)
+        rto_score(*models, **rest, reward=REWARD)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -307,7 +296,7 @@ def test_never_waits_for_the_device():
 def test_wrong_arguments_are_named(change, message):
     models, rest = case()
     with pytest.raises(ValueError, match=message):
-        rto_score(*models, **rest | REWARD | change)
+        rewarded(rto_score, *models, **rest | REWARD._asdict() | change)
 
 
 @pytest.mark.parametrize(
@@ -329,4 +318,4 @@ def test_a_wrong_model_is_named(change, message):
     models, rest = case()
     models[1] = models[1]._replace(**change)
     with pytest.raises(ValueError, match=message):
-        rto_score(*models, **rest, **REWARD)
+        rto_score(*models, **rest, reward=REWARD)

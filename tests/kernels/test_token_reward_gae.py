@@ -1,19 +1,22 @@
 """token_reward_gae: parity of every backend with the float64 loop, and the laws that any right one obeys."""
 
+import ast
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae, token_reward_gae_reference
+from rto_fast.kernels.token_reward_gae import RewardSpec, merge_moments, token_reward_gae, token_reward_gae_reference
 from tests.kernels.backends import NATIVE
+from tests.kernels.rewards import rewarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("reference", NATIVE, "triton") if DEVICE == "cpu" else ("reference", "triton")
 LENGTHS = [3, 0, 1, 9, 2]
-LOGPROBS = ("logprobs", "ref_logprobs", "dpo_logprobs")
+LOGPROBS = ("old_logprobs", "ref_logprobs", "dpo_logprobs")
 FULL = dict(beta_1=0.7, beta_2=0.3, clip=0.4, beta_3=1.3, score_clip=2.0, gamma=0.97, lam=0.9)
 BARE = dict(beta_1=0.7, beta_2=0.0, gamma=1.0, lam=1.0)
 
@@ -51,9 +54,9 @@ def totals(rows, data):
 
 def assert_as_good_as_eager(data, options, backend):
     """No further from float64 than twice what the definition itself is in float32, and a floor of a few roundings."""
-    got = token_reward_gae(**data, **options, backend=backend)
-    exact = token_reward_gae_reference(**double(data), **options)
-    eager = token_reward_gae_reference(**data, **options)
+    got = rewarded(token_reward_gae, **data, **options, backend=backend)
+    exact = rewarded(token_reward_gae_reference, **double(data), **options)
+    eager = rewarded(token_reward_gae_reference, **data, **options)
     for name, x, want, loop in zip(got._fields, got, exact, eager, strict=True):
         assert x.dtype == torch.float32 and x.shape == want.shape, name
         bound = 2 * (loop - want).abs() + 2e-6 * max(1.0, want.abs().max().item() if want.numel() else 0.0)
@@ -98,15 +101,15 @@ def test_reference_equals_the_loop_in_float64(lengths, granularity, shaping_only
     data = double(tensors(lengths))
     options = dict(beta_1=betas[0], beta_2=betas[1], beta_3=betas[2], clip=clip, gamma=discounts[0], lam=discounts[1])
     options |= dict(granularity=granularity, shaping_only=shaping_only)
-    got = token_reward_gae(**data, **options, backend="reference")
-    for x, want in zip(got, token_reward_gae_reference(**data, **options), strict=True):
+    got = rewarded(token_reward_gae, **data, **options, backend="reference")
+    for x, want in zip(got, rewarded(token_reward_gae_reference, **data, **options), strict=True):
         torch.testing.assert_close(x, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_lambda_one_gives_reward_to_go_minus_value(backend):
     data = tensors(LENGTHS)
-    got = token_reward_gae(**data, **FULL | dict(gamma=1.0, lam=1.0), backend=backend)
+    got = rewarded(token_reward_gae, **data, **FULL | dict(gamma=1.0, lam=1.0), backend=backend)
     for reward, ret in zip(by_sequence(got.rewards, data), by_sequence(got.returns, data), strict=True):
         torch.testing.assert_close(ret, reward.flip(0).cumsum(0).flip(0), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got.advantages, got.returns - data["values"], rtol=1e-5, atol=1e-5)
@@ -115,7 +118,7 @@ def test_lambda_one_gives_reward_to_go_minus_value(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_lambda_zero_gives_delta(backend):
     data = tensors(LENGTHS)
-    got = token_reward_gae(**data, **FULL | dict(lam=0.0), backend=backend)
+    got = rewarded(token_reward_gae, **data, **FULL | dict(lam=0.0), backend=backend)
     parts = zip(*(by_sequence(x, data) for x in (got.rewards, data["values"], got.advantages)), strict=True)
     for reward, value, advantage in parts:
         after = torch.cat([value[1:], value.new_zeros(min(1, len(value)))])
@@ -126,15 +129,15 @@ def test_lambda_zero_gives_delta(backend):
 def test_gamma_discounts_a_lone_final_reward(backend):
     data = plain(tensors([4])) | dict(values=torch.zeros(4, device=DEVICE), dpo_logprobs=None)
     options = dict(beta_1=0.0, beta_2=0.0, gamma=0.5, lam=1.0, terminal=torch.ones(1, device=DEVICE))
-    got = token_reward_gae(**data, **options, backend=backend)
+    got = rewarded(token_reward_gae, **data, **options, backend=backend)
     assert got.returns.tolist() == [0.125, 0.25, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sequence_of_one_row(backend):
     data = plain(tensors([1]))
-    got = token_reward_gae(**data, beta_1=0.7, beta_2=0.3, backend=backend)
-    kl = data["logprobs"] - data["ref_logprobs"]
+    got = rewarded(token_reward_gae, **data, beta_1=0.7, beta_2=0.3, backend=backend)
+    kl = data["old_logprobs"] - data["ref_logprobs"]
     want = 0.7 * (data["dpo_logprobs"] - data["ref_logprobs"]) - 0.3 * kl
     torch.testing.assert_close(got.rewards, want)
     torch.testing.assert_close(got.advantages, want - data["values"])
@@ -146,13 +149,13 @@ def test_a_sequence_of_one_row(backend):
 def test_strangers_in_the_pack_change_nothing(granularity, backend):
     lengths = [5, 0, 11, 1, 7] if backend == "triton" else [5, 0, 300, 1, 7, 64, 33]
     data, options = tensors(lengths), FULL | dict(granularity=granularity, shaping_only=True)
-    packed = token_reward_gae(**data, **options, backend=backend)
+    packed = rewarded(token_reward_gae, **data, **options, backend=backend)
     for s in range(len(lengths)):
         rows = slice(data["cu_seqlens"][s], data["cu_seqlens"][s + 1])
         own = {k: v[rows] for k, v in data.items() if k in (*LOGPROBS, "values", "sentence_ends")}
         own |= {k: data[k][s : s + 1] for k in ("scores", "terminal", "counted")}
         own["cu_seqlens"] = torch.tensor([0, lengths[s]], dtype=torch.int32, device=DEVICE)
-        alone = token_reward_gae(**own, **options, backend=backend)
+        alone = rewarded(token_reward_gae, **own, **options, backend=backend)
         assert all(torch.equal(x[rows], y) for x, y in zip(packed[:3], alone[:3], strict=True))
         assert torch.equal(packed.moments[s : s + 1], alone.moments)
 
@@ -165,8 +168,8 @@ def test_permuted_sequences_give_permuted_results(backend):
     moved = {k: v[rows] for k, v in data.items() if k in (*LOGPROBS, "values", "sentence_ends")}
     moved |= {k: data[k][order] for k in ("scores", "terminal", "counted")}
     moved["cu_seqlens"] = torch.tensor([0, *(LENGTHS[s] for s in order)], device=DEVICE).cumsum(0).int()
-    straight = token_reward_gae(**data, **options, backend=backend)
-    permuted = token_reward_gae(**moved, **options, backend=backend)
+    straight = rewarded(token_reward_gae, **data, **options, backend=backend)
+    permuted = rewarded(token_reward_gae, **moved, **options, backend=backend)
     assert all(torch.equal(x[rows], y) for x, y in zip(straight[:3], permuted[:3], strict=True))
     assert torch.equal(straight.moments[order], permuted.moments)
 
@@ -174,24 +177,26 @@ def test_permuted_sequences_give_permuted_results(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rto_without_beta_1_is_ppo(backend):
     data = plain(tensors(LENGTHS))
-    rto = token_reward_gae(**data, beta_1=0.0, beta_2=0.3, clip=0.1, granularity="response", backend=backend)
-    ppo = token_reward_gae(**data | dict(dpo_logprobs=None), beta_1=0.7, beta_2=0.3, backend=backend)
+    rto = rewarded(token_reward_gae, **data, beta_1=0.0, beta_2=0.3, clip=0.1, granularity="response", backend=backend)
+    ppo = rewarded(token_reward_gae, **data | dict(dpo_logprobs=None), beta_1=0.7, beta_2=0.3, backend=backend)
     assert all(torch.equal(x, y) for x, y in zip(rto, ppo, strict=True))
-    torch.testing.assert_close(ppo.rewards, -0.3 * (data["logprobs"] - data["ref_logprobs"]))
+    torch.testing.assert_close(ppo.rewards, -0.3 * (data["old_logprobs"] - data["ref_logprobs"]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_policies_earn_nothing(backend):
     data = plain(tensors(LENGTHS))
-    data |= dict(logprobs=data["ref_logprobs"], dpo_logprobs=data["ref_logprobs"])
-    assert not token_reward_gae(**data, beta_1=0.7, beta_2=0.3, backend=backend).rewards.any()
+    data |= dict(old_logprobs=data["ref_logprobs"], dpo_logprobs=data["ref_logprobs"])
+    assert not rewarded(token_reward_gae, **data, beta_1=0.7, beta_2=0.3, backend=backend).rewards.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_granularities_pay_the_same_total(backend):
     data = plain(tensors(LENGTHS)) | dict(sentence_ends=tensors(LENGTHS)["sentence_ends"])
     paid = {
-        granularity: token_reward_gae(**data, **BARE, clip=0.4, granularity=granularity, backend=backend).rewards
+        granularity: rewarded(
+            token_reward_gae, **data, **BARE, clip=0.4, granularity=granularity, backend=backend
+        ).rewards
         for granularity in ("token", "sentence", "response")
     }
     for rewards in paid.values():
@@ -210,7 +215,7 @@ def test_shaping_leaves_the_return_at_the_sentence_score(granularity, backend):
     scores = torch.tensor([1.5, 7.0, -0.5, 0.25, 30.0], device=DEVICE)
     data = plain(data) | dict(sentence_ends=data["sentence_ends"], scores=scores)
     options = BARE | dict(beta_3=2.0, granularity=granularity, shaping_only=True)
-    got = token_reward_gae(**data, **options, backend=backend)
+    got = rewarded(token_reward_gae, **data, **options, backend=backend)
     want = torch.tensor([3.0, 0.0, -1.0, 0.5, 20.0], dtype=torch.float64, device=DEVICE)  # an empty one earns nothing
     torch.testing.assert_close(totals(got.rewards, data), want, rtol=1e-5, atol=1e-5)
     assert granularity == "response" or got.rewards.count_nonzero() > 4
@@ -220,7 +225,7 @@ def test_shaping_leaves_the_return_at_the_sentence_score(granularity, backend):
 def test_the_clip_comes_after_the_scale(backend):
     data = plain(tensors([4])) | dict(ref_logprobs=torch.zeros(4, device=DEVICE))
     data["dpo_logprobs"] = torch.tensor([0.5, -0.9, 2.0, -3.0], device=DEVICE)
-    got = token_reward_gae(**data, beta_1=0.05, beta_2=0.0, clip=0.05, backend=backend)
+    got = rewarded(token_reward_gae, **data, beta_1=0.05, beta_2=0.0, clip=0.05, backend=backend)
     torch.testing.assert_close(got.rewards, torch.tensor([0.025, -0.045, 0.05, -0.05], device=DEVICE))
 
 
@@ -229,7 +234,7 @@ def test_scores_are_clamped_before_beta_3_and_terminal_after_neither(backend):
     data = plain(tensors([2, 1, 1])) | dict(dpo_logprobs=None)
     data["scores"] = torch.tensor([25.0, -11.0, 4.0], device=DEVICE)
     data["terminal"] = torch.tensor([0.0, -50.0, 1.0], device=DEVICE)
-    got = token_reward_gae(**data, beta_1=0.0, beta_2=0.0, beta_3=0.5, backend=backend)
+    got = rewarded(token_reward_gae, **data, beta_1=0.0, beta_2=0.0, beta_3=0.5, backend=backend)
     assert got.rewards.tolist() == [0.0, 5.0, -55.0, 3.0]
 
 
@@ -237,12 +242,12 @@ def test_scores_are_clamped_before_beta_3_and_terminal_after_neither(backend):
 def test_zero_coefficients_read_nothing(backend):
     data, nan = tensors(LENGTHS), torch.full((sum(LENGTHS),), math.nan, device=DEVICE)
     nothing = dict(beta_2=0.0, beta_3=0.0, scores=nan[: len(LENGTHS)], backend=backend)
-    no_dense = plain(data) | dict(logprobs=nan, ref_logprobs=nan, dpo_logprobs=nan)
-    assert not token_reward_gae(**no_dense, beta_1=0.0, **nothing).rewards.any()
-    no_kl = plain(data) | dict(logprobs=-math.inf * torch.ones_like(nan))
-    assert token_reward_gae(**no_kl, beta_1=0.7, **nothing).advantages.isfinite().all()
+    no_dense = plain(data) | dict(old_logprobs=nan, ref_logprobs=nan, dpo_logprobs=nan)
+    assert not rewarded(token_reward_gae, **no_dense, beta_1=0.0, **nothing).rewards.any()
+    no_kl = plain(data) | dict(old_logprobs=-math.inf * torch.ones_like(nan))
+    assert rewarded(token_reward_gae, **no_kl, beta_1=0.7, **nothing).advantages.isfinite().all()
     no_shaping = plain(data) | dict(dpo_logprobs=nan)
-    got = token_reward_gae(**no_shaping, beta_1=0.7, granularity="response", shaping_only=True, **nothing)
+    got = rewarded(token_reward_gae, **no_shaping, beta_1=0.7, granularity="response", shaping_only=True, **nothing)
     assert got.advantages.isfinite().all()
 
 
@@ -252,7 +257,7 @@ def test_nan_is_neither_clipped_away_nor_passed_to_neighbours(granularity, backe
     data = tensors([4, 6, 3])
     data["dpo_logprobs"][6] = math.nan
     options = FULL | dict(granularity=granularity)
-    rewards, advantages, _, moments = token_reward_gae(**data, **options, backend=backend)
+    rewards, advantages, _, moments = rewarded(token_reward_gae, **data, **options, backend=backend)
     assert rewards[4:10].isnan().sum() == 1 and advantages[4].isnan()
     outside = torch.ones(13, dtype=torch.bool, device=DEVICE)
     outside[4:10] = False
@@ -264,7 +269,7 @@ def test_moments_merge_to_the_mean_and_variance_of_the_counted_rows(backend):
     data = tensors(LENGTHS)
     data["counted"] = torch.tensor([True, True, False, True, False], device=DEVICE)
     data["values"] += 1000.0  # a naive sum of squares would lose the variance
-    got = token_reward_gae(**data, **FULL, backend=backend)
+    got = rewarded(token_reward_gae, **data, **FULL, backend=backend)
     counted = torch.cat([p for p, c in zip(by_sequence(got.advantages, data), data["counted"], strict=True) if c])
     count, mean, variance = merge_moments(got.moments)
     assert count.item() == 12 and not got.moments[~data["counted"]].any()
@@ -275,7 +280,7 @@ def test_moments_merge_to_the_mean_and_variance_of_the_counted_rows(backend):
 def test_merging_nothing_and_merging_in_parts():
     assert [x.item() for x in merge_moments(torch.zeros(0, 3))] == [0, 0, 0]
     assert [x.item() for x in merge_moments(torch.zeros(4, 3))] == [0, 0, 0]
-    moments = token_reward_gae(**tensors(LENGTHS), **FULL).moments
+    moments = rewarded(token_reward_gae, **tensors(LENGTHS), **FULL).moments
     parts = [torch.stack([n, m, v * n]) for n, m, v in map(merge_moments, moments.double().split(2))]
     for whole, joined in zip(merge_moments(moments.double()), merge_moments(torch.stack(parts)), strict=True):
         torch.testing.assert_close(whole, joined)
@@ -284,7 +289,7 @@ def test_merging_nothing_and_merging_in_parts():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [0, 2, 0]])
 def test_empty_batches_and_empty_sequences(lengths, backend):
-    got = token_reward_gae(**tensors(lengths), **FULL | dict(granularity="sentence"), backend=backend)
+    got = rewarded(token_reward_gae, **tensors(lengths), **FULL | dict(granularity="sentence"), backend=backend)
     assert [len(x) for x in got] == [sum(lengths)] * 3 + [len(lengths)]
     assert got.moments.isfinite().all() and not got.moments[torch.tensor(lengths, dtype=torch.long) == 0].any()
 
@@ -294,7 +299,7 @@ def test_the_longest_sequences(backend):
     """131,072 rows (interpreted: 18 blocks and a row) between two short ones, against the closed form at lambda = 1."""
     longest = 18 * 512 + 1 if backend == "triton" else 131_072
     data = {k: v for k, v in tensors([2, longest, 1]).items() if k in (*LOGPROBS, "values", "cu_seqlens")}
-    got = token_reward_gae(**data, **BARE, backend=backend)
+    got = rewarded(token_reward_gae, **data, **BARE, backend=backend)
     rewards = BARE["beta_1"] * (data["dpo_logprobs"] - data["ref_logprobs"]).double()
     parts = zip(by_sequence(rewards, data), by_sequence(data["values"].double(), data), strict=True)
     wanted = torch.cat([r.flip(0).cumsum(0).flip(0) - v for r, v in parts])
@@ -305,20 +310,20 @@ def test_the_longest_sequences(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_inputs_and_inputs_that_require_grad(backend):
     data = tensors(LENGTHS)
-    want = token_reward_gae(**data, **FULL, backend=backend)
+    want = rewarded(token_reward_gae, **data, **FULL, backend=backend)
     strided = {k: v.repeat_interleave(2)[::2] for k, v in data.items()}
     strided |= {k: v.requires_grad_() for k, v in strided.items() if k in (*LOGPROBS, "values", "scores")}
-    got = token_reward_gae(**strided, **FULL, backend=backend)
+    got = rewarded(token_reward_gae, **strided, **FULL, backend=backend)
     assert all(torch.equal(x, y) and not x.requires_grad for x, y in zip(got, want, strict=True))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_triton_never_waits_for_the_device():
     data = tensors(LENGTHS)
-    token_reward_gae(**data, **FULL)
+    rewarded(token_reward_gae, **data, **FULL)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        merge_moments(token_reward_gae(**data, **FULL).moments)
+        merge_moments(rewarded(token_reward_gae, **data, **FULL).moments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -329,7 +334,7 @@ GOOD = tensors(LENGTHS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(logprobs=torch.zeros(15, 1)), r"logprobs must be \(R,\) = \(15,\), got \(15, 1\)"),
+        (dict(old_logprobs=torch.zeros(15, 1)), r"old_logprobs must be \(R,\) = \(15,\), got \(15, 1\)"),
         (dict(values=torch.zeros(15, 1)), r"values must be \(R,\), got \(15, 1\); take column 0"),
         (dict(values=torch.zeros(1).expand(2**31)), "at most 2147418112 rows fit int32 offsets, got 2147483648"),
         (dict(dpo_logprobs=torch.zeros(14)), r"dpo_logprobs must be \(R,\) = \(15,\), got \(14,\)"),
@@ -357,14 +362,30 @@ GOOD = tensors(LENGTHS)
 @pytest.mark.skipif(DEVICE != "cpu", reason="the contents of cu_seqlens are checked on the CPU")
 def test_wrong_arguments_are_named(change, message):
     with pytest.raises(ValueError, match="token_reward_gae: .*" + message):
-        token_reward_gae(**GOOD | FULL | change)
+        rewarded(token_reward_gae, **GOOD | FULL | change)
 
 
 def test_the_triton_backend_takes_float32_alone():
     with pytest.raises(ValueError, match="backend 'triton' needs float32, got torch.float64"):
-        token_reward_gae(**double(GOOD), **FULL, backend="triton")
+        rewarded(token_reward_gae, **double(GOOD), **FULL, backend="triton")
 
 
 def test_merge_moments_names_a_wrong_shape():
     with pytest.raises(ValueError, match=r"merge_moments: moments must be \(S, 3\), got \(3,\)"):
         merge_moments(torch.zeros(3))
+
+
+@pytest.mark.parametrize("folder", ["kernels", "rto_fast"])
+def test_the_reward_is_spelled_out_in_its_spec_alone(folder):
+    """Neither the parameters of a function nor a list of strings repeat more than half of its fields."""
+    root = Path(__file__).parents[2]
+    assert len(RewardSpec._fields) == 13
+    for path in (root / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.FunctionDef):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            elif isinstance(node, (ast.Tuple, ast.List, ast.Set, ast.Dict)):
+                parts = node.keys if isinstance(node, ast.Dict) else node.elts
+                names = [part.value for part in parts if isinstance(part, ast.Constant)]
+            assert len({*RewardSpec._fields} & {*names}) <= 6, f"{path}:{node.lineno}: {names}"

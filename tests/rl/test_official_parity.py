@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from rto_fast.config.recipe import load_recipe
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.rto_score import RTOScore
-from rto_fast.kernels.token_reward_gae import merge_moments, token_reward_gae
+from rto_fast.kernels.token_reward_gae import RewardSpec, merge_moments, token_reward_gae
 from rto_fast.rl.losses import value_loss
-from rto_fast.rl.rewards import reward_options, whiten
+from rto_fast.rl.rewards import reward_spec, whiten
 
 PRESETS = {
     "rto_icml": dict(beta_1=0.05, beta_2=0.01, beta_3=1.0, clip=0.05),
@@ -98,7 +98,7 @@ def packed_of(padded, mask):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("gamma", [1.0, 0.98])
 def test_rewards_advantages_returns_and_whitening(preset, gamma, backend):
-    names = ("logprobs", "ref_logprobs", "dpo_logprobs", "values")
+    names = ("old_logprobs", "ref_logprobs", "dpo_logprobs", "values")
     rows, lengths, pad, mask = ragged(len(preset), *names)
     for name in names[:3]:
         rows[name] = -rows[name].abs() * 2
@@ -114,10 +114,8 @@ def test_rewards_advantages_returns_and_whitening(preset, gamma, backend):
     got = token_reward_gae(
         *(rows[name].float().to(device) for name in names),
         torch.tensor([0, *lengths], device=device).cumsum(0).int(),
-        scores=scores.float().to(device),
-        gamma=gamma,
+        RewardSpec(**PRESETS[preset], scores=scores.float().to(device), gamma=gamma),
         backend=backend,
-        **PRESETS[preset],
     )
     count, mean, variance = merge_moments(got.moments)
     got_white = (got.advantages - mean) * variance.clamp(min=1e-8).rsqrt()
@@ -165,8 +163,8 @@ def test_value_loss(clip):
 
 @pytest.mark.parametrize("preset", ["rto_icml", "rto_v1_hh"])
 def test_the_trainers_rewards_and_whitening(preset):
-    """reward_options and whiten, as the RTO stage calls them, against the padded derivation."""
-    names = ("logprobs", "ref_logprobs", "dpo_logprobs", "values")
+    """reward_spec and whiten, as the RTO stage calls them, against the padded derivation."""
+    names = ("old_logprobs", "ref_logprobs", "dpo_logprobs", "values")
     rows, lengths, pad, mask = ragged(5, *names)
     rows = {name: row.float().double() for name, row in rows.items()}
     sentence = torch.linspace(-12, 12, len(lengths), dtype=torch.float64)
@@ -177,8 +175,8 @@ def test_the_trainers_rewards_and_whitening(preset):
     reward = load_recipe(preset).rto.reward
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     columns = [rows[n].float() for n in names]
-    options = reward_options(reward, beta_2=reward.beta_2, gamma=1.0, lam=0.95, sentence_scores=sentence.float())
-    out = token_reward_gae(*columns, offsets, **options)
+    spec = reward_spec(reward, beta_2=reward.beta_2, gamma=1.0, lam=0.95, sentence_scores=sentence.float())
+    out = token_reward_gae(*columns, offsets, spec)
     white = whiten(RTOScore(*columns, *out))
     wanted = (rewards, padded_whiten(advantages, mask), returns)
     for mine, theirs in zip((out.rewards, white, out.returns), wanted, strict=True):

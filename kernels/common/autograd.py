@@ -1,10 +1,10 @@
-"""linear_logprob's forward and its recomputing backward, over a backend's row functions."""
+"""Log-probs of a head as one autograd node, its backward recomputing the logits, over a backend's row functions."""
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rto_fast.kernels.common.chunked import Head, Statistics, gradients, statistics
+from rto_fast.kernels.common.chunked import HeadPlan, Statistics, gradients, statistics
 
 
 class LinearLogprob(torch.autograd.Function):
@@ -17,13 +17,13 @@ class LinearLogprob(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
-        head: Head,
+        plan: HeadPlan,
         entropy: bool,
         weight_grad: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        stats = statistics(hidden, weight, bias, target, head, entropy)
+        stats = statistics(hidden, weight, bias, target, plan, entropy)
         ctx.save_for_backward(hidden, weight, bias, target, *stats)
-        ctx.head, ctx.weight_grad = head, weight_grad
+        ctx.plan, ctx.weight_grad = plan, weight_grad
         ctx.set_materialize_grads(False)
         lse = stats.maximum + stats.log_sum
         ctx.mark_non_differentiable(lse)
@@ -42,7 +42,7 @@ class LinearLogprob(torch.autograd.Function):
             weight,
             bias,
             target,
-            ctx.head,
+            ctx.plan,
             Statistics(*stats),
             d_logprobs.contiguous(),
             None if d_entropy is None else d_entropy.contiguous(),
