@@ -142,21 +142,20 @@ def _corrupted(options: Watch, source):
     """(ranking or None, maps of examples, answers left out)."""
     from rto_fast.credit.swaps import rank_corrupted
     from rto_fast.data.rows import to_pairs
-    from rto_fast.tasks.quickstart.corrupt import corrupted_answers
 
     pairs = None
     if options.corrupted == 0:
         return None, [], 0
     if options.pairs is not None:
         pairs = source.corrupted(options.pairs, options.corrupted)
-    elif source.oracle is not None:
+    elif source.task is not None:
         seed = source.run.seed if options.seed is None else options.seed
-        rows = [answer.row for answer in corrupted_answers(options.corrupted or 200, seed)]
+        rows = source.task.corrupted_rows(options.corrupted or 200, seed)
         pairs = source.encode(to_pairs(rows, columns={"rejected": "corrupted"}).items)
     if pairs is None:
         if options.corrupted:
             raise ValueError(
-                "corrupted: only the quickstart can make corrupted answers; give --pairs with columns chosen and "
+                "corrupted: only an embedded task can make corrupted answers; give --pairs with columns chosen and "
                 "corrupted"
             )
         return None, [], 0

@@ -68,16 +68,14 @@ def starts_of(source: Source, wanted: Sequence[str]) -> list[str]:
 
 
 def _has_demonstrations(source: Source) -> bool:
-    return source.oracle is not None or bool(source.run.data.demonstrations)
+    return bool(source.run.data.demonstrations)
 
 
 def start_model(source: Source, start: str, seed: int, progress: Callable[[int], object]) -> LanguageModel:
     """The model that DPO starts from."""
     device = source.scorer.reference.hf.device
     if start == "none":
-        base = source.run.model.path
-        base = str(source.folder / "task" / "model") if source.oracle and base in ("", "quickstart") else base
-        return load_language_model(base, device=device, trust_remote_code=source.trusted)
+        return load_language_model(source.run.model.path, device=device, trust_remote_code=source.trusted)
     model = load_language_model(source.reference_path, device=device, trust_remote_code=source.trusted)
     if start == "chosen" and _has_demonstrations(source):
         run = source.run.sft

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from rto_fast import tasks
 from rto_fast.config import Config, DataConfig
 from rto_fast.config.recipe import load_recipe
 from rto_fast.config.trust import check_tool
@@ -20,7 +21,6 @@ from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.model.exact import check_packing
 from rto_fast.model.load import load_language_model
-from rto_fast.tasks.quickstart.judge import Oracle
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Source:
     run: Config | None = None
     folder: Path | None = None
     """The run's."""
-    oracle: Oracle | None = None
-    """The quickstart's."""
+    task: tasks.Task | None = None
+    oracle: tasks.Oracle | None = None
+    """The task's."""
     trusted: bool = False
     """Whether Python code that comes with models may run."""
 
@@ -63,8 +64,8 @@ class Source:
         return encode_pairs(pairs, self.template, **limits)[0]
 
     def evaluation(self, limit: int) -> list[list[int]]:
-        """The quickstart's held-out prompts."""
-        rows = to_prompts(read_rows(self.folder / "task" / "eval.jsonl", limit=limit)).items
+        """The task's held-out prompts."""
+        rows = to_prompts(read_rows(self.data.evaluation, limit=limit)).items
         limits = {"max_length": self.data.max_length, "max_prompt": self.data.max_prompt}
         return encode_prompts(rows, self.template, **limits)[0]
 
@@ -73,8 +74,6 @@ class Source:
             return read_rows(path)
         if self.run is None:
             raise ValueError("pairs: no file given; use --pairs with preference pairs, or --run with a run's folder")
-        if self.oracle is not None:
-            return read_rows(self.folder / "task" / "pairs.jsonl")
         data = self.data
         return read_rows(data.path, subset=data.subset, split=data.split, limit=data.max_rows)
 
@@ -93,8 +92,11 @@ def from_run(folder: str, *, device: str = "auto", beta: float | None = None, tr
     reference, dpo = (stages[s] or str(path / s) for s in ("sft", "dpo"))
     scorer = _scorer(dpo, reference, device, config.dpo.beta if beta is None else beta, config.workspace_mb, trusted)
     template = Template(scorer.tokenizer, config.data.template, config.data.parse_special)
-    oracle = Oracle(scorer.tokenizer) if config.data.path == "quickstart" else None
-    return Source(scorer, template, config.data, dpo, reference, config, path, oracle, trusted)
+    task = tasks.named(config.data.path)
+    if task is not None:
+        config = tasks.pointed(config, path / tasks.FOLDER)
+    oracle = task and task.make_oracle(scorer.tokenizer)
+    return Source(scorer, template, config.data, dpo, reference, config, path, task, oracle, trusted)
 
 
 def from_models(

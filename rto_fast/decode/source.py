@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast import tasks
 from rto_fast.config import Config
 from rto_fast.config.recipe import load_recipe
 from rto_fast.config.trust import check_tool
@@ -26,7 +27,6 @@ from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import DTYPES, load_language_model
 from rto_fast.rollout import Completion, Hypothesis, Sampling, realign
 from rto_fast.rollout.lane import check_prompts
-from rto_fast.tasks.quickstart.judge import Oracle
 
 _NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
 Answer = Completion | Hypothesis
@@ -42,7 +42,7 @@ class Source:
     sampling: Sampling
     beta: float
     seed: int
-    oracle: Oracle | None
+    oracle: tasks.Oracle | None
     tokenizer: PreTrainedTokenizerBase
     autocast: torch.dtype | None
     limits: dict[str, Any]
@@ -80,6 +80,9 @@ def open_source(options: Options) -> Source:
     folder = None if options.run is None else Path(options.run).expanduser()
     config = Config() if folder is None else load_recipe(str(folder / "config.toml"))
     check_tool(config, options.trust_remote_code, folder)
+    task = tasks.named(config.data.path)
+    if task is not None:
+        config = tasks.pointed(config, folder / tasks.FOLDER)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device: {device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
@@ -92,7 +95,6 @@ def open_source(options: Options) -> Source:
         check_prompts("prompts", [model.hf], prompts, new_tokens, options.max_batch)
         realign(model.hf, models["dpo"].hf, models["reference"].hf, 0.0)
     temperature, top_p = given(options.temperature, config.eval.temperature), given(options.top_p, config.eval.top_p)
-    by_oracle = _is_quickstart(config) and not options.prompts
     with_autocast = config.model.dtype == "auto" and device.startswith("cuda")
     return Source(
         dpo=models["dpo"],
@@ -103,7 +105,7 @@ def open_source(options: Options) -> Source:
         sampling=Sampling(temperature, None, top_p, new_tokens),
         beta=given(options.beta, config.dpo.beta),
         seed=given(options.seed, config.seed),
-        oracle=Oracle(tokenizer) if by_oracle else None,
+        oracle=task.make_oracle(tokenizer) if task and not options.prompts else None,
         tokenizer=tokenizer,
         autocast=torch.bfloat16 if with_autocast else None,
         limits={"microbatch_rows": config.microbatch_rows, "workspace_mb": config.workspace_mb},
@@ -139,14 +141,10 @@ def _path(given: str | None, folder: Path | None) -> str | None:
     return str(folder / given) if is_stage else given
 
 
-def _is_quickstart(config: Config) -> bool:
-    return config.data.path == "quickstart"
-
-
 def _encode(options: Options, config: Config, folder: Path | None, template: Template) -> list[list[int]]:
     """The distinct prompts as token ids, in order."""
     max_prompt = options.max_prompt or config.data.max_prompt
-    rows = _rows(options, config, folder)
+    rows = _rows(options, config)
     encoded, _ = encode_prompts(rows, template, max_length=config.data.max_length, max_prompt=max_prompt)
     prompts = [list(p) for p in dict.fromkeys(map(tuple, encoded))]
     own = config.eval.prompts if folder and not options.prompts else 0
@@ -156,12 +154,10 @@ def _encode(options: Options, config: Config, folder: Path | None, template: Tem
     return prompts[:count]
 
 
-def _rows(options: Options, config: Config, folder: Path | None) -> list:
+def _rows(options: Options, config: Config) -> list:
     """Prompts as the data module knows them: those of the flag's file, else the run's evaluation's."""
     data = config.data
     file, columns = options.prompts or data.evaluation, data.columns
-    if _is_quickstart(config) and not options.prompts:
-        file = str(folder / "task" / "eval.jsonl")
     if file:
         raw = read_rows(file)
         return _NORMALISE[detect_kind(raw[0], columns)](raw, columns=columns).items

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast import tasks
 from rto_fast.data.encode import encode_prompts
 from rto_fast.data.fingerprint import check_same_tokenizer, fingerprint
 from rto_fast.data.parse import Message
@@ -23,8 +24,6 @@ from rto_fast.evaluate.subject import Subject
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model
 from rto_fast.rollout import Completion, Sampling
-from rto_fast.tasks.quickstart.judge import Oracle
-from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
 
 PAPER_PROMPTS, PAPER_LLM_PROMPTS = 400, 100
 """Zhong et al. 2024, section 5.1."""
@@ -66,21 +65,26 @@ def read_prompts(options: Options, about: Subject, tokenizer: PreTrainedTokenize
     eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
     prompts = Prompts([list(ids) for ids, _ in chosen], [about.conversations[row] for _, row in chosen], eos)
     if about.judge == "oracle":
-        _check_oracle(tokenizer, prompts)
+        oracle = _oracle(about, tokenizer)
+        for ids in prompts.ids:
+            try:
+                oracle.answer_return(ids, [tokenizer.eos_token_id])
+            except ValueError as error:
+                text = tokenizer.decode(ids)
+                raise ValueError(f"judge: the oracle cannot read the prompt {text!r} ({error})") from None
     return prompts
 
 
-def _check_oracle(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
-    if fingerprint(tokenizer).vocab != fingerprint(build_tokenizer()).vocab:
-        raise ValueError(
-            "judge: the oracle knows the quickstart's language only, and these policies speak another; "
-            "use --judge reward-model, implicit or llm"
-        )
-    for ids in prompts.ids:
-        try:
-            Oracle(tokenizer).answer_return(ids, [tokenizer.eos_token_id])
-        except ValueError as error:
-            raise ValueError(f"judge: the oracle cannot read the prompt {tokenizer.decode(ids)!r} ({error})") from None
+def _oracle(about: Subject, tokenizer: PreTrainedTokenizerBase) -> tasks.Oracle:
+    """That of the run's task, else of the task whose language the policies speak."""
+    known = tasks.names()
+    for task in [about.task] if about.task else map(tasks.named, known):
+        if fingerprint(task.build_tokenizer()).vocab == fingerprint(tokenizer).vocab:
+            return task.make_oracle(tokenizer)
+    raise ValueError(
+        f"judge: the oracle knows the {' and the '.join(known)}'s language only, and these policies speak another; "
+        "use --judge reward-model, implicit or llm"
+    )
 
 
 def measure(
@@ -153,7 +157,7 @@ def _judge(
 ) -> Callable[[list[Completion]], dict[str, np.ndarray]]:
     """A function answers -> the field of `Evaluation` that the judge of the options fills."""
     if about.judge == "oracle":
-        oracle = Oracle(tokenizer)
+        oracle = _oracle(about, tokenizer)
         return lambda answers: {"oracle": np.array([oracle.answer_return(a.prompt, a.response) for a in answers])}
     if about.judge != "reward-model":
         return lambda answers: {}

@@ -1,9 +1,10 @@
 """What is to be measured: the policies, models to measure them by, and prompts; from flags, or from a run's folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rto_fast import tasks
 from rto_fast.config import Config, DataConfig
 from rto_fast.config.recipe import build, read_toml
 from rto_fast.config.trust import check_tool
@@ -33,6 +34,8 @@ class Subject:
     max_new_tokens: int
     judge: str
     """"oracle", "reward-model", "implicit" or "llm"."""
+    task: tasks.Task | None
+    """The run's, of a run on one."""
     folder: Path
     """Where results go."""
     kept: Path
@@ -54,7 +57,7 @@ class _Run:
     template: str = "auto"
     max_prompt: int = 256
     max_new_tokens: int = 256
-    quickstart: bool = False
+    task: tasks.Task | None = None
 
 
 def subject(options: Options) -> Subject:
@@ -71,7 +74,7 @@ def subject(options: Options) -> Subject:
     reward_model = options.reward_model or run.reward_model
     judge = options.judge
     if judge == "auto":
-        judge = "oracle" if run.quickstart else "reward-model" if reward_model else "implicit"
+        judge = "oracle" if run.task else "reward-model" if reward_model else "implicit"
     for wanted, model, flag, what in (
         ("implicit", dpo, "--dpo", "the model trained by DPO"),
         ("implicit", reference, "--reference", "the model that DPO started from"),
@@ -87,7 +90,7 @@ def subject(options: Options) -> Subject:
     kept = output or run.folder / "evaluation"
     # what the user names may be a link, what lies within may not
     no_links(*(kept.iterdir() if kept is output and kept.is_dir() else [kept]))
-    # the quickstart's questions are whole prompts
+    # a task's questions are whole prompts
     template = "none" if judge == "oracle" and run.data is None else run.template
     return Subject(
         policies,
@@ -101,6 +104,7 @@ def subject(options: Options) -> Subject:
         options.max_prompt or run.max_prompt,
         options.max_new_tokens or run.max_new_tokens,
         judge,
+        run.task,
         output or kept / judge,
         kept,
     )
@@ -110,11 +114,8 @@ def _read_run(folder: Path, trusted: bool) -> _Run:
     config = _config(folder)
     check_tool(config, trusted, folder)
     given = {"sft": config.sft.model, "dpo": config.dpo.model}
-    quickstart = config.data.path == "quickstart"
-    data = config.data
-    if quickstart:
-        task = folder / "task"
-        data = replace(data, path=str(task / "pairs.jsonl"), evaluation=str(task / "eval.jsonl"))
+    task = tasks.named(config.data.path)
+    data = (tasks.pointed(config, folder / tasks.FOLDER) if task else config).data
     return _Run(
         folder,
         _policies(folder, given, config.stages),
@@ -127,7 +128,7 @@ def _read_run(folder: Path, trusted: bool) -> _Run:
         data.template,
         data.max_prompt,
         config.max_new_tokens,
-        quickstart,
+        task,
     )
 
 

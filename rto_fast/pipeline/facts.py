@@ -5,6 +5,7 @@ import math
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rto_fast import tasks
 from rto_fast.config import Config, DataConfig
 from rto_fast.config.neutral import LOOK, Shape
 from rto_fast.data.read import read_rows
@@ -48,7 +49,7 @@ def model_shape(path: str, trust_remote_code: bool = False) -> Shape:
 
 
 def _count(data: DataConfig) -> int:
-    if data.path == "quickstart":  # not written yet
+    if data.path in tasks.names():  # not written yet
         return LOOK
     path, field = (data.path, "data.path") if data.path else (data.prompts, "data.prompts")
     limit = min(LOOK, data.max_rows or LOOK)

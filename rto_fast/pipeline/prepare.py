@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast import tasks
 from rto_fast.config import Config, member
 from rto_fast.data.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
@@ -21,8 +22,6 @@ from rto_fast.pipeline.facts import check_given
 from rto_fast.runs import inputs
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.folder import check
-from rto_fast.tasks.quickstart.judge import Oracle
-from rto_fast.tasks.quickstart.task import write_task
 from rto_fast.training.stall import StallGuard
 
 
@@ -40,8 +39,8 @@ class Context:
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: tuple[int, ...]
     corpus: Corpus
-    oracle: Oracle | None
-    """The quickstart's judge of answers."""
+    oracle: tasks.Oracle | None
+    """The embedded task's judge of answers."""
     say: Callable[[str], None]
     """Tells the user a line."""
 
@@ -114,7 +113,9 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
     autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
     folder = check(config)
     check_stages(config, folder)
-    config, embedded = _embedded_task(config, scratch)
+    task = tasks.named(config.data.path)
+    if task is not None:
+        config = tasks.pointed(config, _written(task, config, scratch))
     began = inputs.read(folder)
     check_given(config)
     if began:
@@ -128,7 +129,7 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
     inputs.check(began, corpus.digests)
     _check_ids(corpus, tokenizer, model)
     eos = _eos_token_ids(corpus, model)
-    oracle = Oracle(tokenizer) if embedded else None
+    oracle = task and task.make_oracle(tokenizer)
     context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle, say)
     _check_data(context)
     return context, model
@@ -178,27 +179,13 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _embedded_task(config: Config, scratch: Path) -> tuple[Config, bool]:
-    """The quickstart names its embedded task: where it is not there yet it is written to `scratch`."""
-    if config.data.path != "quickstart":
-        return config, False
-    task = config.folder / "task"
-    if not task.exists():
-        task = scratch / "task"
-        with writing(task):
-            write_task(task, config.seed)
-    return _pointed(config, task), True
-
-
-def _pointed(config: Config, task: Path) -> Config:
-    data = replace(
-        config.data,
-        path=str(task / "pairs.jsonl"),
-        demonstrations=str(task / "demonstrations.jsonl"),
-        evaluation=str(task / "eval.jsonl"),
-    )
-    path = str(task / "model") if config.model.path in ("", "quickstart") else config.model.path
-    return replace(config, data=data, model=replace(config.model, path=path))
+def _written(task: tasks.Task, config: Config, scratch: Path) -> Path:
+    """Where the task's files lie: in the run's folder, or, where they are not there yet, written to `scratch`."""
+    if (kept := config.folder / tasks.FOLDER).exists():
+        return kept
+    with writing(folder := scratch / tasks.FOLDER):
+        task.write_task(folder, config.seed)
+    return folder
 
 
 def keep_task(context: Context, config: Config) -> Context:
@@ -208,11 +195,11 @@ def keep_task(context: Context, config: Config) -> Context:
     """
     if context.oracle is None:
         return context
-    made, task = Path(context.config.data.path).parent, context.folder / "task"
-    if made != task:
-        with writing(task), new_folder(task) as partial:
+    made, kept = Path(context.config.data.path).parent, context.folder / tasks.FOLDER
+    if made != kept:
+        with writing(kept), new_folder(kept) as partial:
             shutil.copytree(made, partial, dirs_exist_ok=True)
-    return replace(context, config=_pointed(config, task))
+    return replace(context, config=tasks.pointed(config, kept))
 
 
 def _eos_token_ids(corpus: Corpus, model: LanguageModel) -> tuple[int, ...]:
