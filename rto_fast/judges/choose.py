@@ -9,8 +9,8 @@ from rto_fast.files.text import one_line
 from rto_fast.judges import Answer, Scorer
 from rto_fast.model.load import check_scalar_folder, load_scalar_model
 from rto_fast.model.logprobs import last_token_scores
-from rto_fast.pipeline.prepare import Context
 from rto_fast.rollout import Completion
+from rto_fast.runs.open import Context
 from rto_fast.stages.rto import Judge
 
 

@@ -18,8 +18,8 @@ from rto_fast.evaluate.stats import credit_auc, mean_estimate, wins
 from rto_fast.files.digests import write_recorded
 from rto_fast.judges.choose import reward_model, scorer_of
 from rto_fast.model.language import LanguageModel
-from rto_fast.pipeline.prepare import Context
 from rto_fast.rollout import Completion, Sampling
+from rto_fast.runs.open import Context
 from rto_fast.stages.rto import Judge
 from rto_fast.training.stall import StallGuard
 

@@ -57,9 +57,14 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
 
 
+def load(name: str) -> Task:
+    """One of `names`."""
+    return cast(Task, importlib.import_module(f"{__name__}.{name}"))
+
+
 def named(name: str) -> Task | None:
-    """The task of that name, None where it is none."""
-    return cast(Task, importlib.import_module(f"{__name__}.{name}")) if name in names() else None
+    """What --data.path names, where that is a task."""
+    return load(name) if name in names() else None
 
 
 def pointed(config: Config, folder: Path) -> Config:
