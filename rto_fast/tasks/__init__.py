@@ -32,7 +32,7 @@ class Oracle(Protocol):
 
 
 class Task(Protocol):
-    """What the __init__.py of a task's folder holds."""
+    """What the module `entry` of a task's folder holds."""
 
     def write_task(self, folder: Path, seed: int) -> None:
         """Write `folder`, which is new or empty, whole or not at all; the same seed gives the same bytes.
@@ -59,7 +59,7 @@ def names() -> list[str]:
 
 def load(name: str) -> Task:
     """One of `names`."""
-    return cast(Task, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Task, importlib.import_module(f"{__name__}.{name}.entry"))
 
 
 def named(name: str) -> Task | None:
