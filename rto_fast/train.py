@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from rto_fast import cli
+from rto_fast import cli, tasks
 from rto_fast.config import NEUTRAL, Config, neutral, trust
 from rto_fast.config.recipe import load_recipe
 
@@ -22,7 +22,7 @@ def parse(args: Sequence[str]) -> Config:
     Code is run for flags alone: a recipe that asks for it is refused unless the flags ask for the same.
     """
     cli.check_words(args)
-    name = NEUTRAL if neutral.is_own(args) or not {"-h", "--help"}.isdisjoint(args) else Config.recipe
+    name = NEUTRAL if neutral.is_own(args, tasks.names()) or not {"-h", "--help"}.isdisjoint(args) else Config.recipe
     for flag, value in zip(args, [*args[1:], ""], strict=False):
         if flag == "--recipe" or flag.startswith("--recipe="):
             name = flag.partition("=")[2] or value

@@ -22,7 +22,6 @@ OWN = (
     *("--data.path", "--data.prompts", "--data.demonstrations", "--data.evaluation"),
 )
 """Flags that say: this is the user's own."""
-NOT_OWN = ("quickstart", "none", "")
 
 SIZES = (0.26e6, 2.8e9, 8e9)
 RATES = {
@@ -108,11 +107,11 @@ LATER = {
 }
 
 
-def is_own(args: Sequence[str]) -> bool:
-    """Whether a command line names a model or data of the user's."""
+def is_own(args: Sequence[str], tasks: Sequence[str]) -> bool:
+    """Whether a command line names a model or data of the user's; `tasks` are none."""
     words = zip(args, [*args[1:], ""], strict=False)
     given = [word.split("=", 1) if "=" in word else [word, value] for word, value in words]
-    return any(flag in OWN and value.lower() not in NOT_OWN for flag, value in given)
+    return any(flag in OWN and value.lower() not in ("none", "", *tasks) for flag, value in given)
 
 
 def base() -> Config:

@@ -73,10 +73,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def watch(options: Watch) -> dict[str, Any]:
     """Show, measure, write; returns what credit.json holds."""
-    from rto_fast.evaluate.token_rewards import pair_heatmaps
-
     _check(options)
     source = _source(options)
+    with source.run.precision():
+        return _watch(options, source)
+
+
+def _watch(options: Watch, source) -> dict[str, Any]:
+    from rto_fast.evaluate.token_rewards import pair_heatmaps
+
     scorer = source.scorer
     print(f"reward = {scorer.beta:g} log(pi_dpo/pi_ref), dpo {source.dpo_path}, reference {source.reference_path}\n")
     ranking, cases, left_out = _corrupted(options, source)
@@ -144,21 +149,20 @@ def _corrupted(options: Watch, source):
     """(ranking or None, maps of examples, answers left out)."""
     from rto_fast.credit.swaps import rank_corrupted
     from rto_fast.data.rows import to_pairs
-    from rto_fast.tasks.quickstart.corrupt import corrupted_answers
 
     pairs = None
     if options.corrupted == 0:
         return None, [], 0
     if options.pairs is not None:
         pairs = source.corrupted(options.pairs, options.corrupted)
-    elif source.oracle is not None:
-        seed = source.run.seed if options.seed is None else options.seed
-        rows = [answer.row for answer in corrupted_answers(options.corrupted or 200, seed)]
+    elif source.run.task is not None:
+        seed = source.run.config.seed if options.seed is None else options.seed
+        rows = source.run.task.corrupted_rows(options.corrupted or 200, seed)
         pairs = source.encode(to_pairs(rows, columns={"rejected": "corrupted"}).items)
     if pairs is None:
         if options.corrupted:
             raise ValueError(
-                "corrupted: only the quickstart can make corrupted answers; give --pairs with columns chosen and "
+                "corrupted: only an embedded task can make corrupted answers; give --pairs with columns chosen and "
                 "corrupted"
             )
         return None, [], 0
@@ -173,16 +177,16 @@ def _oracle_auc(options: Watch, source, lines: list[tuple[str, str]]) -> dict[st
     from rto_fast.rollout import Sampling, rollout
     from rto_fast.training.seeds import derive
 
-    run, scorer, oracle = source.run, source.scorer, source.oracle
-    prompts = source.evaluation(options.answers)
+    config, scorer, oracle = source.run.config, source.scorer, source.oracle
+    prompts = source.corpus.evaluation[: options.answers]
     with tqdm(desc="sampling", total=len(prompts), leave=False, disable=not sys.stderr.isatty()) as bar:
         answers = rollout(
             scorer.reference.hf,
             prompts,
-            Sampling(run.eval.temperature, None, run.eval.top_p, run.max_new_tokens),
-            (source.template.eos_id,),
-            seed=derive(run.seed, "evaluation"),
-            max_batch=run.rto.sampling.batch_size,
+            Sampling(config.eval.temperature, None, config.eval.top_p, config.max_new_tokens),
+            source.eos_token_ids,
+            seed=derive(config.seed, "evaluation"),
+            max_batch=config.rto.sampling.batch_size,
             progress=bar.update,
         )
     signs = [np.array(oracle.answer_signs(a.prompt, a.response)) for a in answers]

@@ -13,7 +13,6 @@ from rto_fast.data.encode import EncodedDemonstration
 from rto_fast.evaluate.policies import answer_logprobs
 from rto_fast.evaluate.stats import mean_estimate
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import load_language_model
 from rto_fast.rollout import Sampling, rollout
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.sft import SFT
@@ -64,25 +63,19 @@ class Curve:
 
 def starts_of(source: Source, wanted: Sequence[str]) -> list[str]:
     """The starts that differ: a run without demonstrations did its SFT on the chosen answers."""
-    return [s for s in wanted if s != "demonstrations" or _has_demonstrations(source)]
-
-
-def _has_demonstrations(source: Source) -> bool:
-    return source.oracle is not None or bool(source.run.data.demonstrations)
+    return [s for s in wanted if s != "demonstrations" or source.run.config.data.demonstrations]
 
 
 def start_model(source: Source, start: str, seed: int, progress: Callable[[int], object]) -> LanguageModel:
     """The model that DPO starts from."""
-    device = source.scorer.reference.hf.device
+    run = source.run
     if start == "none":
-        base = source.run.model.path
-        base = str(source.folder / "task" / "model") if source.oracle and base in ("", "quickstart") else base
-        return load_language_model(base, device=device, trust_remote_code=source.trusted)
-    model = load_language_model(source.reference_path, device=device, trust_remote_code=source.trusted)
-    if start == "chosen" and _has_demonstrations(source):
-        run = source.run.sft
-        config = replace(run, epochs=1.0, optim=replace(run.optim, lr=run.optim.lr * _TUNING))
-        answers = [EncodedDemonstration(p.prompt, p.chosen) for p in source.pairs(None, training=True)]
+        return run.load(run.config.model.path)
+    model = run.load(source.reference_path, "reference")
+    if start == "chosen" and run.config.data.demonstrations:
+        sft = run.config.sft
+        config = replace(sft, epochs=1.0, optim=replace(sft.optim, lr=sft.optim.lr * _TUNING))
+        answers = [EncodedDemonstration(p.prompt, p.chosen) for p in source.corpus.pairs]
         _train(SFT, model, answers, config, source, seed, lambda step: progress(1))
     return model
 
@@ -97,10 +90,10 @@ def dpo_from(
     progress: Callable[[int], object],
 ) -> Curve:
     """Train `model` by DPO for `steps` steps on as many pairs as they take, measuring at `points` steps and at 0."""
-    run, reference = source.run, copy.deepcopy(model).requires_grad_(False).eval()
-    pairs = source.pairs(None, training=True)[: steps * run.dpo.batch_size]
+    dpo, reference = source.run.config.dpo, copy.deepcopy(model).requires_grad_(False).eval()
+    pairs = source.corpus.pairs[: steps * dpo.batch_size]
     probe = _Probe(reference, source, pairs[:answers], seed)
-    curve = Curve(run.dpo.beta, probe.logprobs, [probe.point(model, 0)])
+    curve = Curve(dpo.beta, probe.logprobs, [probe.point(model, 0)])
     at = {round(steps * i / points) for i in range(1, points + 1)}
 
     def after(step: int) -> None:
@@ -109,8 +102,8 @@ def dpo_from(
             curve.points.append(probe.point(model, step))
 
     # a file shorter than that is gone through again
-    epochs = steps * min(run.dpo.batch_size, len(pairs)) / len(pairs)
-    _train(DPO, model, pairs, replace(run.dpo, epochs=epochs), source, seed, after)
+    epochs = steps * min(dpo.batch_size, len(pairs)) / len(pairs)
+    _train(DPO, model, pairs, replace(dpo, epochs=epochs), source, seed, after)
     return curve
 
 
@@ -118,15 +111,16 @@ class _Probe:
     """The answers to measure on, and what pi_ref says of them."""
 
     def __init__(self, reference: LanguageModel, source: Source, pairs: list, seed: int):
-        self.reference, self.beta, self.num = reference, source.run.dpo.beta, len(pairs)
-        self.limits = (source.run.microbatch_rows, source.run.workspace_mb)
+        config = source.run.config
+        self.reference, self.beta, self.num = reference, config.dpo.beta, len(pairs)
+        self.limits = (config.microbatch_rows, config.workspace_mb)
         sampled = rollout(
             reference.hf,
             [p.prompt for p in pairs],
-            Sampling(max_new_tokens=source.run.max_new_tokens),
-            (source.template.eos_id,),
+            Sampling(max_new_tokens=config.max_new_tokens),
+            source.eos_token_ids,
             seed=derive(seed, "likelihood"),
-            max_batch=source.run.rto.sampling.batch_size,
+            max_batch=config.rto.sampling.batch_size,
         )
         self.own = [EncodedDemonstration(a.prompt, a.response) for a in sampled]
         chosen = [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
@@ -155,6 +149,6 @@ def _train(kind, model: LanguageModel, data: list, config, source: Source, seed:
     """One stage by the training loop; nothing is written."""
     run = source.run
     state = loop.make_state(config.optim, {"policy": model})
-    limits = {"microbatch_rows": run.microbatch_rows, "workspace_mb": run.workspace_mb}
-    stage = kind(model, data, config, state, seed=seed, device=model.hf.device, **limits)
-    loop.train(stage, state, lambda step, metrics: None, stage.num_steps, after_step=lambda s: after(s.step))
+    stage = kind(model, data, config, state, seed=seed, device=run.device, **run.limits)
+    quiet: Callable[[int, dict[str, float]], None] = lambda step, metrics: None  # noqa: E731
+    loop.train(stage, state, quiet, stage.num_steps, run.autocast, lambda s: after(s.step))

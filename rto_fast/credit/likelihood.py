@@ -83,19 +83,21 @@ def follow(options: Follow) -> dict[str, Any]:
     if unknown := [s for s in options.starts if s not in STARTS]:
         raise ValueError(f"starts: must be of {', '.join(STARTS)}, got {unknown[0]!r}")
     source = from_run(options.run, device=options.device, trusted=options.trust_remote_code)
-    seed = source.run.seed if options.seed is None else options.seed
+    config = source.run.config
+    seed = config.seed if options.seed is None else options.seed
     curves = {}
     for start in starts_of(source, options.starts):
-        with tqdm(desc=start, unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+        bar = tqdm(desc=start, unit="step", leave=False, disable=not sys.stderr.isatty())
+        with bar, source.run.precision():
             model = start_model(source, start, seed, bar.update)
             curve = dpo_from(model, source, options.steps, options.answers, options.points, seed, bar.update)
         curves[start] = curve
         print("\n".join(_table(start, curve)) + "\n", flush=True)
-    figures = {"beta": source.run.dpo.beta, "steps": options.steps, "curves": {k: c.plain() for k, c in curves.items()}}
+    figures = {"beta": config.dpo.beta, "steps": options.steps, "curves": {k: c.plain() for k, c in curves.items()}}
     folder = Path(options.output or options.run).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "likelihood.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
-    chart = panels({STARTS[k]: c.points for k, c in curves.items()}, source.run.dpo.beta)
+    chart = panels({STARTS[k]: c.points for k, c in curves.items()}, config.dpo.beta)
     html = page([], title="Implicit reward of chosen and rejected answers during DPO", before=chart)
     write_whole(folder / "likelihood.html", html)
     print(f"written: {folder / 'likelihood.html'}, {folder / 'likelihood.json'}")

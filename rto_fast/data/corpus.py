@@ -1,6 +1,6 @@
 """Everything a run learns from and is measured on, as token ids: pairs, demonstrations, prompts, held-out prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -82,9 +82,9 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     Whatever is held out, be it split off from the pairs or the prompts or given as data.evaluation, is removed from
     every source (`data.held_out.HeldOut` says which prompts are the same); the notes count it.
     """
-    template = Template(tokenizer, config.template, config.parse_special)
+    template = template_of(config, tokenizer)
     limits = Limits(max_length=config.max_length, max_prompt=config.max_prompt)
-    sources, kept_out = _read(config, seed)
+    sources, kept_out = _read(config, seed, ("pairs", "prompts", "demonstrations", "evaluation"))
     evaluation = sources["evaluation"].found.items if config.evaluation else kept_out
     conversations: dict[tuple[int, ...], tuple[Message, ...]] = {}
 
@@ -124,8 +124,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
             references |= _references(sources[what], template, limits, config.columns.get("reference"))
     evaluation = _distinct(asked)
     notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(evaluation)} held out for evaluation")
-    eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
-    ends = _sentence_ends(tokenizer)
+    eos, ends = template.eos_token_ids, _sentence_ends(tokenizer)
     digests = {_field(what): source.digests for what, source in sources.items()}
     return Corpus(
         pairs,
@@ -143,13 +142,28 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     )
 
 
+def template_of(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """How a run writes its texts."""
+    return Template(tokenizer, config.template, config.parse_special)
+
+
+def held_out_rows(config: DataConfig, seed: int) -> list:
+    """What a run is evaluated on, in its order, as rows with a `prompt`; repeats are possible. No other source is read.
+
+    Those of data.evaluation, else what is held out of the pairs, or without pairs of the prompts.
+    """
+    what = "evaluation" if config.evaluation else "pairs" if config.path else "prompts"
+    sources, kept_out = _read(config, seed, (what,))
+    return sources[what].found.items if config.evaluation else kept_out
+
+
 def _field(what: str) -> str:
     """The setting that names a source."""
     return "data.path" if what == "pairs" else f"data.{what}"
 
 
-def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list[Any]]:
-    """The sources that are given, by name, and what is split off from the pairs, or without pairs from the prompts."""
+def _read(config: DataConfig, seed: int, wanted: Sequence[str]) -> tuple[dict[str, _Source], list[Any]]:
+    """The wanted sources that are given, by name, and what is split off from the pairs, or without any the prompts."""
     # of a hub dataset prompts have the same subset and split as the pairs, or without pairs their own
     where: dict[str, Any] = {"subset": config.subset, "split": config.split, "limit": config.max_rows}
     sources: dict[str, _Source] = {}
@@ -160,7 +174,7 @@ def _read(config: DataConfig, seed: int) -> tuple[dict[str, _Source], list[Any]]
         ("demonstrations", config.demonstrations, to_demonstrations, {}),
         ("evaluation", config.evaluation, to_prompts, {}),
     ):
-        if not path:
+        if not path or what not in wanted:
             continue
         digests = RowDigests()
         rows = read_rows(path, **options, field=_field(what), digests=digests)

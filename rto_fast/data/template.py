@@ -84,6 +84,11 @@ class Template:
         behind = self._encode([f"{tokenizer.eos_token}b"], split_special_tokens=False)[0]
         self._restarts = behind[1:] == self._encode(["b"])[0]
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """What ends an answer: the token that closes a turn, and the tokenizer's EOS."""
+        return tuple(dict.fromkeys([self.eos_id, self.tokenizer.eos_token_id]))
+
     def prompts(
         self, conversations: Sequence[Sequence[Message]], refused: dict[int, str] | None = None
     ) -> list[list[int]]:

@@ -40,7 +40,7 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
     total = num_rows(options, len(source.prompts))
     results: dict[str, Any] = {"judge": source.judge, "prompts": len(source.prompts), "beta": source.beta}
     results["sample_prompts"] = source.texts(source.prompts[: options.samples])
-    with source.precision(), tqdm(total=total, desc="decode", unit="row", dynamic_ncols=True, **quiet) as bar:
+    with source.run.precision(), tqdm(total=total, desc="decode", unit="row", dynamic_ncols=True, **quiet) as bar:
         lab = open_lab(source, options, bar.update)
         results["baselines"] = {name: baseline.summary() for name, baseline in lab.baselines.items()}
         results["over_optimised"] = {}

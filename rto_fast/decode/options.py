@@ -5,6 +5,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+from rto_fast.runs.settings import check_run
+
 Search = Literal["likelihood", "implicit_reward"]
 
 
@@ -67,9 +69,9 @@ class Options:
     """Where to write the figures. Default: decode.json in the run's folder, else here."""
 
     def __post_init__(self) -> None:
-        if self.run is not None and not Path(self.run).expanduser().joinpath("config.toml").is_file():
-            raise ValueError(f"run: no config.toml in {self.run!r}; give the folder of a finished run")
-        if self.run is None:
+        if self.run is not None:
+            check_run(Path(self.run).expanduser())
+        else:
             missing = [name for name in ("dpo", "reference", "prompts") if getattr(self, name) is None]
             if missing:
                 flags = ", ".join(f"--{name}" for name in missing)

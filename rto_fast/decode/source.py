@@ -1,32 +1,24 @@
 """What is decoded, from what, and how it is judged: taken from a finished run, or from paths."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast import tasks
 from rto_fast.config import Config
-from rto_fast.config.recipe import load_recipe
-from rto_fast.config.trust import check_tool
+from rto_fast.data.corpus import held_out_rows, template_of
 from rto_fast.data.encode import encode_prompts
-from rto_fast.data.fingerprint import check_same_tokenizer
-from rto_fast.data.held_out import split
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import detect_kind, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
-from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.decode.options import Options
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import DTYPES, load_language_model
 from rto_fast.rollout import Completion, Hypothesis, Sampling, realign
 from rto_fast.rollout.lane import check_prompts
-from rto_fast.tasks.quickstart.judge import Oracle
+from rto_fast.runs.open import Run, eos_token_ids, open_run
 
 _NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
 Answer = Completion | Hypothesis
@@ -34,6 +26,8 @@ Answer = Completion | Hypothesis
 
 @dataclass(frozen=True)
 class Source:
+    run: Run
+    """Without one, how models that are given by their paths are loaded."""
     dpo: LanguageModel
     reference: LanguageModel
     policy: LanguageModel | None
@@ -42,19 +36,12 @@ class Source:
     sampling: Sampling
     beta: float
     seed: int
-    oracle: Oracle | None
+    oracle: tasks.Oracle | None
     tokenizer: PreTrainedTokenizerBase
-    autocast: torch.dtype | None
-    limits: dict[str, Any]
 
     @property
     def judge(self) -> str:
         return "implicit_reward" if self.oracle is None else "oracle_return"
-
-    def precision(self) -> AbstractContextManager:
-        """The arithmetic of every forward pass."""
-        device = self.dpo.hf.device.type
-        return torch.autocast(device, self.autocast, enabled=self.autocast is not None)
 
     def texts(self, sequences: Sequence[list[int]]) -> list[str]:
         """As people read them; special tokens are shown."""
@@ -62,7 +49,7 @@ class Source:
 
     def logprobs(self, model: LanguageModel, answers: Sequence[Answer]) -> np.ndarray:
         """(answers,) summed log-probs."""
-        return np.array([x.sum() for x in answer_logprobs(model, answers, **self.limits)])
+        return np.array([x.sum() for x in answer_logprobs(model, answers, **self.run.limits)])
 
     def measure(
         self, answers: Sequence[Answer], dpo: np.ndarray, reference: np.ndarray, own: np.ndarray | None = None
@@ -77,100 +64,68 @@ class Source:
 
 def open_source(options: Options) -> Source:
     """Load models and prompts. Raises ValueError or OSError, naming the flag."""
-    folder = None if options.run is None else Path(options.run).expanduser()
-    config = Config() if folder is None else load_recipe(str(folder / "config.toml"))
-    check_tool(config, options.trust_remote_code, folder)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
-    models, tokenizer = _load(options, config, folder, device)
-    template = Template(tokenizer, options.template or config.data.template, config.data.parse_special)
-    prompts = _encode(options, config, folder, template)
+    run = open_run(options.run, device=options.device, template=options.template, trusted=options.trust_remote_code)
+    config = run.config
+    models, tokenizer = _load(options, run)
+    template = template_of(config.data, tokenizer)
+    prompts = _encode(options, config, template)
     given = lambda flag, default: default if flag is None else flag  # noqa: E731
-    new_tokens = given(options.max_new_tokens, config.max_new_tokens if folder else 128)
+    new_tokens = given(options.max_new_tokens, config.max_new_tokens if options.run else 128)
     for model in models.values():  # before anything is decoded: do all fit together?
         check_prompts("prompts", [model.hf], prompts, new_tokens, options.max_batch)
         realign(model.hf, models["dpo"].hf, models["reference"].hf, 0.0)
     temperature, top_p = given(options.temperature, config.eval.temperature), given(options.top_p, config.eval.top_p)
-    by_oracle = _is_quickstart(config) and not options.prompts
-    with_autocast = config.model.dtype == "auto" and device.startswith("cuda")
     return Source(
+        run=run,
         dpo=models["dpo"],
         reference=models["reference"],
         policy=models.get("policy"),
         prompts=prompts,
-        eos_token_ids=_eos_token_ids(template, models["dpo"]),
+        eos_token_ids=eos_token_ids(template.eos_token_ids, models["dpo"]),
         sampling=Sampling(temperature, None, top_p, new_tokens),
         beta=given(options.beta, config.dpo.beta),
         seed=given(options.seed, config.seed),
-        oracle=Oracle(tokenizer) if by_oracle else None,
+        oracle=run.task.make_oracle(tokenizer) if run.task and not options.prompts else None,
         tokenizer=tokenizer,
-        autocast=torch.bfloat16 if with_autocast else None,
-        limits={"microbatch_rows": config.microbatch_rows, "workspace_mb": config.workspace_mb},
     )
 
 
-def _load(
-    options: Options, config: Config, folder: Path | None, device: str
-) -> tuple[dict[str, LanguageModel], PreTrainedTokenizerBase]:
+def _load(options: Options, run: Run) -> tuple[dict[str, LanguageModel], PreTrainedTokenizerBase]:
     """The models by their flags' names, and the tokenizer that they share."""
     paths = {
-        "dpo": _path(options.dpo, folder) or config.dpo.model or str(folder / "dpo"),
-        "reference": _path(options.reference, folder) or config.sft.model or str(folder / "sft"),
-        "policy": _path(options.policy, folder),
+        "dpo": _path(options.dpo, run) or run.stage_path("dpo"),
+        "reference": _path(options.reference, run) or run.stage_path("sft"),
     }
-    paths = {name: path for name, path in paths.items() if path}
-    dtype = torch.float32 if config.model.dtype == "auto" else DTYPES[config.model.dtype]
-    trust = options.trust_remote_code
+    if policy := _path(options.policy, run):
+        paths["policy"] = policy
     loaded: dict[str, LanguageModel] = {}
     for name, path in paths.items():
         # a model that is named twice is one model, and runs once in a mixture
         if path not in loaded:
-            loaded[path] = load_language_model(path, dtype=dtype, device=device, field=name, trust_remote_code=trust)
-    tokenizer = load_tokenizer(paths["dpo"], "dpo", trust)
-    for name in paths:
-        check_same_tokenizer(tokenizer, load_tokenizer(paths[name], name, trust), "dpo", name)
-    return {name: loaded[path] for name, path in paths.items()}, tokenizer
+            loaded[path] = run.load(path, name)
+    return {name: loaded[path] for name, path in paths.items()}, run.shared_tokenizer(paths)
 
 
-def _path(given: str | None, folder: Path | None) -> str | None:
+def _path(given: str | None, run: Run) -> str | None:
     """A stage of the run by its name, or the path as it is."""
-    is_stage = given and folder is not None and (folder / given / "config.json").is_file()
-    return str(folder / given) if is_stage else given
+    is_stage = given and (run.folder / given / "config.json").is_file()
+    return str(run.folder / given) if is_stage else given
 
 
-def _is_quickstart(config: Config) -> bool:
-    return config.data.path == "quickstart"
-
-
-def _encode(options: Options, config: Config, folder: Path | None, template: Template) -> list[list[int]]:
-    """The distinct prompts as token ids, in order."""
+def _encode(options: Options, config: Config, template: Template) -> list[list[int]]:
+    """The distinct prompts as token ids, in order: those of the flag's file, else those of the run's evaluation."""
     max_prompt = options.max_prompt or config.data.max_prompt
-    rows = _rows(options, config, folder)
+    rows = _rows(options.prompts, config) if options.prompts else held_out_rows(config.data, config.seed)
     encoded, _ = encode_prompts(rows, template, max_length=config.data.max_length, max_prompt=max_prompt)
     prompts = [list(p) for p in dict.fromkeys(map(tuple, encoded))]
-    own = config.eval.prompts if folder and not options.prompts else 0
+    own = config.eval.prompts if options.run and not options.prompts else 0
     count = options.num_prompts or own or len(prompts)
     if len(prompts[:count]) < 2:
         raise ValueError(f"prompts: needs at least 2 distinct prompts for an interval, got {len(prompts[:count])}")
     return prompts[:count]
 
 
-def _rows(options: Options, config: Config, folder: Path | None) -> list:
-    """Prompts as the data module knows them: those of the flag's file, else the run's evaluation's."""
-    data = config.data
-    file, columns = options.prompts or data.evaluation, data.columns
-    if _is_quickstart(config) and not options.prompts:
-        file = str(folder / "task" / "eval.jsonl")
-    if file:
-        raw = read_rows(file)
-        return _NORMALISE[detect_kind(raw[0], columns)](raw, columns=columns).items
-    pairs = to_pairs(read_rows(data.path, subset=data.subset, split=data.split, limit=data.max_rows), columns=columns)
-    return split(pairs.items, data.held_out, config.seed)[1]
-
-
-def _eos_token_ids(template: Template, model: LanguageModel) -> tuple[int, ...]:
-    """As in the run: the template's and the tokenizer's EOS, and those of the model's generation config."""
-    extra = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
-    extra = extra if isinstance(extra, list) else [extra] if extra is not None else []
-    return tuple(dict.fromkeys([template.eos_id, template.tokenizer.eos_token_id, *extra]))
+def _rows(file: str, config: Config) -> list:
+    """A file's prompts as the data module knows them."""
+    raw, columns = read_rows(file), config.data.columns
+    return _NORMALISE[detect_kind(raw[0], columns)](raw, columns=columns).items

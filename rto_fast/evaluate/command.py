@@ -35,7 +35,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     about = subject(options)
     # a judge that cannot be asked is better known of before the policies have answered
     client = client_of(options.llm) if about.judge == "llm" else None
-    tokenizer = shared_tokenizer(about, options.trust_remote_code)
+    tokenizer = shared_tokenizer(about)
     prompts = read_prompts(options, about, tokenizer)
     sampling = Sampling(options.temperature, None, options.top_p, about.max_new_tokens)
     about.folder.mkdir(parents=True, exist_ok=True)

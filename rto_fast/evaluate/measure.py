@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast import tasks
+from rto_fast.data.corpus import template_of
 from rto_fast.data.encode import encode_prompts
-from rto_fast.data.fingerprint import check_same_tokenizer, fingerprint
+from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.parse import Message
 from rto_fast.data.rows import Prompt
-from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.policies import Evaluation, evaluate
@@ -20,10 +19,8 @@ from rto_fast.evaluate.saved import Saved
 from rto_fast.evaluate.subject import Subject
 from rto_fast.judges.reward_model import reward_judge
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model
 from rto_fast.rollout import Completion, Sampling
-from rto_fast.tasks.quickstart.judge import Oracle
-from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
+from rto_fast.runs.open import eos_token_ids
 from rto_fast.training.progress import progress
 
 PAPER_PROMPTS, PAPER_LLM_PROMPTS = 400, 100
@@ -39,20 +36,15 @@ class Prompts:
     eos_token_ids: tuple[int, ...]
 
 
-def shared_tokenizer(about: Subject, trusted: bool = False) -> PreTrainedTokenizerBase:
+def shared_tokenizer(about: Subject) -> PreTrainedTokenizerBase:
     """The tokenizer that all language models here share."""
     paths = {**about.policies, "the reference": about.reference, "the DPO model": about.dpo}
-    (first, path), *others = ((name, path) for name, path in paths.items() if path)
-    tokenizer = load_tokenizer(path, first, trusted)
-    for name, other in others:
-        if other != path:
-            check_same_tokenizer(tokenizer, load_tokenizer(other, name, trusted), first, name)
-    return tokenizer
+    return about.run.shared_tokenizer({name: path for name, path in paths.items() if path})
 
 
 def read_prompts(options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """Distinct prompts in their order, as the run's own evaluation has them."""
-    template = Template(tokenizer, about.template, about.parse_special)
+    template = template_of(about.run.config.data, tokenizer)
     rows = [Prompt(c) for c in about.conversations]
     limits = {"max_length": about.max_prompt + about.max_new_tokens, "max_prompt": about.max_prompt}
     encoded, report = encode_prompts(rows, template, **limits)
@@ -63,24 +55,29 @@ def read_prompts(options: Options, about: Subject, tokenizer: PreTrainedTokenize
     chosen = list(first.items())[:count]
     if len(chosen) < 2:
         raise ValueError(f"prompts: at least 2 distinct ones are needed for an interval, got {len(chosen)}")
-    eos = tuple(dict.fromkeys([template.eos_id, tokenizer.eos_token_id]))
-    prompts = Prompts([list(ids) for ids, _ in chosen], [about.conversations[row] for _, row in chosen], eos)
+    conversations = [about.conversations[row] for _, row in chosen]
+    prompts = Prompts([list(ids) for ids, _ in chosen], conversations, template.eos_token_ids)
     if about.judge == "oracle":
-        _check_oracle(tokenizer, prompts)
+        oracle = _oracle(about, tokenizer)
+        for ids in prompts.ids:
+            try:
+                oracle.answer_return(ids, [tokenizer.eos_token_id])
+            except ValueError as error:
+                text = tokenizer.decode(ids)
+                raise ValueError(f"judge: the oracle cannot read the prompt {text!r} ({error})") from None
     return prompts
 
 
-def _check_oracle(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
-    if fingerprint(tokenizer).vocab != fingerprint(build_tokenizer()).vocab:
-        raise ValueError(
-            "judge: the oracle knows the quickstart's language only, and these policies speak another; "
-            "use --judge reward-model, implicit or llm"
-        )
-    for ids in prompts.ids:
-        try:
-            Oracle(tokenizer).answer_return(ids, [tokenizer.eos_token_id])
-        except ValueError as error:
-            raise ValueError(f"judge: the oracle cannot read the prompt {tokenizer.decode(ids)!r} ({error})") from None
+def _oracle(about: Subject, tokenizer: PreTrainedTokenizerBase) -> tasks.Oracle:
+    """That of the run's task, else of the task whose language the policies speak."""
+    known = tasks.names()
+    for task in [about.run.task] if about.run.task else map(tasks.load, known):
+        if fingerprint(task.build_tokenizer()).vocab == fingerprint(tokenizer).vocab:
+            return task.make_oracle(tokenizer)
+    raise ValueError(
+        f"judge: the oracle knows the {' and the '.join(known)}'s language only, and these policies speak another; "
+        "use --judge reward-model, implicit or llm"
+    )
 
 
 def measure(
@@ -90,22 +87,20 @@ def measure(
 
     One policy at a time is in memory, beside the models that measure it.
     """
-    placed = _placed(options)
-    device = placed["device"]
+    run = about.run
     loaded: dict[str, LanguageModel] = {}
 
     def language_model(path: str, field: str) -> LanguageModel:
         if path not in loaded:
-            loaded[path] = load_language_model(path, field=field, **placed)
+            loaded[path] = run.load(path, field)
         return loaded[path]
 
-    judge = _judge(options, about, tokenizer, prompts, placed)
+    judge = _judge(options, about, tokenizer, prompts)
     settings = {"prompts": prompts.ids, "sampling": asdict(sampling), "seed": options.seed, "beta": about.beta}
-    settings |= {"batch_size": options.batch_size, "dtype": options.dtype, "device": device.type}
+    settings |= {"batch_size": options.batch_size, "dtype": run.config.model.dtype, "device": run.device.type}
     saved = Saved(about.kept / "answers")
     evaluations: dict[str, Evaluation] = {}
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.dtype == "auto" and device.type == "cuda")
-    with progress(len(about.policies) * len(prompts.ids), "answer") as bar, autocast:
+    with progress(len(about.policies) * len(prompts.ids), "answer") as bar, run.precision():
         for name, path in about.policies.items():
             bar.set_description(name, refresh=False)
             key = saved.key(settings, path, about.reference, about.dpo)
@@ -119,7 +114,7 @@ def measure(
                     beta=about.beta,
                     prompts=prompts.ids,
                     sampling=sampling,
-                    eos_token_ids=(*prompts.eos_token_ids, *_own_eos(policy)),
+                    eos_token_ids=eos_token_ids(prompts.eos_token_ids, policy),
                     seed=options.seed,
                     batch_size=options.batch_size,
                     microbatch_rows=options.microbatch_rows,
@@ -135,41 +130,22 @@ def measure(
     return evaluations
 
 
-def _placed(options: Options) -> dict[str, Any]:
-    """How models are loaded."""
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(available if options.device == "auto" else options.device)
-    except RuntimeError as error:
-        raise ValueError(f"device: {options.device!r} is none ({str(error).splitlines()[0]})") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {options.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
-    dtype = DTYPES.get(options.dtype, torch.float32)
-    return {"dtype": dtype, "device": device, "trust_remote_code": options.trust_remote_code}
-
-
 def _judge(
-    options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, placed: dict[str, Any]
+    options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase, prompts: Prompts
 ) -> Callable[[list[Completion]], dict[str, np.ndarray]]:
     """A function answers -> the field of `Evaluation` that the judge of the options fills."""
     if about.judge == "oracle":
-        oracle = Oracle(tokenizer)
+        oracle = _oracle(about, tokenizer)
         return lambda answers: {"oracle": np.array([oracle.answer_return(a.prompt, a.response) for a in answers])}
     if about.judge != "reward-model":
         return lambda answers: {}
     known = zip(map(tuple, prompts.ids), prompts.conversations, strict=True)
     score = reward_judge(
-        load_scalar_model(about.reward_model, field="reward_model", **placed),
-        load_tokenizer(about.reward_model, "reward_model", options.trust_remote_code),
+        about.run.load_scalar(about.reward_model, "reward_model"),
+        load_tokenizer(about.reward_model, "reward_model", about.run.trusted),
         tokenizer,
-        {} if about.template == "none" else dict(known),
+        {} if about.run.config.data.template == "none" else dict(known),
         max_rows=options.microbatch_rows,
         field="reward_model",
     )
     return lambda answers: {"score": np.array(score(answers))}
-
-
-def _own_eos(policy: LanguageModel) -> list[int]:
-    """Those of the model's generation config."""
-    extra = policy.hf.generation_config.eos_token_id if policy.hf.generation_config else None
-    return extra if isinstance(extra, list) else [] if extra is None else [extra]

@@ -69,8 +69,8 @@ class Options:
     """Memory of the vocabulary-sized operators; none = 64 on CPU, 2048 on CUDA."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights. auto: float32, on CUDA with bfloat16 arithmetic."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Of the weights; none = the run's, else auto: float32, on CUDA with bfloat16 arithmetic."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model. Only for models you have read."""
     llm: LLMOptions = field(default_factory=LLMOptions)

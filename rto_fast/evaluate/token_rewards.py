@@ -13,7 +13,7 @@ from rto_fast.evaluate.heatmap import Heatmap
 from rto_fast.evaluate.policies import answer_logprobs
 from rto_fast.model.language import LanguageModel
 from rto_fast.rollout import Completion
-from rto_fast.tasks.quickstart.judge import Oracle
+from rto_fast.tasks import Oracle
 
 _WINDOW = 8
 """Tokens before one that are decoded with it: spaces, and characters of several tokens, depend on the neighbours."""

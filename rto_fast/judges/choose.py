@@ -8,8 +8,8 @@ from rto_fast.files.text import one_line
 from rto_fast.judges import Judge, Scorer, as_texts
 from rto_fast.judges.reward_model import reward_judge
 from rto_fast.model.load import check_scalar_folder, load_scalar_model
-from rto_fast.pipeline.prepare import Context
 from rto_fast.rollout import Completion
+from rto_fast.runs.open import Context
 
 
 def scorer_of(context: Context, config: RTOConfig) -> Judge | None:

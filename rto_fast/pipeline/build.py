@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 from rto_fast.config import RTOConfig, member
 from rto_fast.judges.choose import scorer_of, watch_of
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import load_scalar_model
 from rto_fast.model.scalar import ScalarModel, critic_from
-from rto_fast.pipeline.prepare import Context
 from rto_fast.rl.collect import Collector
 from rto_fast.rl.score import Models
+from rto_fast.runs.open import Context
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.rm import RewardModel
 from rto_fast.stages.rto import RTO
@@ -84,7 +83,4 @@ def _critic(context: Context, config: RTOConfig, policy: LanguageModel, referenc
     if not config.critic.model:
         return critic_from(reference)
     path = context.stage_path("rm") if config.critic.model == "rm" else config.critic.model
-    trusted = context.config.model.trust_remote_code
-    return load_scalar_model(
-        path, dtype=context.dtype, device=context.device, field="rto.critic.model", trust_remote_code=trusted
-    )
+    return context.load_scalar(path, "rto.critic.model")

@@ -11,7 +11,7 @@ from rto_fast.evaluate.report import print_table
 from rto_fast.files.digests import write_recorded
 from rto_fast.pipeline.run import run
 from rto_fast.report import summarise, write_report
-from rto_fast.runs.folder import claim
+from rto_fast.runs.folder import alone, check, claim
 from rto_fast.training.interrupt import signals_stop
 
 
@@ -21,8 +21,9 @@ def compare(config: Config, say: Callable[[str], None] = print, take_from: str |
     A seed that is finished is evaluated again and not trained again; a running one goes on where it stood. Of a
     comparison `take_from` each seed takes over what the same one has finished.
     """
-    folder = claim(config)
-    with signals_stop():
+    folder = check(config)
+    with alone(folder), signals_stop():
+        claim(config)
         return _compare(config, folder, say, take_from)
 
 

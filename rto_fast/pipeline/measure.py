@@ -17,8 +17,8 @@ from rto_fast.files.digests import write_recorded
 from rto_fast.judges import Judge
 from rto_fast.judges.choose import reward_model, scorer_of
 from rto_fast.model.language import LanguageModel
-from rto_fast.pipeline.prepare import Context
 from rto_fast.rollout import Completion, Sampling
+from rto_fast.runs.open import Context
 from rto_fast.training.progress import progress
 from rto_fast.training.stall import StallGuard
 

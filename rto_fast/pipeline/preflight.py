@@ -14,7 +14,7 @@ from rto_fast.model.language import LanguageModel
 from rto_fast.pipeline import threads
 from rto_fast.pipeline.checks import check_eos, check_round_trip, check_trial_export
 from rto_fast.pipeline.memory import estimate
-from rto_fast.pipeline.prepare import Context
+from rto_fast.runs.open import Context
 from rto_fast.training.resources import available_memory, free_disk
 
 SMALL = 256 * 2**20

@@ -1,101 +1,26 @@
-"""Before the first step: the run's folder, device, tokenizer, data, and the checks that everything fits together."""
+"""Before the first step: a run's models and data read, and the checks that everything fits together."""
 
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast import tasks
 from rto_fast.config import Config, member
 from rto_fast.data.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.files.digests import Damaged
 from rto_fast.files.disk import new_folder, writing
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import DTYPES, load_language_model, stored_dtype
+from rto_fast.model.load import load_language_model
 from rto_fast.pipeline.facts import check_given
 from rto_fast.runs import inputs
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.folder import check
-from rto_fast.tasks.quickstart.judge import Oracle
-from rto_fast.tasks.quickstart.task import write_task
+from rto_fast.runs.open import Context, eos_token_ids, run_of
 from rto_fast.training.stall import StallGuard
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every stage needs of the run."""
-
-    config: Config
-    folder: Path
-    device: torch.device
-    dtype: torch.dtype
-    """of the stored weights"""
-    autocast: torch.dtype | None
-    """of the arithmetic, where it differs"""
-    tokenizer: PreTrainedTokenizerBase
-    eos_token_ids: tuple[int, ...]
-    corpus: Corpus
-    oracle: Oracle | None
-    """The quickstart's judge of answers."""
-    say: Callable[[str], None]
-    """Tells the user a line."""
-
-    def load(self, path: str, field: str = "model.path") -> LanguageModel:
-        try:
-            model = load_language_model(
-                path,
-                dtype=self.dtype,
-                device=self.device,
-                field=field,
-                trust_remote_code=self.config.model.trust_remote_code,
-                liger=self.config.model.liger,
-            )
-        except ValueError as error:
-            if Path(path).parent != self.folder or isinstance(error, Damaged):
-                raise
-            raise ValueError(f"{error}; to make this stage anew, delete {path!r} and give the same command") from error
-        if self.config.model.gradient_checkpointing:
-            model.hf.gradient_checkpointing_enable()
-        return model
-
-    def stage_path(self, stage: str) -> str:
-        """Where a stage's model is: given by the user, or made by this run. Without SFT the model is its own pi_ref."""
-        made = self.folder / stage
-        if stage == "sft" and "sft" not in self.config.stages and not is_finished(made):
-            return self.given(stage) or self.config.model.path
-        return self.given(stage) or str(made)
-
-    def given(self, stage: str) -> str | None:
-        """The model that the user gives in a stage's place."""
-        config = self.config
-        return {"sft": config.sft.model, "dpo": config.dpo.model, "rm": config.rm.model}.get(stage)
-
-    def export_dtype(self, stage: str) -> torch.dtype:
-        """Of the weights in a finished stage's folder (export.dtype)."""
-        if self.config.export.dtype != "auto":
-            return DTYPES[self.config.export.dtype]
-        if stage in ("sft", "dpo", "rm"):
-            return self.dtype
-        stored = stored_dtype(self.config.model.path, self.config.model.trust_remote_code)
-        # a wider type than the trained one would hold no more
-        return stored if stored is not None and stored.itemsize < self.dtype.itemsize else self.dtype
-
-    def precision(self) -> torch.autocast:
-        """The arithmetic of every forward pass, as a context."""
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        return {"microbatch_rows": self.config.microbatch_rows, "workspace_mb": self.config.workspace_mb}
-
-    @property
-    def stage_options(self) -> dict[str, Any]:
-        return {"seed": self.config.seed, "device": self.device, **self.limits}
 
 
 def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[Context, LanguageModel]:
@@ -106,30 +31,25 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise ValueError(f"WORLD_SIZE: rto_fast trains in one process, got {processes}; start it without torchrun")
-    device = _device(config.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {config.device!r} asked for, but torch sees no CUDA GPU; use --device cpu")
-    automatic = config.model.dtype == "auto"
-    dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
-    autocast = torch.bfloat16 if automatic and device.type == "cuda" else None
-    folder = check(config)
-    check_stages(config, folder)
-    config, embedded = _embedded_task(config, scratch)
-    began = inputs.read(folder)
+    run = run_of(config, config.folder, config.device)
+    check_stages(config, check(config))
+    if run.task is not None:
+        config = tasks.pointed(config, _written(run.task, config, scratch))
+        run = replace(run, config=config)
+    began = inputs.read(run.folder)
     check_given(config)
     if began:
         inputs.check(began, inputs.of_models(config, say))
-    trusted = config.model.trust_remote_code
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=trusted)
-    model = load_language_model(config.model.path, dtype=dtype, device=device, trust_remote_code=trusted)
+    start, trusted = config.model.path, config.model.trust_remote_code
+    tokenizer = load_tokenizer(start, trust_remote_code=trusted)
+    model = load_language_model(start, dtype=run.dtype, device=run.device, trust_remote_code=trusted)
     _check_context(config, model)
     with StallGuard(config.guards.stall_minutes, "reading the data"):
         corpus = load_corpus(config.data, tokenizer, config.seed)
     inputs.check(began, corpus.digests)
     _check_ids(corpus, tokenizer, model)
-    eos = _eos_token_ids(corpus, model)
-    oracle = Oracle(tokenizer) if embedded else None
-    context = Context(config, folder, device, dtype, autocast, tokenizer, eos, corpus, oracle, say)
+    eos = eos_token_ids(corpus.eos_token_ids, model)
+    context = Context(**vars(run), tokenizer=tokenizer, eos_token_ids=eos, corpus=corpus, say=say)
     _check_data(context)
     return context, model
 
@@ -169,36 +89,13 @@ def _check_data(context: Context) -> None:
             raise ValueError(f"data.{field}: the stage {stage} has nothing to learn from; give --data.{field}")
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not (number.isascii() and number.isdigit() and len(number) < 4)):
-        raise ValueError(f"device: must be auto, cpu, cuda, or cuda:1 and so on, got {name!r}")
-    return torch.device(name)
-
-
-def _embedded_task(config: Config, scratch: Path) -> tuple[Config, bool]:
-    """The quickstart names its embedded task: where it is not there yet it is written to `scratch`."""
-    if config.data.path != "quickstart":
-        return config, False
-    task = config.folder / "task"
-    if not task.exists():
-        task = scratch / "task"
-        with writing(task):
-            write_task(task, config.seed)
-    return _pointed(config, task), True
-
-
-def _pointed(config: Config, task: Path) -> Config:
-    data = replace(
-        config.data,
-        path=str(task / "pairs.jsonl"),
-        demonstrations=str(task / "demonstrations.jsonl"),
-        evaluation=str(task / "eval.jsonl"),
-    )
-    path = str(task / "model") if config.model.path in ("", "quickstart") else config.model.path
-    return replace(config, data=data, model=replace(config.model, path=path))
+def _written(task: tasks.Task, config: Config, scratch: Path) -> Path:
+    """Where the task's files lie: in the run's folder, or, where they are not there yet, written to `scratch`."""
+    if (kept := config.folder / tasks.FOLDER).exists():
+        return kept
+    with writing(folder := scratch / tasks.FOLDER):
+        task.write_task(folder, config.seed)
+    return folder
 
 
 def keep_task(context: Context, config: Config) -> Context:
@@ -206,20 +103,13 @@ def keep_task(context: Context, config: Config) -> Context:
 
     config  as `prepare` had it
     """
-    if context.oracle is None:
+    if context.task is None:
         return context
-    made, task = Path(context.config.data.path).parent, context.folder / "task"
-    if made != task:
-        with writing(task), new_folder(task) as partial:
+    made, kept = Path(context.config.data.path).parent, context.folder / tasks.FOLDER
+    if made != kept:
+        with writing(kept), new_folder(kept) as partial:
             shutil.copytree(made, partial, dirs_exist_ok=True)
-    return replace(context, config=_pointed(config, task))
-
-
-def _eos_token_ids(corpus: Corpus, model: LanguageModel) -> tuple[int, ...]:
-    """The template's and the tokenizer's EOS, and those of the model's generation config."""
-    extra = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
-    extra = extra if isinstance(extra, list) else [extra] if extra is not None else []
-    return tuple(dict.fromkeys([*corpus.eos_token_ids, *extra]))
+    return replace(context, config=tasks.pointed(config, kept))
 
 
 def _check_ids(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None:

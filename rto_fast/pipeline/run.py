@@ -15,17 +15,17 @@ from transformers.utils.logging import disable_progress_bar
 from rto_fast.config import Config, RTOConfig
 from rto_fast.files.digests import MANIFEST, check_stage, write_recorded
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import load_scalar_model
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.pipeline.build import Built, build, build_rl
 from rto_fast.pipeline.measure import evaluate_run, sweep
 from rto_fast.pipeline.memory import explained
 from rto_fast.pipeline.preflight import announce, preflight, warn
-from rto_fast.pipeline.prepare import Context, keep_task, prepare
+from rto_fast.pipeline.prepare import keep_task, prepare
 from rto_fast.pipeline.takeover import Other, open_other, take_over
 from rto_fast.runs import inputs
 from rto_fast.runs.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
 from rto_fast.runs.folder import LOCK, alone, check, claim
+from rto_fast.runs.open import Context
 from rto_fast.stages.rm import RewardModel
 from rto_fast.training import loop
 from rto_fast.training.checkpoint import Checkpoints, Saved
@@ -165,9 +165,7 @@ def _export(context: Context, stage: str, built: Built, name: str, facts: dict[s
     if isinstance(model, ScalarModel):
         facts |= {"mean": model.mean, "std": model.std}
         save_stage(folder, as_classifier(model, context.tokenizer), context.tokenizer, facts, dtype)
-        check_scalar_export(
-            folder, model, lambda path: load_scalar_model(path, dtype=context.dtype, device=context.device), dtype
-        )
+        check_scalar_export(folder, model, lambda path: context.load_scalar(path, "rm.model"), dtype)
     else:
         save_stage(folder, model.hf, context.tokenizer, facts, dtype)
         check_export(folder, model, context.load, dtype)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from rto_fast.config import Config
 from rto_fast.config.depends import builds_on, differences, section
-from rto_fast.config.recipe import build, read_toml
 from rto_fast.files.digests import check_stage
 from rto_fast.files.disk import new_folder, writing
-from rto_fast.pipeline.prepare import Context
 from rto_fast.runs import inputs
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.folder import finished
+from rto_fast.runs.open import Context
+from rto_fast.runs.settings import is_run, read_config
 from rto_fast.training.metrics import take_stage
 
 
@@ -33,12 +33,11 @@ class Other(NamedTuple):
 def open_other(name: str, config: Config) -> Other:
     """The run's folder of `--from`. ValueError, one sentence, where there is nothing to take over."""
     folder = Path(name).expanduser()
-    settings = folder / "config.toml"
-    if not settings.is_file():
+    if not is_run(folder):
         raise ValueError(f"from: {name!r} is no run of rto_fast, it holds no config.toml; give --from a run's folder")
     if config.folder.exists() and config.folder.samefile(folder):
         raise ValueError(f"from: {name!r} is this run's own folder; name another with --output, or leave out --from")
-    old = build(Config, read_toml(settings, f"from: {settings}"), f"from: {settings}")
+    old = read_config(folder, "from")
     done = finished(folder)
     if not done:
         raise ValueError(f"from: no stage of {name!r} is finished, so there is nothing to take over; leave out --from")

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rto_fast.config.recipe import MAX_BYTES, parse_toml
 from rto_fast.files.digests import MANIFEST, is_whole, stated
 from rto_fast.files.regular import open_regular, read_regular
+from rto_fast.runs.settings import SETTINGS, as_they_stand
 
 MAX_LINE = 4 << 20
 """Bytes; a longer line of a .jsonl file is skipped."""
@@ -21,7 +21,7 @@ MAX_LINES = 1 << 30
 """Bytes; what follows them in a .jsonl file is not read."""
 MAX_ANSWERS = 2000
 """Lines of answers.jsonl that are kept."""
-PARTS = ("config.toml", "metrics.jsonl", "results.json")
+PARTS = (SETTINGS, "metrics.jsonl", "results.json")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"report: {folder} is no run of rto_fast: it holds none of {', '.join(PARTS)}")
     faults: list[str] = []
     damaged = _damaged(folder, faults)
-    config = mapping(_whole(folder / "config.toml", parse_toml, faults))
-    results = {} if "results.json" in damaged else mapping(_whole(folder / "results.json", json.loads, faults))
+    config = mapping(_whole(folder / SETTINGS, lambda file: as_they_stand(file.parent), faults))
+    results = {} if "results.json" in damaged else mapping(_whole(folder / "results.json", _json, faults))
     metrics: dict[str, list[dict[str, Any]]] = {}
     for line in _lines(folder / "metrics.jsonl", faults):
         if isinstance(line.get("stage"), str) and number(line.get("step")) is not None:
@@ -86,7 +86,7 @@ def read_run(folder: Path) -> Run:
     for line in () if "answers.jsonl" in damaged else _lines(folder / "answers.jsonl", faults):
         if len(answers) < MAX_ANSWERS:
             answers.append(line)
-    maps = None if "heatmaps.json" in damaged else _whole(folder / "heatmaps.json", json.loads, faults)
+    maps = None if "heatmaps.json" in damaged else _whole(folder / "heatmaps.json", _json, faults)
     heatmaps = [m for m in maps if isinstance(m, dict)] if isinstance(maps, list) else []
     return Run(folder, config, metrics, results, answers, heatmaps, faults)
 
@@ -123,10 +123,13 @@ def _damaged(folder: Path, faults: list[str]) -> list[str]:
     return damaged
 
 
-def _whole(path: Path, parse: Callable[[str], Any], faults: list[str]) -> Any:
+def _json(path: Path) -> Any:
+    return json.loads(read_regular(path, MAX_FILE).decode("utf-8-sig", errors="replace"))
+
+
+def _whole(path: Path, read: Callable[[Path], Any], faults: list[str]) -> Any:
     try:
-        limit = MAX_BYTES if path.suffix == ".toml" else MAX_FILE
-        return parse(read_regular(path, limit).decode("utf-8-sig", errors="replace"))
+        return read(path)
     except FileNotFoundError:
         faults.append(f"{path.name} is missing")
     except OSError as error:

@@ -11,11 +11,12 @@ import tomli_w
 
 from rto_fast.config import Config
 from rto_fast.config.depends import STAGES, flat, usable
-from rto_fast.files.disk import appending, is_partial, no_links, remove_partials, write_whole, writing
-from rto_fast.runs.export import is_finished
 from rto_fast.config.recipe import build, plain, read_toml
-from rto_fast.files.text import one_line, without_secrets
 from rto_fast.config.trust import forgotten
+from rto_fast.files.disk import appending, is_partial, no_links, remove_partials, write_whole, writing
+from rto_fast.files.text import one_line, without_secrets
+from rto_fast.runs.export import is_finished
+from rto_fast.runs.settings import SETTINGS, is_run
 
 try:
     import fcntl
@@ -37,9 +38,9 @@ def claim(config: Config) -> Path:
     """Make the run's folder and write config.toml, or go on in a folder that the same configuration made."""
     folder = check(config)
     _make(folder)
-    if not (folder / "config.toml").is_file():
+    if not is_run(folder):
         # half a configuration would make the folder nobody's
-        write_whole(folder / "config.toml", tomli_w.dumps(shown(config)))
+        write_whole(folder / SETTINGS, tomli_w.dumps(shown(config)))
     return folder
 
 
@@ -104,7 +105,7 @@ def _hidden(value: Any) -> Any:
 def check(config: Config) -> Path:
     """The run's folder, untouched. Raises ValueError when it belongs to another run or holds something else."""
     folder = config.folder
-    written = folder / "config.toml"
+    written = folder / SETTINGS
     try:
         _reachable(folder)
     except (OSError, ValueError) as error:

@@ -86,10 +86,10 @@ def main(library: str, folder: Path) -> None:
     except RuntimeError as error:
         print(f"mixed: {str(error).splitlines()[0]}")
 
-    from rto_fast.pipeline import prepare
+    from rto_fast.runs import open as runs
     from rto_fast.train import main as train
 
-    prepare._device = lambda name: device
+    runs.device_of = lambda name: device
     write_model(folder / "model")
     write_pairs(folder / "pairs.jsonl")
     (folder / "tiny.toml").write_text(SETTINGS)

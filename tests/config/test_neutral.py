@@ -51,12 +51,12 @@ def test_the_quickstart_runs_only_when_nothing_is_given():
         ["--rm.model", "none"],
     ):
         config = parse(args)
-        assert config.recipe == "quickstart" and config.sft.optim.lr == 4e-3 and not is_own(args)
+        assert config.recipe == "quickstart" and config.sft.optim.lr == 4e-3 and not is_own(args, ["quickstart"])
 
 
 @pytest.mark.parametrize("flag", OWN)
 def test_whatever_is_the_users_own_is_not_trained_on_the_quickstarts_settings(flag, folder, capsys):
-    assert is_own([flag, "x"]) and is_own(["--seed", "1", f"{flag}=x"])
+    assert is_own([flag, "x"], ["y"]) and is_own(["--seed", "1", f"{flag}=x"], ["y"])
     needed = ["--model.path", str(folder / "mine"), "--data.path", str(folder / "pairs.jsonl")]
     config = parse([*needed, flag, str(folder / ("pairs.jsonl" if "data" in flag else "mine"))])
     assert config.recipe == "neutral" and config.data.template == "auto" and config.data.held_out > 0

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 def test_held_out_and_training_pairs_are_apart(folder):
     source = from_run(str(folder), device="cpu")
-    shown, trained = source.pairs(None), source.pairs(None, training=True)
+    shown, trained = source.pairs(None), source.corpus.pairs
     assert 0 < len(shown) <= 6 and len(shown) + len(trained) == 24
     assert not {tuple(p.prompt) for p in shown} & {tuple(p.prompt) for p in trained}
     assert len(source.pairs(str(folder / "pairs.jsonl"))) == 24

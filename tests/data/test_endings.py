@@ -8,8 +8,7 @@ import pytest
 from rto_fast.config import DataConfig
 from rto_fast.data import corpus
 from rto_fast.data.template import Template
-from rto_fast.decode import source
-from rto_fast.pipeline import prepare
+from rto_fast.runs.open import eos_token_ids
 from tests.data.tokenizers import CHATML, byte_level, word_level
 
 
@@ -34,14 +33,14 @@ def test_the_turns_end_the_tokenizers_eos_and_the_models_all_end_an_answer(chat,
     turn, eos = (tokenizer.convert_tokens_to_ids(t) for t in ("<|eot|>", "</s>"))
     assert turn != eos and all(p.chosen[-1] == turn for p in read.pairs)
     model = model_with(eos if given == "its own" else given)
-    assert prepare._eos_token_ids(read, model) == (turn, eos, *more)
-    assert source._eos_token_ids(Template(tokenizer, "chat"), model) == (turn, eos, *more)
+    assert eos_token_ids(read.eos_token_ids, model) == (turn, eos, *more)
+    assert Template(tokenizer, "chat").eos_token_ids == read.eos_token_ids
 
 
 def test_a_model_without_a_generation_config_adds_none(chat):
     tokenizer, read = chat
     model = SimpleNamespace(hf=SimpleNamespace(generation_config=None))
-    assert prepare._eos_token_ids(read, model) == read.eos_token_ids and len(read.eos_token_ids) == 2
+    assert eos_token_ids(read.eos_token_ids, model) == read.eos_token_ids and len(read.eos_token_ids) == 2
 
 
 def test_full_stops_marks_and_line_breaks_end_sentences(chat):

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rto_fast.config import Config, DataConfig, ModelConfig
 from rto_fast.pipeline.build import Built, build
-from rto_fast.pipeline.prepare import Context, prepare
+from rto_fast.pipeline.prepare import prepare
 from rto_fast.rollout import Completion, Sampling
+from rto_fast.runs.open import Context
 from rto_fast.stages.rm import RewardModel
 from rto_fast.training import loop
 from rto_fast.training.metrics import WALL_CLOCK

@@ -10,7 +10,7 @@ import copy
 import pytest
 
 from rto_fast.model.language import LanguageModel
-from rto_fast.pipeline.prepare import Context
+from rto_fast.runs.open import Context
 from rto_fast.training.metrics import SHOWN
 from rto_fast.training.seeds import derive
 from tests.derivation.cases import BASE, CASES, every_field

@@ -246,7 +246,7 @@ def test_mistakes_in_the_models_are_one_line(runs, tmp_path, capsys):
     assert "exceeds max_position_embeddings=128" in fails("--max-new-tokens", "150")
     assert "is a run's or a model's folder" in fails("--output", str(runs / "run"))
     assert "at least 2 distinct" in fails("--num-prompts", "1")
-    assert "device: 'moon'" in fails("--device", "moon")
+    assert "device: must be auto, cpu, cuda, or cuda:1 and so on, got 'moon'" in fails("--device", "moon")
 
 
 def test_help_and_a_missing_library_are_one_line_each(runs):

@@ -21,7 +21,7 @@ from rto_fast.config import (
 )
 from rto_fast.pipeline import compare, measure, prepare
 from rto_fast.pipeline import run as pipeline
-from rto_fast.pipeline.prepare import Context
+from rto_fast.runs.open import Context
 from rto_fast.stages.rto import RTO
 from rto_fast.training import loop
 from tests.tiny import language_model

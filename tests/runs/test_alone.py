@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from rto_fast.pipeline import compare, run as pipeline
+from rto_fast.pipeline import compare
+from rto_fast.pipeline import run as pipeline
 from rto_fast.runs import folder as folder_module
 from rto_fast.runs.folder import LOCK, alone
 from rto_fast.tasks.quickstart import task
-from rto_fast.train import main
+from rto_fast.train import main, parse
 from tests.kill_harness import arguments, quickstart, setting
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from rto_fast.folder import alone
+from rto_fast.runs.folder import alone
 with alone(Path(sys.argv[1])):
     if os.fork() == 0:  # as a worker of the run would
         time.sleep(20)
@@ -148,11 +149,46 @@ def test_a_folder_in_use_is_known_before_models_are_loaded(holder, tmp_path, cap
     assert "is being written by process" in capsys.readouterr().err
 
 
-def test_preflight_alone_leaves_no_folder(tmp_path, capsys):
+@pytest.mark.parametrize("begun", [False, True], ids=["a new folder", "a folder that was claimed and no more"])
+def test_preflight_alone_writes_nothing(begun, tmp_path, capsys, monkeypatch):
+    """On the embedded task, whose files are not there yet."""
+    monkeypatch.chdir(tmp_path)
     words = quickstart(tmp_path, "run")
-    assert main([*words, "--preflight-only"]) == 0
+    if begun:
+        folder_module.claim(parse(words))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    assert (tmp_path / "run" / "config.toml").exists() == begun
+    seeds = ["--compare.seeds", "1", "2"] * begun
+    assert main([*words, *seeds, "--preflight-only"]) == 0
     assert "export reloads" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
+
+
+@pytest.mark.parametrize("seeds", [(), ("--compare.seeds", "1", "2")], ids=["a run", "a comparison"])
+def test_a_folder_is_claimed_behind_its_lock(seeds, tmp_path, monkeypatch):
+    setting(tmp_path)
+
+    def claim(config):
+        assert (config.folder / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+        assert not (config.folder / "config.toml").exists()
+        raise KeyboardInterrupt
+
+    for module in (pipeline, compare):
+        monkeypatch.setattr(module, "claim", claim)
+    assert main([*arguments(tmp_path, "run"), *seeds]) == 130
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+
+
+def test_two_comparisons_in_one_folder_keep_out_of_each_other(tmp_path, capsys):
+    setting(tmp_path)
+    child = hold(tmp_path / "run")
+    try:
+        assert main([*arguments(tmp_path, "run"), "--compare.seeds", "1", "2"]) == 2
+    finally:
+        child.kill()
+        child.wait()
+    assert "is being written by process" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
 def test_preflight_alone_leaves_a_run_as_it_is(holder, tmp_path):

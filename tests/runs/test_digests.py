@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rto_fast.files import digests
-from rto_fast.training.checkpoint import Checkpoints
 from rto_fast.credit.__main__ import main as credit
 from rto_fast.decode.__main__ import main as decode
 from rto_fast.evaluate.__main__ import main as evaluate
+from rto_fast.files import digests
 from rto_fast.report.__main__ import main as report
 from rto_fast.train import main
+from rto_fast.training.checkpoint import Checkpoints
 from tests.fuzz.place import base, make_shared
 
 

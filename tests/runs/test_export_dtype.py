@@ -9,8 +9,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.runs.export import check_export, rounded, save_stage
 from rto_fast.model.load import load_language_model, stored_dtype
+from rto_fast.runs.export import check_export, rounded, save_stage
 from rto_fast.train import main
 from tests.tiny import language_model
 from tests.tiny_run import SETTINGS, WORDS, write_model, write_pairs

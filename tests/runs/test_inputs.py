@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rto_fast.config import Config, DPOConfig, ModelConfig, SFTConfig
 from rto_fast.files import digests
 from rto_fast.runs import inputs
-from rto_fast.config import Config, DPOConfig, ModelConfig, SFTConfig
 from rto_fast.train import main
 from tests.fuzz.place import contents
 from tests.tiny_run import SETTINGS, WORDS, write_model, write_pairs

@@ -51,3 +51,8 @@ def corrupted_answers(count: int, seed: int) -> list[CorruptedAnswer]:
             corrupted[i] = rng.choice([value for value in VALUES[facts[right[i]]] if value != right[i]])
         answers.append(CorruptedAnswer(question.prompt, " ".join(right), " ".join(corrupted), tuple(swapped)))
     return answers
+
+
+def corrupted_rows(count: int, seed: int) -> list[dict[str, str]]:
+    """`corrupted_answers` as rows of a file."""
+    return [answer.row for answer in corrupted_answers(count, seed)]

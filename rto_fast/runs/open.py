@@ -1,0 +1,191 @@
+"""A run's folder opened, to train in it or to look at it: its settings, its models, how they are loaded, its data."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rto_fast import tasks
+from rto_fast.config import Config
+from rto_fast.config.trust import check_tool
+from rto_fast.data.corpus import Corpus
+from rto_fast.data.fingerprint import check_same_tokenizer
+from rto_fast.data.tokenizer import load_tokenizer
+from rto_fast.files.digests import Damaged
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model, stored_dtype
+from rto_fast.model.scalar import ScalarModel
+from rto_fast.runs.export import is_finished
+from rto_fast.runs.settings import check_run, read_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run says of itself, to everything that opens its folder."""
+
+    config: Config
+    """The files of an embedded task stand in the place of its name."""
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    """of the stored weights"""
+    autocast: torch.dtype | None
+    """of the arithmetic, where it differs"""
+    task: tasks.Task | None
+    """The embedded one that it is on."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether Python code that comes with models may run."""
+        return self.config.model.trust_remote_code
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        return {"microbatch_rows": self.config.microbatch_rows, "workspace_mb": self.config.workspace_mb}
+
+    def precision(self) -> torch.autocast:
+        """The arithmetic of every forward pass, as a context."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def given(self, stage: str) -> str | None:
+        """The model that the user gives in a stage's place."""
+        config = self.config
+        return {"sft": config.sft.model, "dpo": config.dpo.model, "rm": config.rm.model}.get(stage)
+
+    def stage_path(self, stage: str) -> str:
+        """Where a stage's model is: given by the user, or made by this run. Without SFT the model is its own pi_ref."""
+        made = self.folder / stage
+        if stage == "sft" and "sft" not in self.config.stages and not is_finished(made):
+            return self.given(stage) or self.config.model.path
+        return self.given(stage) or str(made)
+
+    def found(self, stage: str) -> str | None:
+        """`stage_path`, or None where no such model is given and none is finished."""
+        made, path = self.folder / stage, self.stage_path(stage)
+        return path if path and (path != str(made) or is_finished(made)) else None
+
+    def load(self, path: str, field: str = "model.path") -> LanguageModel:
+        """A language model in the run's type, on its device. ValueError, naming `field`, where it is none."""
+        model = load_language_model(
+            path,
+            dtype=self.dtype,
+            device=self.device,
+            field=field,
+            trust_remote_code=self.trusted,
+            liger=self.config.model.liger,
+        )
+        if self.config.model.gradient_checkpointing:
+            model.hf.gradient_checkpointing_enable()
+        return model
+
+    def load_scalar(self, path: str, field: str) -> ScalarModel:
+        """A reward model or a critic, as `load`."""
+        return load_scalar_model(
+            path, dtype=self.dtype, device=self.device, field=field, trust_remote_code=self.trusted
+        )
+
+    def shared_tokenizer(self, models: Mapping[str, str]) -> PreTrainedTokenizerBase:
+        """The one tokenizer of these models, name -> path. ValueError that names two models whose tokenizers differ."""
+        (first, path), *others = models.items()
+        tokenizer = load_tokenizer(path, first, self.trusted)
+        for name, other in others:
+            if other != path:
+                check_same_tokenizer(tokenizer, load_tokenizer(other, name, self.trusted), first, name)
+        return tokenizer
+
+
+@dataclass(frozen=True)
+class Context(Run):
+    """A run that is being made: what it learns from is read."""
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: tuple[int, ...]
+    corpus: Corpus
+    say: Callable[[str], None]
+    """Tells the user a line."""
+
+    @property
+    def oracle(self) -> tasks.Oracle | None:
+        """The task's judge of answers."""
+        return self.task and self.task.make_oracle(self.tokenizer)
+
+    def load(self, path: str, field: str = "model.path") -> LanguageModel:
+        try:
+            return super().load(path, field)
+        except ValueError as error:
+            if Path(path).parent != self.folder or isinstance(error, Damaged):
+                raise
+            raise ValueError(f"{error}; to make this stage anew, delete {path!r} and give the same command") from error
+
+    def export_dtype(self, stage: str) -> torch.dtype:
+        """Of the weights in a finished stage's folder (export.dtype)."""
+        if self.config.export.dtype != "auto":
+            return DTYPES[self.config.export.dtype]
+        if stage in ("sft", "dpo", "rm"):
+            return self.dtype
+        stored = stored_dtype(self.config.model.path, self.trusted)
+        # a wider type than the trained one would hold no more
+        return stored if stored is not None and stored.itemsize < self.dtype.itemsize else self.dtype
+
+    @property
+    def stage_options(self) -> dict[str, Any]:
+        return {"seed": self.config.seed, "device": self.device, **self.limits}
+
+
+def run_of(config: Config, folder: Path, device: str) -> Run:
+    """A run with these settings. ValueError for a device that is none."""
+    place = device_of(device)
+    automatic = config.model.dtype == "auto"
+    dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
+    autocast = torch.bfloat16 if automatic and place.type == "cuda" else None
+    return Run(config, folder, place, dtype, autocast, tasks.named(config.data.path))
+
+
+def open_run(
+    folder: str | None,
+    *,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+    template: Literal["auto", "chat", "plain", "none"] | None = None,
+    trusted: bool = False,
+) -> Run:
+    """A run to look at; without a folder the defaults, for models that are given by their paths.
+
+    ValueError, one line, where the folder is none of a run's, or its settings are damaged.
+
+    dtype, template  in the place of the run's
+    trusted          Python code that comes with models may run; what the run's own settings say counts for nothing
+    """
+    place, config = Path(os.path.expanduser(folder or "")), Config()
+    if folder is not None:
+        check_run(place)
+        config = read_config(place, "run")
+        check_tool(config, trusted, place)
+    data = replace(config.data, template=template or config.data.template)
+    # another machine may have no GPU and no liger-kernel, and it makes nothing but time
+    model = replace(config.model, dtype=dtype or config.model.dtype, liger=False, trust_remote_code=trusted)
+    run = run_of(replace(config, data=data, model=model), place, device)
+    return run if run.task is None else replace(run, config=tasks.pointed(run.config, place / tasks.FOLDER))
+
+
+def device_of(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:1 and so on as a device; ValueError for any other, and without a GPU for the latter."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (number.isascii() and number.isdigit() and len(number) < 4)):
+        raise ValueError(f"device: must be auto, cpu, cuda, or cuda:1 and so on, got {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {name!r} asked for, but torch sees no CUDA GPU; use --device cpu")
+    return torch.device(name)
+
+
+def eos_token_ids(known: Iterable[int], model: LanguageModel) -> tuple[int, ...]:
+    """What ends an answer: `known` (`Template.eos_token_ids`), and the EOS of the model's generation config."""
+    extra = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
+    extra = extra if isinstance(extra, list) else [extra] if extra is not None else []
+    return tuple(dict.fromkeys([*known, *extra]))
