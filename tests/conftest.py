@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch looks: as many threads as cores in every worker slow them all
+WORKER = "PYTEST_XDIST_WORKER"
+if WORKER in os.environ:  # before torch looks: as many threads as cores in every worker slow them all
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
+
+from tests import rest  # noqa: E402
 
 if not torch.cuda.is_available():
     asked = os.environ.get("TRITON_INTERPRET") == "1"
@@ -22,17 +25,21 @@ if not torch.cuda.is_available():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Bare `pytest`: neither paths nor -m nor -n."""
-    option = config.option
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not option.markexpr:
+    """Bare `pytest` names no path, mark or keyword."""
+    option, source = config.option, config.args_source
+    if source is pytest.Config.ArgsSource.TESTPATHS and not (option.markexpr or option.keyword or WORKER in os.environ):
         option.markexpr = "not rest and not alone"
+        os.environ[rest.QUICK] = "1"
         if option.numprocesses is None and not option.usepdb:
             option.numprocesses, option.dist = "auto", "loadfile"
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    if config.option.markexpr == "not rest and not alone":
-        return (
-            "the quick part on every core; `pytest -m rest -n auto` is the rest, `pytest -m alone` what compares times"
-        )
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rest.mark(items)
+
+
+def pytest_report_header() -> str | None:
+    if rest.QUICK in os.environ:
+        return "the quick part, on all cores; `pytest -m rest -n auto` is the rest, `pytest -m alone` compares times"
     return None

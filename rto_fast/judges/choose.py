@@ -7,7 +7,7 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.text import one_line
 from rto_fast.judges import Judge, Scorer, as_texts
 from rto_fast.judges.reward_model import reward_judge
-from rto_fast.model.load import check_scalar_folder, load_scalar_model
+from rto_fast.model.load import check_scalar_folder
 from rto_fast.rollout import Completion
 from rto_fast.runs.open import Context
 
@@ -73,16 +73,9 @@ def watch_of(context: Context, scorer: Judge | None) -> Judge | None:
 def reward_model(context: Context) -> Judge:
     """The run's reward model, or the one that the user gives, as a judge."""
     path = context.stage_path("rm")
-    model = load_scalar_model(
-        path,
-        dtype=context.dtype,
-        device=context.device,
-        field="rm.model",
-        trust_remote_code=context.config.model.trust_remote_code,
-    )
     return reward_judge(
-        model.requires_grad_(False),
-        load_tokenizer(path, "rm.model", context.config.model.trust_remote_code),
+        context.load_scalar(path, "rm.model").requires_grad_(False),
+        load_tokenizer(path, "rm.model", context.trusted),
         context.tokenizer,
         context.corpus.conversations,
         max_rows=context.config.microbatch_rows,

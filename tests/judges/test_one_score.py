@@ -1,13 +1,13 @@
 """The same answer gets the same score where it is paid for and where it is measured, whatever the tokenizers."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from rto_fast.config import Config, DataConfig
+from rto_fast.config import Config, DataConfig, RMConfig
 from rto_fast.data.corpus import load_corpus
 from rto_fast.data.encode import encode_prompts
 from rto_fast.data.parse import Message
@@ -21,6 +21,7 @@ from rto_fast.judges.serve import Serve, make_server, read_answers
 from rto_fast.model.load import load_scalar_model
 from rto_fast.model.logprobs import last_token_scores
 from rto_fast.rollout import Completion
+from rto_fast.runs.open import run_of
 from tests.data.tokenizers import CHATML, LLAMA2, LLAMA3, byte_level, sentencepiece_style
 from tests.judges.test_reward_model import scalar
 
@@ -65,13 +66,16 @@ def answers_to(rows: list[Prompt], template: Template) -> list[Completion]:
 
 
 def in_training(model: str, tokenizer, data: DataConfig, answers: list[Completion]) -> list[float]:
+    corpus = load_corpus(data, tokenizer, 0)
+    config = Config(data=data, microbatch_rows=512, rm=RMConfig(model=model))
+    run = run_of(config, Path(data.path).parent, "cpu")
     context = SimpleNamespace(
-        config=Config(microbatch_rows=512),
-        stage_path=lambda stage: model,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
+        config=run.config,
+        stage_path=run.stage_path,
+        load_scalar=run.load_scalar,
         tokenizer=tokenizer,
-        corpus=load_corpus(data, tokenizer, 0),
+        trusted=run.trusted,
+        corpus=corpus,
     )
     return reward_model(context)(answers)
 
@@ -79,10 +83,11 @@ def in_training(model: str, tokenizer, data: DataConfig, answers: list[Completio
 def in_evaluation(model: str, tokenizer, data: DataConfig, answers: list[Completion]) -> list[float]:
     rows = to_prompts(read_rows(data.evaluation)).items
     prompts = Prompts([a.prompt for a in answers], [row.prompt for row in rows], (tokenizer.eos_token_id,))
-    options = SimpleNamespace(trust_remote_code=False, microbatch_rows=512)
-    about = SimpleNamespace(judge="reward-model", reward_model=model, template=data.template)
-    placed = {"dtype": torch.float32, "device": torch.device("cpu"), "trust_remote_code": False}
-    return _judge(options, about, tokenizer, prompts, placed)(answers)["score"].tolist()
+    options = SimpleNamespace(microbatch_rows=512)
+    about = SimpleNamespace(
+        judge="reward-model", reward_model=model, run=run_of(Config(data=data), Path(data.path).parent, "cpu")
+    )
+    return _judge(options, about, tokenizer, prompts)(answers)["score"].tolist()
 
 
 def from_a_server(model: str, tokenizer, answers: list[Completion]) -> list[float]:

@@ -101,7 +101,7 @@ def test_guards_and_the_log_reach_the_loop_and_the_stage(folder, monkeypatch):
     with pytest.raises(Seen) as ended:
         changes = dict(guards=guards, stages=("rto",), rto=reward, output=str(folder / "rl"))
         pipeline.run(config_of(folder, **changes), lambda text: None)
-    assert ended.value.args[0].guards == guards
+    assert ended.value.args[0].collector.guards == guards
 
 
 def test_an_evaluation_is_made_with_its_own_settings(folder, monkeypatch):

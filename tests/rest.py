@@ -1,0 +1,63 @@
+"""What `pytest` alone leaves out, so that it ends within eight minutes on two cores: volume, never a promise.
+
+Of each test here so many cases are run, evenly spaced among its parameters; the others carry the mark `rest`, which
+`pytest -m rest` and CI run. The hypotheses of tests/fuzz/ are tried on a fifth of their examples.
+"""
+
+import os
+from collections import defaultdict
+
+import pytest
+
+QUICK = "RTO_FAST_QUICK_TESTS"
+"""Set where pytest was called alone."""
+KEPT = {
+    "tests/data/test_template.py::test_one_bos_one_eos": 6,
+    "tests/data/test_template.py::test_the_text_survives": 2,
+    "tests/files/test_disk.py::test_refusals_all_along_a_run": 0,
+    "tests/files/test_unread.py::test_a_closed_stdout_is_no_fault": 1,
+    "tests/files/test_unread.py::test_a_run_is_done_without_its_readers": 1,
+    "tests/files/test_unread.py::test_a_viewer_ends_quietly_without_a_reader": 1,
+    "tests/fuzz/test_malformed.py::test_malformed_input": 100,
+    "tests/kernels/test_bad_input.py::test_strides_do_not_matter": 12,
+    "tests/kernels/test_compiles.py::test_kernels_compile_for_sm80_sm90_and_sm100_without_spills": 0,
+    "tests/kernels/test_linear_logprob.py::test_real_vocabularies_on_the_real_tiles": 6,
+    "tests/kernels/test_native.py::test_address_sanitizer": 0,
+    "tests/kernels/test_ppo_head.py::test_real_vocabularies": 5,
+    "tests/kernels/test_weight_grad.py::test_micro_batches_are_rounded_once": 3,
+    "tests/pipeline/test_takeover.py::test_what_is_the_same_is_taken": 5,
+    "tests/runs/test_alone.py::test_of_simultaneous_starts_one_runs_and_the_others_say_that_the_folder_is_in_use": 1,
+    "tests/runs/test_digests.py::test_the_next_stage_takes_no_damaged_one": 5,
+    "tests/runs/test_inputs.py::test_the_quickstarts_own_files_count": 0,
+    "tests/runs/test_inputs.py::test_what_changed_is_named_before_anything_is_done": 7,
+    "tests/test_bench_gpu.py::test_a_smoke_run_checks_everything_and_claims_nothing": 1,
+    "tests/theory/test_experiment.py::test_a_member_approaches_the_optimum": 2,
+    "tests/theory/test_learning.py::test_broken_mathematics_is_noticed": 3,
+    "tests/theory/test_robust.py::test_broken_mathematics_is_noticed": 2,
+    "tests/training/test_best.py::test_after_a_kill_the_best_is_the_same": 2,
+    "tests/training/test_guards.py::test_whatever_hangs_is_named": 1,
+    "tests/training/test_resume.py::test_a_damaged_checkpoint_is_passed_over": 3,
+    "tests/training/test_resume.py::test_a_signal_saves_says_how_to_go_on_and_ends_well": 1,
+    "tests/training/test_resume.py::test_kill_minus_nine_at_random_moments": 0,
+    "tests/training/test_resume.py::test_killed_anywhere_a_run_ends_with_the_same_bits": 6,
+    "tests/training/test_resume.py::test_whatever_changes_is_saved": 2,
+}
+"""Cases of a test that are no rest."""
+
+
+def mark(items: list[pytest.Item]) -> None:
+    """Give the cases that are left out their mark."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    for name in KEPT.keys() & cases.keys():
+        found, kept = cases[name], KEPT[name]
+        chosen = {round(i * (len(found) - 1) / max(1, kept - 1)) for i in range(kept)}
+        for number, item in enumerate(found):
+            if number not in chosen:
+                item.add_marker(pytest.mark.rest)
+
+
+def examples(count: int) -> int:
+    """How many examples a hypothesis is tried on."""
+    return max(1, count // 5) if os.environ.get(QUICK) else count
