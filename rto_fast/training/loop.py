@@ -80,7 +80,7 @@ class TrainState:
         return parts, {"progress": self.progress}
 
     def restore(self, step: int, parts: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
-        """Take up what `save` gave. Raises ValueError when it belongs to another model."""
+        """Take up what `save` gave. Raises ValueError when it belongs to another model, or to an older version."""
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         saved = parts["weights"]
         fit = {"optimizer", "stage"} <= set(parts) and set(saved) == {str(i) for i in range(len(weights))}
@@ -90,6 +90,10 @@ class TrainState:
             fit = fit and number in saved and (x.ndim == 0 or x.shape == saved[number].shape)
         if not fit:
             raise ValueError("checkpoint: its weights are those of another model; start over with --resume False")
+        if "reference" in parts["stage"]:  # pi_ref's log-probs, which would be made anew, of the weights trained so far
+            raise ValueError(
+                "checkpoint: an older rto_fast wrote it; finish the stage with that, or start it over with --resume False"
+            )
         with torch.no_grad():
             for i, p in enumerate(weights):
                 p.copy_(saved[str(i)])

@@ -63,6 +63,16 @@ def test_a_stage_goes_on_from_any_step_as_if_nothing_had_happened(kind, at):
         assert {n: v for n, v in metrics.items() if not n.startswith(clock)} == same
 
 
+def test_a_checkpoint_of_older_names_is_refused():
+    """Under them pi_ref's log-probs would not be found, and be computed of the model as it is by then."""
+    stage = made("dpo")
+    next(iter(stage.steps()))
+    parts, facts = copy.deepcopy(stage.state.save())
+    parts["stage"]["reference"] = parts["stage"].pop("ref_logprobs")
+    with pytest.raises(ValueError, match="checkpoint: an older rto_fast wrote it"):
+        stage.state.restore(1, parts, facts)
+
+
 def test_experience_comes_back_as_it_was():
     stage, _ = make_rto(replace(CONFIG, rollouts=16, reward=replace(CONFIG.reward, truncated="mask")))
     answers = stage.collector.answer(0)
