@@ -92,7 +92,7 @@ class TrainState:
             raise ValueError("checkpoint: its weights are those of another model; start over with --resume False")
         if "reference" in parts["stage"]:  # pi_ref's log-probs, which would be made anew, of the weights trained so far
             raise ValueError(
-                "checkpoint: an older rto_fast wrote it; finish the stage with that, or start it over with --resume False"
+                "checkpoint: an older rto_fast wrote it; finish the stage with that, or start over with --resume False"
             )
         with torch.no_grad():
             for i, p in enumerate(weights):
