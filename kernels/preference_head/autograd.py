@@ -15,14 +15,16 @@ class PairLoss(torch.autograd.Function):
         ctx,
         rows: Tensor,
         cu_seqlens: Tensor,
-        reference: Tensor,
+        ref_logprobs: Tensor,
         pair_weights: Tensor | None,
         beta: float,
         label_smoothing: float,
         loss: str,
         pairs: Callable,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        losses, sums, margins, d_margins = pairs(rows, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
+        losses, sums, margins, d_margins = pairs(
+            rows, cu_seqlens, ref_logprobs, pair_weights, beta, label_smoothing, loss
+        )
         ctx.save_for_backward(cu_seqlens, d_margins)
         ctx.beta, ctx.num_rows = beta, rows.shape[0]
         return losses.sum(), sums, margins
