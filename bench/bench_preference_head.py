@@ -26,10 +26,10 @@ def test_preference_head(benchmark, name):
     with torch.no_grad():
         sums = torch.stack([part.sum() for part in linear_logprob(hidden, weight, target).split(lengths)])
         # margins of about 1
-        reference = sums + torch.linspace(-10, 10, SEQUENCES, device=suite.DEVICE)
+        ref_logprobs = sums + torch.linspace(-10, 10, SEQUENCES, device=suite.DEVICE)
 
     def ours():
-        loss = preference_head(hidden, weight, target, cu_seqlens, reference, beta=BETA).loss
+        loss = preference_head(hidden, weight, target, cu_seqlens, ref_logprobs, beta=BETA).loss
         return torch.autograd.grad(loss, (hidden, weight))
 
     run = ours
@@ -38,7 +38,7 @@ def test_preference_head(benchmark, name):
 
         def run():
             rows = logprob(hidden, weight, target)
-            chosen, rejected = (torch.stack([p.sum() for p in rows.split(lengths)]) - reference).chunk(2)
+            chosen, rejected = (torch.stack([p.sum() for p in rows.split(lengths)]) - ref_logprobs).chunk(2)
             return torch.autograd.grad(-F.logsigmoid(BETA * (chosen - rejected)).sum(), (hidden, weight))
 
     suite.agree(run, ours, 0.1)

@@ -17,14 +17,14 @@ INLINE float log_sigmoid(float x) { return (x < 0.0f ? x : 0.0f) - log1pf(expf(-
 }  // namespace
 
 // Sums (2B,), margins, losses and d loss / d margin (B,) of B pairs; pair_weights may be null.
-EXPORT(pairs)(const float* rows, const int32_t* cu_seqlens, const float* reference, const float* pair_weights,
+EXPORT(pairs)(const float* rows, const int32_t* cu_seqlens, const float* ref_logprobs, const float* pair_weights,
               int64_t num_pairs, float beta, float smoothing, int32_t ipo, float* losses, float* sums, float* margins,
               float* d_margins) {
   for (int64_t i = 0; i < num_pairs; ++i) {
     const int64_t j = i + num_pairs;
     const float chosen = segment_sum(rows, cu_seqlens[i], cu_seqlens[i + 1]);
     const float rejected = segment_sum(rows, cu_seqlens[j], cu_seqlens[j + 1]);
-    const float margin = beta * ((chosen - reference[i]) - (rejected - reference[j]));
+    const float margin = beta * ((chosen - ref_logprobs[i]) - (rejected - ref_logprobs[j]));
     float loss, d_margin;
     if (ipo) {
       const float gap = margin / beta - 0.5f / beta;

@@ -74,9 +74,9 @@ def heads(log: Log, shape: Shape, rows: int, device: str) -> None:
 
     cu_seqlens = offsets(rows, 8, device)
     sums = torch.stack([part.sum() for part in exact_logprobs.split(cu_seqlens.diff().tolist())])
-    reference = (sums - torch.linspace(-2, 2, 8, device=device)).float()
-    margins = 0.1 * ((sums[:4] - reference[:4]) - (sums[4:] - reference[4:]))
-    pairs = preference_head(*inputs, cu_seqlens, reference)
+    ref_logprobs = (sums - torch.linspace(-2, 2, 8, device=device)).float()
+    margins = 0.1 * ((sums[:4] - ref_logprobs[:4]) - (sums[4:] - ref_logprobs[4:]))
+    pairs = preference_head(*inputs, cu_seqlens, ref_logprobs)
     # rounding of each row's log-prob adds up over a sequence
     bound = 2 * 0.1 * NATS * int(cu_seqlens.diff().max()) ** 0.5
     compare(log, f"preference_head margins, {label}", pairs.margins, margins, bound)
@@ -84,7 +84,7 @@ def heads(log: Log, shape: Shape, rows: int, device: str) -> None:
     d_rows = torch.cat((coefficient, -coefficient)).repeat_interleave(cu_seqlens.diff().long()).float()
     judge(
         "preference_head",
-        backward(lambda h, w: preference_head(h, w, inputs.target, cu_seqlens, reference).loss),
+        backward(lambda h, w: preference_head(h, w, inputs.target, cu_seqlens, ref_logprobs).loss),
         d_rows,
     )
 

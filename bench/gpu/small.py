@@ -36,10 +36,8 @@ def common(device: str, dtype: torch.dtype) -> None:
             target = torch.randint(columns, (ROWS,), device=device) + first
             transform, state = (0.7, softcap), tiles.new_state(ROWS, entropy, z.device, z.dtype)
             tiles.fold(z, bias, transform, target, first, state)
-            logprobs, m, log_s, entropies = tiles.finish(state)
-            slope = torch.randn(ROWS, device=device)
-            per_row = (logprobs, m, log_s, slope, entropies, slope if entropy else None)
-            tiles.d_logits_(z, bias, transform, target, first, dtype, *per_row)
+            stats, slope = tiles.finish(state), torch.randn(ROWS, device=device)
+            tiles.d_logits_(z, bias, transform, target, first, dtype, stats, slope, slope if entropy else None)
 
 
 def ppo_head(device: str, dtype: torch.dtype) -> None:

@@ -1,10 +1,13 @@
 """Log-probs of a head as one autograd node, its backward recomputing the logits, over a backend's row functions."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rto_fast.kernels.common.chunked import HeadPlan, Statistics, gradients, statistics
+from rto_fast.kernels.common.chunked import HeadPlan, gradients, statistics
+from rto_fast.kernels.common.contract import Statistics
 
 
 class LinearLogprob(torch.autograd.Function):
@@ -12,7 +15,7 @@ class LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -31,7 +34,7 @@ class LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_logprobs: Tensor | None, _, d_entropy: Tensor | None):
+    def backward(ctx: Any, d_logprobs: Tensor | None, _: None, d_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, *stats = ctx.saved_tensors
         if d_logprobs is None and d_entropy is None:
             return (None,) * 7

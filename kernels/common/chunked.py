@@ -4,12 +4,12 @@ T rows, H hidden, V vocabulary. No tensor of T x V is ever held: tiles of logits
 of a fixed size, the vocabulary in the outer loop, so that dW is written once and in the weight's dtype.
 """
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.common.contract import RowFunctions, Statistics, Transform
 from rto_fast.kernels.common.workspace import (
     accumulator,
     matmul_,
@@ -27,22 +27,11 @@ class HeadPlan(NamedTuple):
     temperature: float
     softcap: float | None
     workspace_mb: int | None
-    rows: ModuleType
-    """Works on a tile: rows.py (torch), native_rows.py (C++) or kernel.py (Triton)."""
+    rows: RowFunctions
 
     @property
-    def transform(self) -> tuple[float, float | None]:
+    def transform(self) -> Transform:
         return self.temperature, self.softcap
-
-
-class Statistics(NamedTuple):
-    """(T,) each, in the accumulator's dtype."""
-
-    logprobs: Tensor
-    maximum: Tensor
-    log_sum: Tensor
-    """log sum_j exp(z_j - maximum)."""
-    entropy: Tensor | None
 
 
 def statistics(
@@ -61,7 +50,7 @@ def statistics(
             h = operand(hidden[t : t + c])
             z = matmul_(tile(buffer, len(h), len(w), plan.rows.PITCH), h, w.T)
             plan.rows.fold(z, b, plan.transform, target[t : t + c], v, tuple(x[t : t + c] for x in state))
-    return Statistics(*plan.rows.finish(state))
+    return plan.rows.finish(state)
 
 
 def gradients(
@@ -87,10 +76,10 @@ def gradients(
     need_h, need_w, need_b = needs
     # the first tile writes every row of dH, and the first chunk of rows every element of dW: only T = 0 needs zeros
     d_hidden = torch.empty(hidden.shape, device=hidden.device, dtype=dtype) if need_h else None
-    d_weight = weight_grad
+    d_weight = weight_grad if need_w else None
     if need_w and d_weight is None:
         d_weight = (torch.empty_like if num_rows else torch.zeros_like)(weight)
-    d_bias = torch.zeros_like(bias, dtype=dtype) if need_b else None
+    d_bias = torch.zeros_like(bias, dtype=dtype) if need_b and bias is not None else None
     # one rounding: straight into dW where its dtype is that of the sum, or where one chunk of rows is the whole sum
     alone = num_rows <= c and operand(weight[:0]).dtype == weight.dtype
     direct = weight_grad is not None or weight.dtype == dtype or alone
@@ -100,30 +89,32 @@ def gradients(
     if _fits(hidden, plan):
         hidden = operand(hidden)
         scaled = hidden * scale[:, None] if need_w and scale is not None else None
-    per_row = (stats.logprobs, stats.maximum, stats.log_sum, d_logprobs, stats.entropy, d_entropy)
 
     for v in range(0, weight.shape[0], n):
         w, b = operand(weight[v : v + n]), padded_bias(bias, v, v + n, dtype, plan.rows.PITCH)
-        if need_w:
+        if d_weight is not None:
             d_w = d_weight[v : v + n] if direct else torch.empty(w.shape, device=w.device, dtype=dtype)
         for t in range(0, num_rows, c):
             h = operand(hidden[t : t + c])
             z = matmul_(tile(buffer, len(h), len(w), plan.rows.PITCH), h, w.T)
-            chunk = (None if x is None else x[t : t + c] for x in per_row)
-            dz = rows.d_logits_(z, b, plan.transform, target[t : t + c], v, h.dtype, *chunk)
-            if need_h:
+            chunk = slice(t, t + c)
+            slopes = (d_logprobs[chunk], None if d_entropy is None else d_entropy[chunk])
+            part = stats.rows(t, t + c)
+            dz = rows.d_logits_(z, b, plan.transform, target[chunk], v, h.dtype, part, *slopes)
+            if d_hidden is not None:
                 matmul_(d_hidden[t : t + c], dz, w, add=v > 0)
-            if need_w:
+            if d_weight is not None:
                 if scale is not None:
                     h = h * scale[t : t + c, None] if scaled is None else scaled[t : t + c]
                 matmul_(d_w, dz.T, h, add=t > 0 or weight_grad is not None)
-            if need_b:
+            if d_bias is not None:
                 d_bias[v : v + n] += dz.sum(0, dtype=dtype) if scale is None else dz.T @ scale[t : t + c]
-        if need_w and num_rows and not direct:
+        if d_weight is not None and num_rows and not direct:
             d_weight[v : v + n] = d_w
-    if need_h:
+    if d_hidden is not None:
         d_hidden = (d_hidden if scale is None else d_hidden.mul_(scale[:, None])).to(out_dtype)
-    return d_hidden, d_weight if weight_grad is None else None, d_bias.to(bias.dtype) if need_b else None
+    d_bias = None if d_bias is None else d_bias.to(weight.dtype)
+    return d_hidden, d_weight if weight_grad is None else None, d_bias
 
 
 def _fits(hidden: Tensor, plan: HeadPlan) -> bool:

@@ -2,11 +2,11 @@
 
 import importlib.util
 import os
-from types import ModuleType
 
 import torch
 
 from rto_fast.kernels.common import native, rows
+from rto_fast.kernels.common.contract import RowFunctions
 
 
 def choose(
@@ -45,15 +45,17 @@ def choose(
     return "reference" if forced == "native" and dtype == torch.float64 else forced
 
 
-def row_functions(backend: str) -> ModuleType:
+def row_functions(backend: str) -> RowFunctions:
     """The module whose functions work on a tile of logits."""
     if backend == "reference":
         return rows
     if backend == "native":
-        from rto_fast.kernels.common import native_rows as functions
-    else:
-        from rto_fast.kernels.common import kernel as functions
-    return functions
+        from rto_fast.kernels.common import native_rows
+
+        return native_rows
+    from rto_fast.kernels.common import kernel
+
+    return kernel
 
 
 def table(device: torch.device) -> dict[str, str]:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rto_fast.kernels.common.contract import Statistics, Transform
 from rto_fast.kernels.common.rows import finish, new_state
 from rto_fast.kernels.common.workspace import CUDA_PITCH as PITCH
 from rto_fast.kernels.common.workspace import upcast
@@ -151,7 +152,7 @@ def operand(x: Tensor) -> Tensor:
     return upcast(x) if x.device.type == "cpu" else x
 
 
-def scalars(transform: tuple[float, float | None]) -> tuple[float, float]:
+def scalars(transform: Transform) -> tuple[float, float]:
     """(1 / temperature, softcap or 1) as the kernels take them."""
     temperature, softcap = transform
     return 1.0 / temperature, 1.0 if softcap is None else float(softcap)
@@ -167,7 +168,9 @@ def constants(n: int, has_bias: bool, has_cap: bool) -> dict[str, bool | int]:
     return dict(HAS_BIAS=has_bias, HAS_CAP=has_cap, BLOCK=min(BLOCK, triton.next_power_of_2(n)), **LAUNCH)
 
 
-def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int, state: tuple[Tensor, ...]) -> None:
+def fold(
+    z: Tensor, bias: Tensor | None, head: Transform, target: Tensor, first: int, state: tuple[Tensor, ...]
+) -> None:
     """Fold a tile into its rows' state, in place; z is read only."""
     m, s, zy, *u = state
     c, n = z.shape
@@ -178,22 +181,19 @@ def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int
         )  # fmt: skip
 
 
-def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: tuple) -> None:
+def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: Transform) -> None:
     """Nothing: `d_logits_` leaves no factor of a row out."""
 
 
 def d_logits_(
     z: Tensor,
     bias: Tensor | None,
-    head: tuple,
+    head: Transform,
     target: Tensor,
     first: int,
     dtype: torch.dtype,
-    logprob: Tensor,
-    m: Tensor,
-    log_s: Tensor,
+    stats: Statistics,
     d_logprob: Tensor,
-    entropy: Tensor | None,
     d_entropy: Tensor | None,
 ) -> Tensor:
     """The gradient of a tile of raw logits, in `dtype`, over the tile's own storage."""
@@ -201,7 +201,7 @@ def d_logits_(
     out = in_place(z, dtype)
     with torch.cuda.device_of(z):
         d_logits_kernel[(c,)](
-            z, out, bias, target, logprob, m, log_s, d_logprob, entropy, d_entropy,
+            z, out, bias, target, *stats[:3], d_logprob, stats.entropy, d_entropy,
             n, z.stride(0), out.stride(0), first, *scalars(head),
             ENTROPY=d_entropy is not None, **constants(n, bias is not None, head[1] is not None),
         )  # fmt: skip

@@ -36,12 +36,12 @@ _TYPES = {"p": _POINTER, "l": _LONG, "i": _INT, "f": _FLOAT}
 class Library:
     """The functions of one shared library, at one level of vector instructions."""
 
-    fold: Callable
-    finish: Callable
-    d_logits: Callable
-    ppo_rows: Callable
-    pairs: Callable
-    token_reward_gae: Callable
+    fold: Callable[..., None]
+    finish: Callable[..., None]
+    d_logits: Callable[..., None]
+    ppo_rows: Callable[..., None]
+    pairs: Callable[..., None]
+    token_reward_gae: Callable[..., None]
 
     def __init__(self, path: Path, level: str | None = None):
         """`level` None takes the best that this CPU runs. OSError where the library cannot be loaded or is stale."""
@@ -80,7 +80,9 @@ def missing() -> str | None:
 
 def library() -> Library:
     """The loaded library. The caller has asked `available`, as dispatch.choose does."""
-    return _load()
+    found = _load()
+    assert isinstance(found, Library), found
+    return found
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -8,6 +8,7 @@ zy and, when the entropy is wanted, u = sum exp(z - m) (z - m).
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.common.contract import Statistics, Transform
 from rto_fast.kernels.common.workspace import upcast
 
 # exp(-1e4) is 0 in every dtype, and 0 * -1e4 is 0 where 0 * -inf would be NaN
@@ -45,7 +46,9 @@ def new_state(num_rows: int, entropy: bool, device: torch.device, dtype: torch.d
     return (m, torch.zeros_like(m), zy, torch.zeros_like(m)) if entropy else (m, torch.zeros_like(m), zy)
 
 
-def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int, state: tuple[Tensor, ...]) -> None:
+def fold(
+    z: Tensor, bias: Tensor | None, head: Transform, target: Tensor, first: int, state: tuple[Tensor, ...]
+) -> None:
     """Fold a tile into its rows' state, in place: the online log-sum-exp."""
     m, s, zy, *u = state
     transform_(z, bias, *head)
@@ -66,17 +69,17 @@ def fold(z: Tensor, bias: Tensor | None, head: tuple, target: Tensor, first: int
     m.copy_(new_m)
 
 
-def finish(state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def finish(state: tuple[Tensor, ...]) -> Statistics:
     """(logprobs, m, log s, entropy) of rows whose tiles are all folded; their log-sum-exp is m + log s.
 
     The two stay apart because z - m is exact where z - (m + log s) loses digits to the size of the logits.
     """
     m, s, zy, *u = state
     log_s = s.log()
-    return (zy - m).sub_(log_s), m, log_s, log_s - u[0] / s if u else None
+    return Statistics((zy - m).sub_(log_s), m, log_s, log_s - u[0] / s if u else None)
 
 
-def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: tuple) -> Tensor | None:
+def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: Transform) -> Tensor | None:
     """The factor of each row of d logits that `d_logits_` leaves out, or None when it leaves none out.
 
     Without an entropy gradient d logits = -d_logprob / s (exp(z - m) - s onehot), up to the slope of the transform: the
@@ -88,15 +91,12 @@ def row_scale(log_s: Tensor, d_logprob: Tensor, d_entropy: Tensor | None, head: 
 def d_logits_(
     z: Tensor,
     bias: Tensor | None,
-    head: tuple,
+    head: Transform,
     target: Tensor,
     first: int,
     dtype: torch.dtype,
-    logprob: Tensor,  # [c], as are all that follow
-    m: Tensor,
-    log_s: Tensor,
+    stats: Statistics,  # [c], as are all that follow
     d_logprob: Tensor,
-    entropy: Tensor | None,
     d_entropy: Tensor | None,
 ) -> Tensor:
     """Turn a tile of raw logits into its gradient, up to `row_scale`:
@@ -108,6 +108,7 @@ def d_logits_(
     which keeps its digits when p is almost 1.
     """
     temperature, softcap = head
+    logprob, m, log_s, entropy = stats
     transform_(z, bias, temperature, softcap)
     slope = None if softcap is None else 1.0 - (z * (temperature / softcap)).square_()
     inside, column = place(target, first, z.shape[1])
@@ -116,6 +117,7 @@ def d_logits_(
         at_target = log_s.exp() * torch.expm1(logprob)
         z.exp_()
     else:
+        assert entropy is not None, "the gradient of an entropy comes with the entropy"
         entropy_part = d_entropy * (1.0 / temperature)
         rest = torch.addcmul(d_logprob * (1.0 / temperature), entropy_part, entropy).neg_()
         p = torch.exp(z.sub_(log_s[:, None]))

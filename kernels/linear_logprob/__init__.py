@@ -78,7 +78,7 @@ def linear_logprob(
     plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
     inputs = (hidden, weight, bias, target.contiguous(), plan, return_stats, weight_grad)
     logprobs, lse, entropy = LinearLogprob.apply(*inputs)
-    out = LogProbs(logprobs, entropy, lse) if return_stats else (logprobs,)
+    out = (logprobs, entropy, lse) if return_stats else (logprobs,)
     if mask is not None:
         out = tuple(x.new_zeros(mask.shape).index_copy(0, index, x) for x in out)
     return LogProbs(*out) if return_stats else out[0]

@@ -10,8 +10,9 @@ from rto_fast.kernels.common.chunked import HeadPlan
 from rto_fast.kernels.common.dispatch import choose, row_functions
 from rto_fast.kernels.common.workspace import accumulator
 
-from . import rows as torch_rows
+from . import rows
 from .autograd import PPOLoss
+from .contract import PPORows
 from .reference import ppo_head_reference
 from .surrogate import Decisions, Surrogate
 
@@ -102,10 +103,8 @@ def ppo_head(
         check_like("ppo_head", "loss_scale", loss_scale, (), dtype, hidden.device)
 
     scaled = weights.detach() * loss_scale
-    decisions = Decisions(
-        *(None if x is None else x.detach().contiguous() for x in (target, old_logprobs, advantages, scaled)),
-        ref_logprobs.detach().contiguous() if kl_coef else None,
-    )
+    decisions = Decisions(target, old_logprobs, advantages, scaled, ref_logprobs if kl_coef else None)
+    decisions = decisions.each(lambda x: x.detach().contiguous())
     live, index = weights != 0, None
     if hidden.device.type == "cpu":
         # a row of weight 0 may hold anything
@@ -114,15 +113,10 @@ def ppo_head(
         # hidden states are cleared chunk by chunk: a copy of all of them would grow with R
         decisions = decisions._replace(target=target.masked_fill(~live, 0), live=live)
     elif not live.all():
-        index = live.nonzero()[:, 0]
-        hidden = hidden.index_select(0, index)
-        decisions = Decisions(*(None if x is None else x.index_select(0, index) for x in decisions))
+        index = kept = live.nonzero()[:, 0]
+        hidden = hidden.index_select(0, kept)
+        decisions = decisions.each(lambda x: x.index_select(0, kept))
     plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
-    ppo_rows = torch_rows
-    if backend == "triton":
-        from . import kernel as ppo_rows
-    elif backend == "native":
-        from . import native as ppo_rows
     loss, logprobs, entropy = PPOLoss.apply(
         hidden,
         weight,
@@ -130,7 +124,7 @@ def ppo_head(
         decisions,
         Surrogate(clip, entropy_coef, kl_coef, kl),
         plan,
-        ppo_rows,
+        _ppo_rows(backend),
         return_entropy or entropy_coef != 0.0,
         torch.is_grad_enabled(),
         weight_grad,
@@ -142,3 +136,15 @@ def ppo_head(
     elif backend == "triton":
         logprobs, entropy = (None if x is None else x.masked_fill(~live, 0.0) for x in (logprobs, entropy))
     return PPOHead(loss, logprobs, entropy)
+
+
+def _ppo_rows(backend: str) -> PPORows:
+    if backend == "reference":
+        return rows
+    if backend == "native":
+        from . import native
+
+        return native
+    from . import kernel
+
+    return kernel

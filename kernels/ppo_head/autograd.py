@@ -1,6 +1,6 @@
 """ppo_head as one autograd node whose gradient exists before the backward asks for it."""
 
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from rto_fast.kernels.common.chunked import HeadPlan
 
 from .chunked import ppo
+from .contract import Inputs, PPORows
 from .surrogate import Decisions, Surrogate
 
 
@@ -17,28 +18,29 @@ class PPOLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         rows: Decisions,
         s: Surrogate,
         plan: HeadPlan,
-        ppo_rows: ModuleType,
+        ppo_rows: PPORows,
         entropy: bool,
         grad_enabled: bool,
         weight_grad: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        needs = tuple(need and grad_enabled for need in ctx.needs_input_grad[:3])
-        inputs = (hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad)
-        loss, logprobs, entropies, ctx.grads = ppo(*inputs)
+        need_h, need_w, need_b = (need and grad_enabled for need in ctx.needs_input_grad[:3])
+        needs = (need_h, need_w, need_b)
+        inputs = Inputs(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad)
+        loss, logprobs, entropies, ctx.grads = ppo(inputs)
         ctx.summed = weight_grad is not None
         ctx.mark_non_differentiable(*(x for x in (logprobs, entropies) if x is not None))
         return loss, logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_loss: Tensor, *_):
+    def backward(ctx: Any, d_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError(
                 "ppo_head: second backward through one loss, but the first took its gradient; call the op again"

@@ -8,13 +8,10 @@ The row functions' module brings both passes' gradients along: those here and in
 knows which rows the clip has silenced, those of silent.py.
 """
 
-from types import ModuleType
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.common.chunked import HeadPlan, statistics
+from rto_fast.kernels.common.chunked import statistics
 from rto_fast.kernels.common.workspace import (
     accumulator,
     chunk_rows,
@@ -25,51 +22,35 @@ from rto_fast.kernels.common.workspace import (
     workspace_bytes,
 )
 
-from .surrogate import ChunkRows, Decisions, Surrogate, surrogate
+from .contract import Grads, Inputs, Result
+from .surrogate import ChunkRows, surrogate
 
 # fewer rows make every GEMM a reading of the whole weight: measured on 2048 x 512 x 50304 on a CPU, three GEMMs a
 # chunk take 1.3 of the time of two passes at 41 rows, 1.0 at 83 and 0.9 at 125
 MIN_ROWS = 96
 
 
-class Result(NamedTuple):
-    loss: Tensor
-    logprobs: Tensor
-    entropy: Tensor | None
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None]
-    """Of hidden, weight and bias."""
-
-
-def ppo(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    rows: Decisions,
-    s: Surrogate,
-    plan: HeadPlan,
-    ppo_rows: ModuleType,
-    entropy: bool,
-    needs: tuple[bool, bool, bool],
-    weight_grad: Tensor | None,
-) -> Result:
-    """Loss, statistics and the gradients in `needs`; that of the weight is added to `weight_grad` when there is one."""
+def ppo(inputs: Inputs) -> Result:
+    """Loss, statistics and the gradients in `needs`."""
+    hidden, weight, plan = inputs.hidden, inputs.weight, inputs.plan
     limit = workspace_bytes(hidden.device, plan.workspace_mb)
     dtype = accumulator(hidden.dtype)
     c = chunk_rows(weight.shape[0], hidden.device, limit // dtype.itemsize)
     upcast = plan.rows.operand(weight[:0]).dtype != weight.dtype
     if c < min(MIN_ROWS, hidden.shape[0]) or (upcast and 4 * weight.numel() > limit):
-        return _two_passes(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad)
-    return _one_pass(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad, c)
+        return _two_passes(inputs)
+    return _one_pass(inputs, c)
 
 
-def _two_passes(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad) -> Result:
+def _two_passes(inputs: Inputs) -> Result:
+    hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad = inputs
     hidden = _cleared(hidden, rows.live)
     stats = statistics(hidden, weight, bias, rows.target, plan, entropy)
     loss, d_logprobs, d_entropy = surrogate(stats.logprobs, stats.entropy, rows, s)
-    grads = (None, None, None)
+    grads: Grads = (None, None, None)
     if any(needs):
-        inputs = (hidden, weight, bias, rows.target, plan, stats, d_logprobs, d_entropy, needs, weight_grad)
-        grads = ppo_rows.gradients(*inputs)
+        slopes = (d_logprobs, d_entropy)
+        grads = ppo_rows.gradients(hidden, weight, bias, rows.target, plan, stats, *slopes, needs, weight_grad)
     return Result(loss.sum(), stats.logprobs, stats.entropy, grads)
 
 
@@ -78,7 +59,9 @@ def _cleared(hidden: Tensor, live: Tensor | None) -> Tensor:
     return hidden if live is None else hidden.masked_fill(~live[:, None], 0.0)
 
 
-def _one_pass(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad, c) -> Result:
+def _one_pass(inputs: Inputs, c: int) -> Result:
+    """By chunks of c rows."""
+    hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, weight_grad = inputs
     num_rows, vocab, operand = hidden.shape[0], weight.shape[0], plan.rows.operand
     dtype, device = accumulator(hidden.dtype), hidden.device
     need_h, need_w, need_b = needs
@@ -93,7 +76,7 @@ def _one_pass(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, wei
     d_weight = weight_grad if need_w else None
     if need_w and d_weight is None:
         d_weight = torch.empty_like(weight, dtype=weight.dtype if direct else dtype)
-    d_bias = torch.zeros_like(bias, dtype=dtype) if need_b else None
+    d_bias = torch.zeros_like(bias, dtype=dtype) if need_b and bias is not None else None
 
     for t in range(0, num_rows, c):
         chunk = slice(t, min(t + c, num_rows))
@@ -102,17 +85,18 @@ def _one_pass(hidden, weight, bias, rows, s, plan, ppo_rows, entropy, needs, wei
         z = matmul_(tile(buffer, len(h), vocab, pitch), h, w.T)
         out = ppo_rows.ppo_rows_(z, b, plan.transform, part, s, entropy, any(needs), h.dtype)
         loss[chunk], logprobs[chunk] = out.loss, out.logprobs
-        if entropy:
+        if entropies is not None and out.entropy is not None:
             entropies[chunk] = out.entropy
         if any(needs):
-            d_h = d_hidden[chunk] if need_h else None
+            d_h = None if d_hidden is None else d_hidden[chunk]
             ppo_rows.chunk_gradients_(out, h, w, d_h, d_weight, d_bias, t > 0 or weight_grad is not None)
     if weight_grad is not None:
         d_weight = None
-    elif need_w:
+    elif d_weight is not None:
         d_weight = d_weight.zero_() if num_rows == 0 else d_weight
         d_weight = d_weight.to(weight.dtype)
-    return Result(loss.sum(), logprobs, entropies, (d_hidden, d_weight, d_bias.to(bias.dtype) if need_b else None))
+    d_bias = None if d_bias is None else d_bias.to(weight.dtype)
+    return Result(loss.sum(), logprobs, entropies, (d_hidden, d_weight, d_bias))
 
 
 def chunk_gradients_(

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rto_fast.kernels.common.chunked import gradients
+from rto_fast.kernels.common.contract import Transform
 from rto_fast.kernels.common.kernel import (
     constants,
     expm1,
@@ -86,7 +87,7 @@ def ppo_kernel(
 def ppo_rows_(
     z: Tensor,
     bias: Tensor | None,
-    transform: tuple[float, float | None],
+    transform: Transform,
     rows: Decisions,
     s: Surrogate,
     entropy: bool,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.common.contract import Transform
 from rto_fast.kernels.common.native import library, pointer, threads
 from rto_fast.kernels.common.native_rows import head_numbers
 
@@ -17,7 +18,7 @@ KL = {"k1": 1, "k2": 2, "k3": 3}
 def ppo_rows_(
     z: Tensor,
     bias: Tensor | None,
-    transform: tuple[float, float | None],
+    transform: Transform,
     rows: Decisions,
     s: Surrogate,
     entropy: bool,

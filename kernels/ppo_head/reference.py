@@ -37,5 +37,6 @@ def ppo_head_reference(
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip))
     loss = loss - entropy_coef * entropy
     if kl_coef:
+        assert ref_logprobs is not None, "a KL term comes with ref_logprobs"
         loss = loss + kl_coef * kl_reference(logprobs, ref_logprobs, kl)
     return (weights * loss).sum(), logprobs.detach(), entropy.detach()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rto_fast.kernels.common.contract import Transform
 from rto_fast.kernels.common.rows import d_logits_, finish, fold, new_state, row_scale
 from rto_fast.kernels.common.workspace import CPU_TILE_BYTES
 
@@ -15,7 +16,7 @@ __all__ = ["chunk_gradients_", "gradients", "ppo_rows_"]
 def ppo_rows_(
     z: Tensor,  # [c, V] raw logits; holds d loss / d raw logits, up to the row scale, afterwards
     bias: Tensor | None,
-    transform: tuple[float, float | None],
+    transform: Transform,
     rows: Decisions,
     s: Surrogate,
     entropy: bool,
@@ -33,7 +34,8 @@ def ppo_rows_(
         zb = z[t : t + block]
         part = tuple(x[t : t + block] for x in state)
         fold(zb if plain or not gradient else zb.clone(), bias, transform, rows.target[t : t + block], 0, part)
-    logprobs, m, log_s, entropies = finish(state)
+    stats = finish(state)
+    logprobs, _, log_s, entropies = stats
     loss, d_logprob, d_entropy = surrogate(logprobs, entropies, rows, s)
     if not gradient:
         return ChunkRows(loss, logprobs, entropies, z)
@@ -41,8 +43,8 @@ def ppo_rows_(
     if plain:
         z.scatter_(1, rows.target[:, None], (log_s.exp() * torch.expm1(logprobs))[:, None])
         return ChunkRows(loss, logprobs, None, z, row_scale(log_s, d_logprob, None, transform), silent)
-    per_row = (logprobs, m, log_s, d_logprob, entropies, d_entropy)
     for t in range(0, c, block):
-        part = (None if x is None else x[t : t + block] for x in per_row)
-        d_logits_(z[t : t + block], bias, transform, rows.target[t : t + block], 0, dtype, *part)
+        chunk = slice(t, t + block)
+        slopes = (d_logprob[chunk], None if d_entropy is None else d_entropy[chunk])
+        d_logits_(z[chunk], bias, transform, rows.target[chunk], 0, dtype, stats.rows(t, t + block), *slopes)
     return ChunkRows(loss, logprobs, entropies, z, row_scale(log_s, d_logprob, d_entropy, transform), silent)

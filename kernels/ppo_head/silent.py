@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.common import chunked as two_passes
-from rto_fast.kernels.common.chunked import HeadPlan, Statistics
+from rto_fast.kernels.common.chunked import HeadPlan
+from rto_fast.kernels.common.contract import Statistics
 
 from . import chunked as one_pass
 from .surrogate import ChunkRows
@@ -31,7 +32,7 @@ def chunk_gradients_(
     out = out._replace(d_logits=out.d_logits[: len(heard)], scale=scale)
     d_heard = None if d_hidden is None else d_hidden.new_empty(len(heard), d_hidden.shape[1])
     one_pass.chunk_gradients_(out, h[heard], w, d_heard, d_weight, d_bias, add)
-    if d_hidden is not None:
+    if d_hidden is not None and d_heard is not None:
         d_hidden.zero_()[heard] = d_heard
 
 
@@ -52,8 +53,8 @@ def gradients(
         inputs = (hidden, weight, bias, target, plan, stats, d_logprobs, d_entropy, needs, weight_grad)
         return two_passes.gradients(*inputs)
     heard = d_logprobs.nonzero()[:, 0]
-    of_heard = Statistics(*(None if x is None else x[heard] for x in stats))
-    inputs = (hidden[heard], weight, bias, target[heard], plan, of_heard, d_logprobs[heard], None, needs, weight_grad)
+    of_heard = (stats.each(lambda x: x[heard]), d_logprobs[heard], None)
+    inputs = (hidden[heard], weight, bias, target[heard], plan, *of_heard, needs, weight_grad)
     d_heard, d_weight, d_bias = two_passes.gradients(*inputs)
     d_hidden = None if d_heard is None else torch.zeros_like(hidden).index_copy_(0, heard, d_heard)
     return d_hidden, d_weight, d_bias

@@ -1,5 +1,6 @@
 """The clipped surrogate of a row and its derivative: what ppo_head does once it has log-probs, in torch."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,14 @@ class Decisions(NamedTuple):
     live: Tensor | None = None
     """bool: rows whose hidden states count; None where all do, the host having left out the others."""
 
+    def each(self, f: Callable[[Tensor], Tensor]) -> "Decisions":
+        """Of f(x) for every tensor x."""
+        ref_logprobs, live = (None if x is None else f(x) for x in (self.ref_logprobs, self.live))
+        return Decisions(f(self.target), f(self.old_logprobs), f(self.advantages), f(self.weights), ref_logprobs, live)
+
     def rows(self, start: int, stop: int) -> "Decisions":
-        return Decisions(*(None if x is None else x[start:stop] for x in self))
+        """Of some of the rows."""
+        return self.each(lambda x: x[start:stop])
 
 
 class ChunkRows(NamedTuple):
@@ -56,6 +63,7 @@ def surrogate(
     # the clipped side is constant where it is the larger one; inside the clip range both are the same; NaN stays NaN
     d_logprob = torch.where(free < clipped, 0.0, free)
     if s.kl_coef:
+        assert rows.ref_logprobs is not None, "a KL term comes with ref_logprobs"
         d = logprobs - rows.ref_logprobs
         if s.kl == "k1":
             kl, d_kl = d, torch.ones_like(d)
@@ -69,6 +77,7 @@ def surrogate(
         d_logprob = d_logprob + s.kl_coef * d_kl
     d_entropy = None
     if s.entropy_coef:
+        assert entropy is not None, "an entropy term comes with the entropy"
         loss = loss - s.entropy_coef * entropy
         d_entropy = -s.entropy_coef * rows.weights
     # a row of weight 0 adds nothing, whatever its numbers are

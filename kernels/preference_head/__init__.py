@@ -34,7 +34,7 @@ def preference_head(
     weight: Tensor,  # (V, H)
     target: Tensor,  # (R,) int64
     cu_seqlens: Tensor,  # (2B+1,) int32
-    reference: Tensor,  # (2B,) float32
+    ref_logprobs: Tensor,  # (2B,) float32
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
@@ -54,7 +54,7 @@ def preference_head(
         m = beta ((pi_c - ref_c) - (pi_r - ref_r)), pi the sum of a sequence's log-probs under the head
 
     Sequences lie end to end in R rows, sequence i on rows cu_seqlens[i] ... cu_seqlens[i + 1]: 0 ... B-1 are the chosen
-    ones, B ... 2B-1 the rejected ones of the same pairs. `reference` holds the reference policy's sums; zeros make a
+    ones, B ... 2B-1 the rejected ones of the same pairs. `ref_logprobs` holds the reference policy's sums; zeros make a
     reference-free loss. label_smoothing 0 < s < 0.5 is conservative DPO. `pair_weights` scale the losses.
 
     Log-probs are those of `linear_logprob`, whose dtypes, options, precision and weight_grad hold here; sums are
@@ -69,7 +69,7 @@ def preference_head(
     check_head("preference_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
     check_target("preference_head", target, hidden.shape[0], weight.shape[0], hidden.device)
     check_weight_grad("preference_head", weight_grad, weight)
-    _check_pairs(hidden, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
+    _check_pairs(hidden, cu_seqlens, ref_logprobs, pair_weights, beta, label_smoothing, loss)
     plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
     rows, _, _ = LinearLogprob.apply(hidden, weight, bias, target.contiguous(), plan, False, weight_grad)
     if backend != "reference":
@@ -77,17 +77,17 @@ def preference_head(
             from .native import pairs
         else:
             from .kernel import pairs
-        inputs = (None if x is None else x.contiguous() for x in (cu_seqlens, reference, pair_weights))
+        inputs = (None if x is None else x.contiguous() for x in (cu_seqlens, ref_logprobs, pair_weights))
         return PreferenceHead(*PairLoss.apply(rows, *inputs, beta, label_smoothing, loss, pairs))
     sums = sequence_sums(rows, cu_seqlens)
-    losses, margins = pair_losses(sums, reference, beta, label_smoothing, loss)
+    losses, margins = pair_losses(sums, ref_logprobs, beta, label_smoothing, loss)
     return PreferenceHead((losses if pair_weights is None else losses * pair_weights).sum(), sums, margins)
 
 
 def _check_pairs(
     hidden: Tensor,
     cu_seqlens: Tensor,
-    reference: Tensor,
+    ref_logprobs: Tensor,
     pair_weights: Tensor | None,
     beta: float,
     label_smoothing: float,
@@ -101,7 +101,7 @@ def _check_pairs(
         )
     sequences = cu_seqlens.shape[0] - 1
     check_like(op, "cu_seqlens", cu_seqlens, (sequences + 1,), torch.int32, device)
-    check_like(op, "reference", reference, (sequences,), dtype, device)
+    check_like(op, "ref_logprobs", ref_logprobs, (sequences,), dtype, device)
     if pair_weights is not None:
         check_like(op, "pair_weights", pair_weights, (sequences // 2,), dtype, device)
     if loss not in ("sigmoid", "ipo"):

@@ -1,10 +1,14 @@
 """The stage over pairs as one autograd node: per-sequence sums forward, per-row coefficients backward."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Pairs = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, float, str], tuple[Tensor, Tensor, Tensor, Tensor]]
+"""`pairs` of kernel.py or of native.py."""
 
 
 class PairLoss(torch.autograd.Function):
@@ -12,24 +16,25 @@ class PairLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         rows: Tensor,
         cu_seqlens: Tensor,
-        reference: Tensor,
+        ref_logprobs: Tensor,
         pair_weights: Tensor | None,
         beta: float,
         label_smoothing: float,
         loss: str,
-        pairs: Callable,
+        pairs: Pairs,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        losses, sums, margins, d_margins = pairs(rows, cu_seqlens, reference, pair_weights, beta, label_smoothing, loss)
+        inputs = (rows, cu_seqlens, ref_logprobs, pair_weights, beta, label_smoothing, loss)
+        losses, sums, margins, d_margins = pairs(*inputs)
         ctx.save_for_backward(cu_seqlens, d_margins)
         ctx.beta, ctx.num_rows = beta, rows.shape[0]
         return losses.sum(), sums, margins
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_loss: Tensor, d_sums: Tensor, d_margins: Tensor):
+    def backward(ctx: Any, d_loss: Tensor, d_sums: Tensor, d_margins: Tensor) -> tuple[Tensor | None, ...]:
         cu_seqlens, loss_slopes = ctx.saved_tensors
         d_pair = ctx.beta * (d_loss * loss_slopes + d_margins)
         d_sequence = d_sums + torch.cat((d_pair, -d_pair))

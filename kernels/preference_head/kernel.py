@@ -27,7 +27,7 @@ def log_sigmoid(x):
 
 @triton.jit
 def pairs_kernel(
-    rows_ptr, cu_ptr, reference_ptr, pair_weight_ptr, sum_ptr, margin_ptr, loss_ptr, d_margin_ptr,
+    rows_ptr, cu_ptr, ref_ptr, pair_weight_ptr, sum_ptr, margin_ptr, loss_ptr, d_margin_ptr,
     num_pairs, beta, smoothing, IPO: tl.constexpr, HAS_WEIGHTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (B,): sums (2B,), margins, losses and d loss / d margin (B,) of the pairs."""
@@ -35,7 +35,7 @@ def pairs_kernel(
     chosen = segment_sum(rows_ptr, tl.load(cu_ptr + pair), tl.load(cu_ptr + pair + 1), BLOCK)
     other = pair + num_pairs
     rejected = segment_sum(rows_ptr, tl.load(cu_ptr + other), tl.load(cu_ptr + other + 1), BLOCK)
-    margin = beta * ((chosen - tl.load(reference_ptr + pair)) - (rejected - tl.load(reference_ptr + other)))
+    margin = beta * ((chosen - tl.load(ref_ptr + pair)) - (rejected - tl.load(ref_ptr + other)))
     if IPO:
         gap = margin / beta - 0.5 / beta
         loss = gap * gap
@@ -57,20 +57,20 @@ def pairs_kernel(
 def pairs(
     rows: Tensor,  # (R,) float32
     cu_seqlens: Tensor,  # (2B+1,) int32
-    reference: Tensor,  # (2B,)
+    ref_logprobs: Tensor,  # (2B,)
     pair_weights: Tensor | None,  # (B,)
     beta: float,
     label_smoothing: float,
     loss: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(losses (B,), sums (2B,), margins (B,), d loss / d margin (B,))."""
-    num_pairs = reference.shape[0] // 2
-    sums = torch.empty_like(reference)
+    num_pairs = ref_logprobs.shape[0] // 2
+    sums = torch.empty_like(ref_logprobs)
     margins, losses, d_margins = (torch.empty(num_pairs, device=rows.device, dtype=torch.float32) for _ in range(3))
     if num_pairs:
         with torch.cuda.device_of(rows):
             pairs_kernel[(num_pairs,)](
-                rows, cu_seqlens, reference, pair_weights, sums, margins, losses, d_margins,
+                rows, cu_seqlens, ref_logprobs, pair_weights, sums, margins, losses, d_margins,
                 num_pairs, beta, label_smoothing,
                 IPO=loss == "ipo", HAS_WEIGHTS=pair_weights is not None, BLOCK=BLOCK, num_warps=4,
             )  # fmt: skip

@@ -9,13 +9,13 @@ from rto_fast.kernels.linear_logprob import linear_logprob_reference
 
 def pair_losses(
     logprobs: Tensor,  # (2B,) summed policy log-probs: B chosen, then B rejected
-    reference: Tensor,  # (2B,)
+    ref_logprobs: Tensor,  # (2B,)
     beta: float,
     label_smoothing: float,
     loss: str,
 ) -> tuple[Tensor, Tensor]:
     """(losses (B,), margins (B,))."""
-    chosen, rejected = (logprobs - reference).chunk(2)
+    chosen, rejected = (logprobs - ref_logprobs).chunk(2)
     margins = beta * (chosen - rejected)
     if loss == "ipo":
         return (margins / beta - 1.0 / (2.0 * beta)).square(), margins
@@ -28,7 +28,7 @@ def preference_head_reference(
     weight: Tensor,  # (V, H)
     target: Tensor,  # (R,) int64
     cu_seqlens: Tensor,  # (2B+1,) int32
-    reference: Tensor,  # (2B,)
+    ref_logprobs: Tensor,  # (2B,)
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
@@ -42,5 +42,5 @@ def preference_head_reference(
     rows, _, _ = linear_logprob_reference(hidden, weight, target, bias=bias, temperature=temperature, softcap=softcap)
     offsets = cu_seqlens.tolist()
     sums = torch.stack([rows[a:b].sum() for a, b in zip(offsets, offsets[1:], strict=False)])
-    losses, margins = pair_losses(sums, reference, beta, label_smoothing, loss)
+    losses, margins = pair_losses(sums, ref_logprobs, beta, label_smoothing, loss)
     return (losses if pair_weights is None else losses * pair_weights).sum(), sums, margins

@@ -65,8 +65,9 @@ def rto_score(
             " pass the response rows' numbers as rows"
         )
     target = target if rows is None else target.index_select(0, rows)
-    models = {"policy": policy, "reference": reference, "dpo": dpo}
-    models = {name: model for name, model in models.items() if model is not None}
+    models = {"policy": policy, "reference": reference}
+    if dpo is not None:
+        models["dpo"] = dpo
     for name, model in models.items():
         if model.hidden.shape[:1] != policy.hidden.shape[:1]:
             raise ValueError(
@@ -81,7 +82,7 @@ def rto_score(
         logprobs = _logprobs(list(models.values()), target, rows, workspace_mb, backend)
         logprobs = [x.to(values.dtype) for x in logprobs]
         dpo_logprobs = logprobs[2] if dpo is not None else None
-        columns = (*logprobs[:2], dpo_logprobs, values.detach())
+        columns = (logprobs[0], logprobs[1], dpo_logprobs, values.detach())
         return RTOScore(*columns, *token_reward_gae(*columns, cu_seqlens, reward, backend=backend))
 
 

@@ -54,14 +54,11 @@ def rto_score_reference(
     rows: Tensor | None = None,  # (R,) int64
 ) -> RTOScore:
     """An RTOScore in the dtype of the inputs."""
-    logprobs: list[Tensor | None] = []
-    for model in (policy, reference, dpo):
-        if model is None:
-            logprobs.append(None)
-            continue
+
+    def logprobs(model: FactoredLogits) -> Tensor:
         hidden, weight, bias, softcap, temperature = model
-        at = (hidden, target) if rows is None else (hidden[rows], target[rows])
-        options = dict(bias=bias, softcap=softcap, temperature=temperature)
-        logprobs.append(linear_logprob_reference(at[0], weight, at[1], **options)[0])
-    rewards = token_reward_gae_reference(*logprobs, values, cu_seqlens, reward)
-    return RTOScore(*logprobs, values, *rewards)
+        h, y = (hidden, target) if rows is None else (hidden[rows], target[rows])
+        return linear_logprob_reference(h, weight, y, bias=bias, softcap=softcap, temperature=temperature)[0]
+
+    columns = (logprobs(policy), logprobs(reference), None if dpo is None else logprobs(dpo), values)
+    return RTOScore(*columns, *token_reward_gae_reference(*columns, cu_seqlens, reward))

@@ -177,14 +177,14 @@ def token_reward_gae_triton(
     moments = values.new_empty(num_sequences, 3)
     # shaping keeps what is paid before the last row, and "response" pays nothing there
     shaped_away = reward.shaping_only and reward.granularity == "response"
-    dense = dpo_logprobs is not None and reward.beta_1 != 0 and not shaped_away
+    dpo = None if reward.beta_1 == 0 or shaped_away else dpo_logprobs
     scores = None if reward.beta_3 == 0 else reward.scores
     sentence_ends = reward.sentence_ends if reward.granularity == "sentence" else None
     with torch.cuda.device_of(values):
         _token_reward_gae[(num_sequences,)](
             p_old=old_logprobs.contiguous(),
             p_ref=ref_logprobs.contiguous(),
-            p_dpo=dpo_logprobs.contiguous() if dense else None,
+            p_dpo=None if dpo is None else dpo.contiguous(),
             p_values=values.contiguous(),
             p_cu_seqlens=cu_seqlens.contiguous(),
             p_scores=None if scores is None else scores.contiguous(),

@@ -35,6 +35,7 @@ def token_reward_gae_reference(
     """The arguments of token_reward_gae, unchecked; any float dtype, any device, a Python loop over every row."""
     rewards, advantages = torch.zeros_like(values), torch.zeros_like(values)
     moments = values.new_zeros(len(cu_seqlens) - 1, 3)
+    sentence_ends = reward.sentence_ends if reward.granularity == "sentence" else None
     bounds = cu_seqlens.tolist()
     for s, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         if start == end:
@@ -45,7 +46,7 @@ def token_reward_gae_reference(
             for t in range(start, end):
                 unpaid = unpaid + (reward.beta_1 * (dpo_logprobs[t] - ref_logprobs[t])).clamp(-reward.clip, reward.clip)
                 due = t == last or reward.granularity == "token"
-                if due or (reward.granularity == "sentence" and reward.sentence_ends[t]):
+                if due or (sentence_ends is not None and sentence_ends[t]):
                     rewards[t] = unpaid
                     unpaid = values.new_zeros(())
             if reward.shaping_only:

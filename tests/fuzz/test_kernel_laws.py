@@ -122,13 +122,12 @@ def test_ppo_head_is_its_definition(backend, shape, seed, clip):
 def test_preference_head_is_antisymmetric(backend, pairs, seed):
     lengths = [a for a, _ in pairs] + [b for _, b in pairs]
     h, w, target, g = head_data((sum(lengths), 5, 11), seed)
-    reference = torch.randn(len(lengths), generator=g)
-    one = preference_head(h, w, target, cumulative(lengths), reference, beta=0.3, backend=backend)
+    ref_logprobs = torch.randn(len(lengths), generator=g)
+    one = preference_head(h, w, target, cumulative(lengths), ref_logprobs, beta=0.3, backend=backend)
     swapped = [*range(len(pairs), len(lengths)), *range(len(pairs))]
     at = segment_gather(cumulative(lengths), swapped)
-    other = preference_head(
-        h[at], w, target[at], cumulative([lengths[i] for i in swapped]), reference[swapped], beta=0.3, backend=backend
-    )
+    offsets = cumulative([lengths[i] for i in swapped])
+    other = preference_head(h[at], w, target[at], offsets, ref_logprobs[swapped], beta=0.3, backend=backend)
     assert close(other.margins, -one.margins) and close(other.logprobs, one.logprobs[swapped])
     sigmoid = torch.nn.functional.logsigmoid
     assert close(one.loss, -sigmoid(one.margins.double()).sum())

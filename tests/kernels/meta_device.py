@@ -133,10 +133,10 @@ def of_heads(shape: Shape, rows: int, workspace_mb: int, **head: object) -> Iter
     leaves = [x.detach().requires_grad_() for x in (hidden, weights[0])]
     target, values, scale = empty(rows, dtype=torch.int64), empty(rows), empty()
     given = Decisions(*(empty(rows) for _ in range(3)))
-    cu_seqlens, reference = empty(9, dtype=torch.int32), empty(8)
+    cu_seqlens, ref_logprobs = empty(9, dtype=torch.int32), empty(8)
     main_grad = empty(shape.vocab, shape.width)
     others = [x for x in head.values() if isinstance(x, Tensor)]
-    inputs = [hidden, *weights, target, values, scale, *given, cu_seqlens, reference, main_grad, *others]
+    inputs = [hidden, *weights, target, values, scale, *given, cu_seqlens, ref_logprobs, main_grad, *others]
     where = dict(workspace_mb=workspace_mb, backend="triton")
     terms = dict(entropy_coef=0.01, kl_coef=0.1, ref_logprobs=values, loss_scale=scale)
 
@@ -153,7 +153,7 @@ def of_heads(shape: Shape, rows: int, workspace_mb: int, **head: object) -> Iter
         return torch.autograd.grad(out.loss, wanted)
 
     def preferred() -> tuple[Tensor, ...]:
-        out = preference_head(*leaves, target, cu_seqlens, reference, **head, **where)
+        out = preference_head(*leaves, target, cu_seqlens, ref_logprobs, **head, **where)
         return torch.autograd.grad(out.loss, leaves)
 
     def rewarded(heads: list[Tensor], temperatures: tuple[float, ...]) -> tuple[Tensor, ...]:

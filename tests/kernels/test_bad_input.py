@@ -56,7 +56,7 @@ CASES = {
     ),
     "preference_head": (
         preference_head,
-        HEAD | dict(cu_seqlens=OFFSETS, reference=rand(SEQUENCES), pair_weights=rand(SEQUENCES // 2).abs()),
+        HEAD | dict(cu_seqlens=OFFSETS, ref_logprobs=rand(SEQUENCES), pair_weights=rand(SEQUENCES // 2).abs()),
     ),
     "token_reward_gae": (
         lambda **given: rewarded(token_reward_gae, **given, **KNOBS),

@@ -126,9 +126,7 @@ def test_neither_threads_nor_levels_change_a_bit():
             rows.fold(z.clone(), None, (0.7, 20.0), target, 0, state)
             stats = rows.finish(state)
             slope = torch.linspace(-1, 1, 70)
-            dz = rows.d_logits_(
-                z.clone(), None, (0.7, 20.0), target, 0, z.dtype, *stats[:3], slope, stats[3], slope.flip(0)
-            )
+            dz = rows.d_logits_(z.clone(), None, (0.7, 20.0), target, 0, z.dtype, stats, slope, slope.flip(0))
             g = torch.Generator().manual_seed(1)
             columns = [torch.randn(12000, generator=g) for _ in range(4)]
             rewards = token_reward_gae(*columns, lengths.int(), RewardSpec(0.3, 0.1, clip=0.2), backend="native")

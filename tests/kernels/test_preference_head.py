@@ -34,7 +34,7 @@ def make(width, vocab, dtype=torch.float32, bias=False, lengths=LENGTHS):
     given = dict(
         target=target,
         cu_seqlens=cu_seqlens,
-        reference=sums + torch.randn(2 * pairs),
+        ref_logprobs=sums + torch.randn(2 * pairs),
         pair_weights=torch.rand(pairs) - 0.3,
     )
     return hidden, weight, torch.randn(vocab).to(dtype) if bias else None, given
@@ -93,7 +93,7 @@ def test_a_real_vocabulary_in_triton():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_pairs(backend):
     hidden, weight, _, given = make(8, 5, lengths=(3, 2))
-    given |= dict(reference=torch.zeros(0), pair_weights=torch.zeros(0), cu_seqlens=given["cu_seqlens"][:1])
+    given |= dict(ref_logprobs=torch.zeros(0), pair_weights=torch.zeros(0), cu_seqlens=given["cu_seqlens"][:1])
     given["target"] = given["target"][:0]
     out = preference_head(hidden[:0].requires_grad_(), weight.requires_grad_(), **given, backend=backend)
     out.loss.backward()
@@ -112,7 +112,7 @@ def test_sequences_longer_than_a_block():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_margins_far_from_zero(backend):
     hidden, weight, _, given = make(24, 100)
-    given["reference"] += torch.tensor([200.0, -200.0, 0.0, -200.0, 200.0, 0.0])
+    given["ref_logprobs"] += torch.tensor([200.0, -200.0, 0.0, -200.0, 200.0, 0.0])
     given["pair_weights"][:] = 1.0
     out = preference_head(hidden, weight, **given, beta=1.0, backend=backend)
     torch.testing.assert_close(out.margins[:2], torch.tensor([-400.0, 400.0]), rtol=0.02, atol=0)
@@ -125,7 +125,7 @@ def test_laws(backend):
     given["pair_weights"][:] = 1.0
     # the policy is its own reference: no margin, log 2 a pair, and half of beta as the slope
     own = preference_head(hidden, weight, **given, backend=backend).logprobs
-    out = preference_head(hidden, weight, **(given | dict(reference=own)), backend=backend)
+    out = preference_head(hidden, weight, **(given | dict(ref_logprobs=own)), backend=backend)
     assert (out.margins == 0).all()
     torch.testing.assert_close(out.loss, 3 * torch.tensor(2.0).log())
     # swapping chosen and rejected turns the margins over
@@ -134,7 +134,7 @@ def test_laws(backend):
     swapped = dict(
         target=given["target"][rows],
         cu_seqlens=torch.tensor([0, *LENGTHS[3:], *LENGTHS[:3]]).cumsum(0).int(),
-        reference=given["reference"].roll(3),
+        ref_logprobs=given["ref_logprobs"].roll(3),
     )
     there = preference_head(hidden, weight, **given, backend=backend).margins
     back = preference_head(hidden[rows], weight, **swapped, backend=backend).margins
@@ -171,7 +171,7 @@ def test_a_frozen_weight_saves_a_gemm():
             "cu_seqlens must rise from 0 to R = 3, got 0 ... 2",
         ),
         (dict(cu_seqlens=torch.tensor([0, 4, 3], dtype=torch.int32)), "cu_seqlens must rise .* with a step down"),
-        (dict(reference=torch.zeros(1)), r"reference must have shape \(2,\), got \(1,\)"),
+        (dict(ref_logprobs=torch.zeros(1)), r"ref_logprobs must have shape \(2,\), got \(1,\)"),
         (dict(pair_weights=torch.zeros(2)), r"pair_weights must have shape \(1,\), got \(2,\)"),
         (dict(beta=0.0), "beta must be > 0"),
         (dict(label_smoothing=0.5), r"label_smoothing must lie in \[0, 0.5\)"),
@@ -181,6 +181,6 @@ def test_a_frozen_weight_saves_a_gemm():
 )
 def test_errors_name_the_argument(change, message):
     args = dict(hidden=torch.zeros(3, 4), weight=torch.zeros(5, 4), target=torch.zeros(3, dtype=torch.int64))
-    args |= dict(cu_seqlens=torch.tensor([0, 1, 3], dtype=torch.int32), reference=torch.zeros(2)) | change
+    args |= dict(cu_seqlens=torch.tensor([0, 1, 3], dtype=torch.int32), ref_logprobs=torch.zeros(2)) | change
     with pytest.raises(ValueError, match="preference_head: " + message):
         preference_head(**args)
