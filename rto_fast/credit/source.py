@@ -17,7 +17,7 @@ from rto_fast.data.read import read_rows
 from rto_fast.data.rows import to_pairs, to_prompts
 from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.evaluate.token_rewards import Scorer
+from rto_fast.evaluate.token_rewards import TokenRewards
 from rto_fast.model.exact import check_packing
 from rto_fast.model.load import load_language_model
 from rto_fast.tasks.quickstart.judge import Oracle
@@ -27,7 +27,7 @@ from rto_fast.tasks.quickstart.judge import Oracle
 class Source:
     """Models, how they read texts, and what is known about the answers."""
 
-    scorer: Scorer
+    scorer: TokenRewards
     template: Template
     data: DataConfig
     dpo_path: str
@@ -113,7 +113,9 @@ def from_models(
     return Source(scorer, Template(scorer.tokenizer, template), data, dpo, reference, trusted=trusted)
 
 
-def _scorer(dpo: str, reference: str, device: str, beta: float, workspace_mb: int | None, trusted: bool) -> Scorer:
+def _scorer(
+    dpo: str, reference: str, device: str, beta: float, workspace_mb: int | None, trusted: bool
+) -> TokenRewards:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -130,4 +132,4 @@ def _scorer(dpo: str, reference: str, device: str, beta: float, workspace_mb: in
     ids = list(range(1, min(12, models[0].vocab_size)))
     for model in models:
         check_packing(model, [(ids[:2], ids[2:]), (ids[:3], ids[3:6])], torch.float32, workspace_mb)
-    return Scorer(*(m.requires_grad_(False).eval() for m in models), tokenizer, beta, workspace_mb=workspace_mb)
+    return TokenRewards(*(m.requires_grad_(False).eval() for m in models), tokenizer, beta, workspace_mb=workspace_mb)
