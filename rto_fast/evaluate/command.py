@@ -62,7 +62,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
             say=say,
         )
         judged = share_won(judgement.outcomes, evaluations)
-    results = _results(options, about, evaluations, judgement, client and client.model)
+    results = _results(options, about, evaluations, judgement, client.model if client else None)
     results["seconds"] = round(time.perf_counter() - started, 1)
     _write(about.folder, results, judgement)
     write_answers(about.folder / "answers.jsonl", tokenizer, evaluations, len(prompts.ids), judged)
@@ -76,7 +76,7 @@ def _results(
     options: Options, about: Subject, evaluations: dict[str, Evaluation], judgement: Judgement, model: str | None
 ) -> dict[str, Any]:
     policies = {name: e.summary() for name, e in evaluations.items()}
-    results = {"recipe": "evaluate", "seed": options.seed, "policies": policies}
+    results: dict[str, Any] = {"recipe": "evaluate", "seed": options.seed, "policies": policies}
     results |= matrices(judgement.outcomes, evaluations)
     results["judge"] = JUDGES[about.judge]
     if about.judge == "llm":

@@ -40,7 +40,8 @@ class Evaluation:
     @property
     def judged(self) -> np.ndarray:
         """(answers,) values of `judge`; NaN without one."""
-        return np.full(len(self.answers), np.nan) if self.judge is None else self._judges[self.judge]
+        values = next((values for values in self._judges.values() if values is not None), None)
+        return np.full(len(self.answers), np.nan) if values is None else values
 
     @property
     def _judges(self) -> dict[str, np.ndarray | None]:
@@ -111,14 +112,19 @@ def evaluate(
 
 
 def preference_accuracy(
-    dpo: LanguageModel, reference: LanguageModel, pairs: list[EncodedPair], **limits: int | None
+    dpo: LanguageModel,
+    reference: LanguageModel,
+    pairs: list[EncodedPair],
+    *,
+    microbatch_rows: int,
+    workspace_mb: int | None,
 ) -> Estimate:
     """Share of pairs whose chosen answer has the higher log pi_dpo/pi_ref: the agreement of reward and labels.
 
     A tie counts one half, as in win rates.
     """
     answers = [EncodedDemonstration(p.prompt, answer) for p in pairs for answer in (p.chosen, p.rejected)]
-    ours, theirs = (answer_logprobs(m, answers, **limits) for m in (dpo, reference))
+    ours, theirs = (answer_logprobs(m, answers, microbatch_rows, workspace_mb) for m in (dpo, reference))
     rewards = np.array([o.sum() - t.sum() for o, t in zip(ours, theirs, strict=True)]).reshape(-1, 2)
     return mean_estimate(wins(rewards[:, 0], rewards[:, 1]))
 

@@ -90,15 +90,11 @@ def write_samples(
     lines = ["# Samples", "", "Answers to held-out prompts; special tokens are shown.", ""]
     some = next(iter(evaluations.values()))
     for i in range(min(count, len(some.answers))):
-        lines += [f"## {i + 1}", "", *_quote(tokenizer.decode(some.answers[i].prompt)), ""]
+        lines += [f"## {i + 1}", "", *_quote(str(tokenizer.decode(some.answers[i].prompt))), ""]
         for name, evaluation in evaluations.items():
             worth = "" if np.isnan(judged[name][i]) else f" ({judged[name][i]:+.3f})"
-            lines += [
-                f"**{name}**{worth}",
-                "",
-                *_quote(tokenizer.decode(evaluation.answers[i].response)),
-                "",
-            ]
+            said = str(tokenizer.decode(evaluation.answers[i].response))
+            lines += [f"**{name}**{worth}", "", *_quote(said), ""]
     write_whole(path, "\n".join(lines))
 
 

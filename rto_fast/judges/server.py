@@ -145,8 +145,7 @@ def _rewards(body: bytes, count: int, address: Address) -> list[float]:
         raise ValueError(f'{shown} must answer {{"rewards": [{count} numbers]}}, got {got}; {correct}')
     if any(isinstance(r, bool) for r in rewards):
         raise ValueError(f"{shown} answered true or false for a number; {correct}")
-    check_scores(rewards, count, shown, address.hide)
-    return [float(r) for r in rewards]
+    return check_scores(rewards, count, shown, address.hide)
 
 
 def _form(answer: object, address: Address) -> str:
@@ -179,6 +178,6 @@ def _retry_after(value: str | None) -> float:
     with suppress(ValueError):
         return max(0.0, float(value or 0))
     with suppress(ValueError):
-        at = parsedate_to_datetime(value)
+        at = parsedate_to_datetime(value or "")
         return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return 0.0

@@ -6,6 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from rto_fast.files.foreign import no_duplicates
@@ -95,7 +97,7 @@ class Client:
             raise _Broken(f"a reply of more than {MAX_BODY // 2**20} MiB")
         return body
 
-    def _status(self, error) -> Failure:
+    def _status(self, error: Any) -> Failure:
         code = error.status_code
         said = self._hide(" ".join(str(_message(error.body) or "").split()))[:200]
         whose = "question"
@@ -150,7 +152,7 @@ def _message(body: object) -> object:
     return body
 
 
-def _library():
+def _library() -> ModuleType:
     try:
         import openai
     except ImportError:
