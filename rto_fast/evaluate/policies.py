@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -149,9 +148,8 @@ def answer_logprobs(
 
 def win_rates(evaluations: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
     """win_rate[a][b]: how often a's answer beats b's on the same prompt, ties half; empty where nothing judges."""
-    table: dict[str, dict[str, Any]] = {name: {} for name in evaluations}
     judged = all(e.judge is not None for e in evaluations.values())
-    for a, b in combinations(evaluations, 2) if judged else ():
-        for one, other in ((a, b), (b, a)):
-            table[one][other] = interval(win_rate(evaluations[one].judged, evaluations[other].judged))
-    return table
+    return {
+        a: {b: interval(win_rate(x.judged, y.judged)) for b, y in evaluations.items() if judged and a != b}
+        for a, x in evaluations.items()
+    }

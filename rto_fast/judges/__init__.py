@@ -76,19 +76,16 @@ def as_texts(
     references: Mapping[tuple[int, ...], str] | None = None,
 ) -> list[Answer]:
     """A policy's answers as texts, with what `conversations` and `references` know of a prompt by its token ids."""
-    out = []
-    for a in answers:
-        known = tuple(a.prompt)
-        out.append(
-            Answer(
-                prompt=str(tokenizer.decode(a.prompt, skip_special_tokens=True)),
-                response=str(tokenizer.decode(a.response, skip_special_tokens=True)),
-                finished=a.finish == "eos",
-                reference=(references or {}).get(known),
-                messages=tuple(conversations.get(known, ())),
-            )
+    return [
+        Answer(
+            prompt=str(tokenizer.decode(a.prompt, skip_special_tokens=True)),
+            response=str(tokenizer.decode(a.response, skip_special_tokens=True)),
+            finished=a.finish == "eos",
+            reference=(references or {}).get(tuple(a.prompt)),
+            messages=tuple(conversations.get(tuple(a.prompt), ())),
         )
-    return out
+        for a in answers
+    ]
 
 
 def _is_finite(score: Real) -> bool:
