@@ -12,7 +12,7 @@ from rto_fast.data.encode import EncodedPair, encode_pairs
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Pair, to_pairs
 from rto_fast.data.template import Template
-from rto_fast.evaluate.token_rewards import Scorer
+from rto_fast.evaluate.token_rewards import TokenRewards
 from rto_fast.model.exact import check_packing
 from rto_fast.runs.open import Run, eos_token_ids, open_run
 from rto_fast.tasks import Oracle
@@ -24,7 +24,7 @@ class Source:
 
     run: Run
     """Without one, how models that are given by their paths are loaded."""
-    scorer: Scorer
+    scorer: TokenRewards
     dpo_path: str
     reference_path: str
 
@@ -93,7 +93,7 @@ def from_models(
     return Source(replace(run, config=replace(run.config, data=data)), scorer, dpo, reference)
 
 
-def _scorer(run: Run, dpo: str, reference: str, beta: float) -> Scorer:
+def _scorer(run: Run, dpo: str, reference: str, beta: float) -> TokenRewards:
     if not beta > 0:
         raise ValueError(f"beta: must be positive, got {beta}")
     disable_progress_bar()
@@ -105,4 +105,4 @@ def _scorer(run: Run, dpo: str, reference: str, beta: float) -> Scorer:
         for model in models:
             examples = [(ids[:2], ids[2:]), (ids[:3], ids[3:6])]
             check_packing(model, examples, run.autocast or run.dtype, run.config.workspace_mb)
-    return Scorer(*(m.requires_grad_(False).eval() for m in models), tokenizer, beta, **run.limits)
+    return TokenRewards(*(m.requires_grad_(False).eval() for m in models), tokenizer, beta, **run.limits)

@@ -10,7 +10,7 @@ import numpy as np
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.evaluate.heatmap import Heatmap
 from rto_fast.evaluate.stats import Estimate, credit_auc, win_rate
-from rto_fast.evaluate.token_rewards import Scorer
+from rto_fast.evaluate.token_rewards import TokenRewards
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def _share(hits: Sequence[bool]) -> Estimate:
     return win_rate(np.array(hits, float), np.full(len(hits), 0.5))
 
 
-def rank_corrupted(scorer: Scorer, pairs: Sequence[EncodedPair], examples: int) -> tuple[Ranking, list[Heatmap], int]:
+def rank_corrupted(
+    scorer: TokenRewards, pairs: Sequence[EncodedPair], examples: int
+) -> tuple[Ranking, list[Heatmap], int]:
     """Rank the swapped tokens of (chosen = right, rejected = corrupted) pairs.
 
     Returns the ranking, maps of the first `examples` cases (right, corrupted), and how many pairs were left out since

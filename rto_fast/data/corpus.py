@@ -26,7 +26,7 @@ from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
 
-T = TypeVar("T")
+T = TypeVar("T", EncodedPair, EncodedDemonstration, list[int])
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
         items, report = encode(rows, template, **limits, **options)
         if template.style != "none":
             for item, row in zip(items, report.kept, strict=True):
-                conversations.setdefault(tuple(getattr(item, "prompt", item)), rows[row].prompt)
+                conversations.setdefault(tuple(item if isinstance(item, list) else item.prompt), rows[row].prompt)
         return items, report
 
     asked = known(encode_prompts, evaluation)[0] if evaluation else []

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rto_fast.files.text import in_columns
+
 Row = dict[str, Any]
 
 
@@ -50,10 +52,8 @@ def as_text(table: Table, rows: Sequence[Row], findings: Sequence[Row], judge: s
         figures = [_figure(row[c], 1, 3) for c in columns]
         name = f"{_family(table, row)}, {table.symbol} = {row[table.setting]:g}"
         lines.append([name, *wins, *figures, f"{100 * row['eos_rate']:.0f} %", f"{row['seconds']:.1f}"])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    notes = [over_optimised_text(table, finding, judge) for finding in findings]
-    return ["", table.title, *(f"  {line.rstrip()}" for line in [*padded, *notes])]
+    notes = [f"  {over_optimised_text(table, finding, judge)}" for finding in findings]
+    return ["", table.title, *in_columns(lines), *notes]
 
 
 def over_optimised_text(table: Table, finding: Row, judge: str) -> str:

@@ -30,9 +30,9 @@ def distinct(answers: Sequence[Completion], n: int) -> float:
 def prompt_text(tokenizer: PreTrainedTokenizerBase, answer: Completion) -> str:
     """The prompt as text, without its BOS."""
     begins = bool(answer.prompt) and answer.prompt[0] == tokenizer.bos_token_id
-    return valid(tokenizer.decode(answer.prompt[begins:]))
+    return valid(str(tokenizer.decode(answer.prompt[begins:])))
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Completion) -> str:
     """The answer as text, without the EOS that ended it and whitespace around it."""
-    return valid(tokenizer.decode(words(answer))).strip()
+    return valid(str(tokenizer.decode(words(answer)))).strip()

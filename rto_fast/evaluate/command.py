@@ -16,9 +16,10 @@ from rto_fast.evaluate.report import write_answers, write_samples
 from rto_fast.evaluate.subject import Subject, subject
 from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
 from rto_fast.files.digests import write_recorded
+from rto_fast.judges.llm.client import Client
 from rto_fast.judges.llm.compare import Judgement
 from rto_fast.judges.llm.prompts import query_text
-from rto_fast.judges.llm.session import ask_judge, client_of, try_judge
+from rto_fast.judges.llm.session import ask_judge, try_judge
 from rto_fast.rollout import Sampling
 
 JUDGES = {"oracle": "oracle_return", "reward-model": "score", "implicit": "implicit_reward", "llm": "llm"}
@@ -34,7 +35,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     disable_progress_bar()  # one bar per file that transformers reads hides ours
     about = subject(options)
     # a judge that cannot be asked is better known of before the policies have answered
-    client = client_of(options.llm) if about.judge == "llm" else None
+    client = Client(options.llm) if about.judge == "llm" else None
     tokenizer = shared_tokenizer(about)
     prompts = read_prompts(options, about, tokenizer)
     sampling = Sampling(options.temperature, None, options.top_p, about.max_new_tokens)
@@ -62,7 +63,7 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
             say=say,
         )
         judged = share_won(judgement.outcomes, evaluations)
-    results = _results(options, about, evaluations, judgement, client and client.model)
+    results = _results(options, about, evaluations, judgement, client.model if client else None)
     results["seconds"] = round(time.perf_counter() - started, 1)
     _write(about.folder, results, judgement)
     write_answers(about.folder / "answers.jsonl", tokenizer, evaluations, len(prompts.ids), judged)
@@ -76,7 +77,7 @@ def _results(
     options: Options, about: Subject, evaluations: dict[str, Evaluation], judgement: Judgement, model: str | None
 ) -> dict[str, Any]:
     policies = {name: e.summary() for name, e in evaluations.items()}
-    results = {"recipe": "evaluate", "seed": options.seed, "policies": policies}
+    results: dict[str, Any] = {"recipe": "evaluate", "seed": options.seed, "policies": policies}
     results |= matrices(judgement.outcomes, evaluations)
     results["judge"] = JUDGES[about.judge]
     if about.judge == "llm":

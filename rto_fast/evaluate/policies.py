@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,8 @@ class Evaluation:
     @property
     def judged(self) -> np.ndarray:
         """(answers,) values of `judge`; NaN without one."""
-        return np.full(len(self.answers), np.nan) if self.judge is None else self._judges[self.judge]
+        values = next((values for values in self._judges.values() if values is not None), None)
+        return np.full(len(self.answers), np.nan) if values is None else values
 
     @property
     def _judges(self) -> dict[str, np.ndarray | None]:
@@ -111,14 +111,19 @@ def evaluate(
 
 
 def preference_accuracy(
-    dpo: LanguageModel, reference: LanguageModel, pairs: list[EncodedPair], **limits: int | None
+    dpo: LanguageModel,
+    reference: LanguageModel,
+    pairs: list[EncodedPair],
+    *,
+    microbatch_rows: int,
+    workspace_mb: int | None,
 ) -> Estimate:
     """Share of pairs whose chosen answer has the higher log pi_dpo/pi_ref: the agreement of reward and labels.
 
     A tie counts one half, as in win rates.
     """
     answers = [EncodedDemonstration(p.prompt, answer) for p in pairs for answer in (p.chosen, p.rejected)]
-    ours, theirs = (answer_logprobs(m, answers, **limits) for m in (dpo, reference))
+    ours, theirs = (answer_logprobs(m, answers, microbatch_rows, workspace_mb) for m in (dpo, reference))
     rewards = np.array([o.sum() - t.sum() for o, t in zip(ours, theirs, strict=True)]).reshape(-1, 2)
     return mean_estimate(wins(rewards[:, 0], rewards[:, 1]))
 
@@ -143,9 +148,8 @@ def answer_logprobs(
 
 def win_rates(evaluations: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
     """win_rate[a][b]: how often a's answer beats b's on the same prompt, ties half; empty where nothing judges."""
-    table: dict[str, dict[str, Any]] = {name: {} for name in evaluations}
     judged = all(e.judge is not None for e in evaluations.values())
-    for a, b in combinations(evaluations, 2) if judged else ():
-        for one, other in ((a, b), (b, a)):
-            table[one][other] = interval(win_rate(evaluations[one].judged, evaluations[other].judged))
-    return table
+    return {
+        a: {b: interval(win_rate(x.judged, y.judged)) for b, y in evaluations.items() if judged and a != b}
+        for a, x in evaluations.items()
+    }

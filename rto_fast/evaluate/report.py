@@ -12,7 +12,7 @@ from rto_fast.evaluate.answers import answer_text, prompt_text
 from rto_fast.evaluate.policies import Evaluation
 from rto_fast.files.digests import write_recorded
 from rto_fast.files.disk import write_whole
-from rto_fast.files.text import valid
+from rto_fast.files.text import in_columns, valid
 
 COLUMNS = {
     "oracle_return": "oracle return",
@@ -23,17 +23,10 @@ COLUMNS = {
 }
 
 
-def _figure(value: dict[str, float], ends: bool = False) -> str:
+def figure(value: dict[str, float], ends: bool = False) -> str:
     """mean +- half-width; with `ends` the lowest and the highest seed too."""
     seeds = f" ({value['low']:.3f} to {value['high']:.3f})" if ends else ""
     return f"{value['mean']:.3f} +- {value['ci95']:.3f}{seeds}"
-
-
-def table(rows: list[list[str]], say: Callable[[str], None]) -> None:
-    """Rows of cells, each column as wide as its widest cell."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -56,13 +49,14 @@ def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
     for name, policy in policies.items():
         wins = results["win_rate"].get(name, {})
         beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in rivals]
-        figures = [_figure(policy[c], ends=seeds > 1 and c == results["judge"]) for c in columns]
+        figures = [figure(policy[c], ends=seeds > 1 and c == results["judge"]) for c in columns]
         rows.append([name, *figures, f"{100 * policy['eos_rate']:.0f} %", *beats])
-    table(rows, say)
+    for line in in_columns(rows):
+        say(line)
     if "preference_accuracy" in results:
-        say(f"  DPO's reward agrees with {_figure(results['preference_accuracy'])} of the held-out labels")
+        say(f"  DPO's reward agrees with {figure(results['preference_accuracy'])} of the held-out labels")
     if "credit_auc" in results:
-        say(f"  DPO's token reward tells right tokens from wrong ones with AUC {_figure(results['credit_auc'])}")
+        say(f"  DPO's token reward tells right tokens from wrong ones with AUC {figure(results['credit_auc'])}")
     say("")
 
 
@@ -73,9 +67,9 @@ def print_sweep(rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
     lines = [["b1/b2", "c", *(COLUMNS[c] for c in columns), "stops"]]
     for row in rows:
         clip = "none" if row["clip"] is None else f"{row['clip']:g}"
-        lines.append([f"{row['ratio']:g}", clip, *(_figure(row[c]) for c in columns), f"{100 * row['eos_rate']:.0f} %"])
-    table(lines, say)
-    say("")
+        lines.append([f"{row['ratio']:g}", clip, *(figure(row[c]) for c in columns), f"{100 * row['eos_rate']:.0f} %"])
+    for line in [*in_columns(lines), ""]:
+        say(line)
 
 
 def write_samples(
@@ -90,15 +84,11 @@ def write_samples(
     lines = ["# Samples", "", "Answers to held-out prompts; special tokens are shown.", ""]
     some = next(iter(evaluations.values()))
     for i in range(min(count, len(some.answers))):
-        lines += [f"## {i + 1}", "", *_quote(tokenizer.decode(some.answers[i].prompt)), ""]
+        lines += [f"## {i + 1}", "", *_quote(str(tokenizer.decode(some.answers[i].prompt))), ""]
         for name, evaluation in evaluations.items():
             worth = "" if np.isnan(judged[name][i]) else f" ({judged[name][i]:+.3f})"
-            lines += [
-                f"**{name}**{worth}",
-                "",
-                *_quote(tokenizer.decode(evaluation.answers[i].response)),
-                "",
-            ]
+            said = str(tokenizer.decode(evaluation.answers[i].response))
+            lines += [f"**{name}**{worth}", "", *_quote(said), ""]
     write_whole(path, "\n".join(lines))
 
 

@@ -31,7 +31,8 @@ class Saved:
                 return None
             values = read_object(file, "answers")
             answers = [Completion(**a) for a in values.pop("answers")]
-            return Evaluation(answers, **{k: None if v is None else np.array(v, float) for k, v in values.items()})
+            arrays: dict[str, Any] = {k: None if v is None else np.array(v, float) for k, v in values.items()}
+            return Evaluation(answers, **arrays)
         except (ValueError, TypeError, KeyError):
             # absent, or damaged: it is made again
             return None

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from rto_fast.evaluate.policies import Evaluation, interval
-from rto_fast.evaluate.report import COLUMNS, table
+from rto_fast.evaluate.report import COLUMNS, figure
 from rto_fast.evaluate.stats import Estimate, length_controlled, mean_estimate, win_rate, wins
+from rto_fast.files.text import in_columns
 
 Outcomes = Mapping[tuple[str, str], np.ndarray]
 """For a pair of policies (prompts,): 1 the first's answer is better, 0 the second's, 0.5 a tie, NaN nobody knows."""
@@ -16,11 +17,7 @@ Outcomes = Mapping[tuple[str, str], np.ndarray]
 
 def outcomes(evaluations: Mapping[str, Evaluation]) -> dict[tuple[str, str], np.ndarray]:
     """By what each answer is worth (`Evaluation.judged`), prompt by prompt."""
-    out = {}
-    for a, b in combinations(evaluations, 2):
-        x, y = evaluations[a].judged, evaluations[b].judged
-        out[a, b] = wins(x, y)
-    return out
+    return {(a, b): wins(evaluations[a].judged, evaluations[b].judged) for a, b in combinations(evaluations, 2)}
 
 
 def share_won(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[str, np.ndarray]:
@@ -28,10 +25,9 @@ def share_won(found: Outcomes, evaluations: Mapping[str, Evaluation]) -> dict[st
     out = {}
     for name, evaluation in evaluations.items():
         rows = [w if a == name else 1 - w for (a, b), w in found.items() if name in (a, b)]
-        known = np.isfinite(rows) if rows else np.zeros((1, len(evaluation.answers)), bool)
-        total = np.nansum(rows, axis=0) if rows else np.zeros(len(evaluation.answers))
+        rows.append(np.full(len(evaluation.answers), np.nan))  # what is known of one policy alone
         with np.errstate(invalid="ignore"):
-            out[name] = total / known.sum(0)
+            out[name] = np.nansum(rows, axis=0) / np.isfinite(rows).sum(0)
     return out
 
 
@@ -77,24 +73,24 @@ def print_results(results: Mapping[str, Any], say: Callable[[str], None]) -> Non
     titles = {**COLUMNS, "score": "reward model", "kl": "KL to reference"}
     rows = [["", *(titles[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
     for name, policy in policies.items():
-        cells = [f"{policy[c]['mean']:.3f} +- {policy[c]['ci95']:.3f}" for c in figures]
+        cells = [figure(policy[c]) for c in figures]
         share = [f"{policy['distinct_1']:.3f}", f"{policy['distinct_2']:.3f}", f"{100 * policy['eos_rate']:.0f} %"]
         rows.append([name, *cells, *share])
-    table(rows, say)
+    for line in in_columns(rows):
+        say(line)
     titles = {
         "win_rate": "Win rate of the row over the column, % (95 % interval)",
         "length_controlled": "The same at equal length",
     }
     for kind, title in titles.items():
         if len(policies) > 1:
-            say(f"\n{title}")
-            table(
-                [["", *policies], *([a, *(_percent(results[kind][a].get(b)) for b in policies)] for a in policies)], say
-            )
+            rows = [["", *policies], *([a, *(_percent(results[kind][a].get(b)) for b in policies)] for a in policies)]
+            for line in [f"\n{title}", *in_columns(rows)]:
+                say(line)
     say("")
 
 
 def _percent(cell: Mapping[str, float] | None) -> str:
-    return (
-        "" if cell is None else "{mean:.1f} ({low:.1f} to {high:.1f})".format(**{k: 100 * v for k, v in cell.items()})
-    )
+    if cell is None:
+        return ""
+    return f"{100 * cell['mean']:.1f} ({100 * cell['low']:.1f} to {100 * cell['high']:.1f})"

@@ -21,7 +21,7 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
-class Scorer:
+class TokenRewards:
     """r_t = beta log pi_dpo(y_t|s_t) - beta log pi_ref(y_t|s_t), eq. 11 of Rafailov et al. 2024, arXiv:2404.12358."""
 
     dpo: LanguageModel
@@ -42,19 +42,19 @@ class Scorer:
         self,
         title: str,
         answer: Completion | EncodedDemonstration,
-        rewards: Sequence[float],
-        signs: Sequence[int] | None = None,
+        rewards: Sequence[float] | np.ndarray,
+        signs: Sequence[int] | np.ndarray | None = None,
     ) -> Heatmap:
         """The answer as a map: tokens that make a character together are one, with the sum of their rewards."""
-        prompt = self.tokenizer.decode(answer.prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        prompt = _decoded(self.tokenizer, answer.prompt, skip_special_tokens=True)
         texts, ends = whole_characters(pieces(self.tokenizer, answer.response))
         starts = [0, *ends[:-1]]
         sums = [math.fsum(rewards[a:b]) for a, b in zip(starts, ends, strict=True)]
+        joined = None
         if signs is not None:
             # one wrong part makes it wrong
-            signs = [min(signs[a:b], key=lambda s: (s >= 0, -s)) for a, b in zip(starts, ends, strict=True)]
-            signs = [int(s) for s in signs]
-        return Heatmap(title, prompt, texts, sums, signs)
+            joined = [int(min(signs[a:b], key=lambda s: (s >= 0, -s))) for a, b in zip(starts, ends, strict=True)]
+        return Heatmap(title, prompt, texts, sums, joined)
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -62,19 +62,20 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
 
     A token that is only the beginning of a character is "\\ufffd", or its byte where its name says which.
     """
-
-    def decode(some: Sequence[int]) -> str:
-        return tokenizer.decode(list(some), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
     out = []
     for i, token in enumerate(ids):
         window = ids[max(0, i - _WINDOW) : i]
         # what came before may end in the first bytes of a character that this token ends
-        before, after = decode(window).rstrip("\ufffd"), decode([*window, token])
-        piece = after[len(before) :] if after.startswith(before) else decode([token])
-        name = tokenizer.convert_ids_to_tokens(token) if piece.endswith("\ufffd") else ""
-        out.append(name if _BYTE.fullmatch(name or "") else piece)
+        before, after = _decoded(tokenizer, window).rstrip("\ufffd"), _decoded(tokenizer, [*window, token])
+        piece = after[len(before) :] if after.startswith(before) else _decoded(tokenizer, [token])
+        name = str(tokenizer.convert_ids_to_tokens(token)) if piece.endswith("\ufffd") else ""
+        out.append(name if _BYTE.fullmatch(name) else piece)
     return out
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    return str(text)
 
 
 def whole_characters(parts: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -104,11 +105,11 @@ def _is_beginning(part: str) -> bool:
 
 
 def pair_heatmaps(
-    scorer: Scorer, pairs: Sequence[EncodedPair], *, names: Sequence[str], oracle: Oracle | None = None
+    scorer: TokenRewards, pairs: Sequence[EncodedPair], *, names: Sequence[str], oracle: Oracle | None = None
 ) -> list[Heatmap]:
     """Two maps per pair, "<name>, chosen" and "<name>, rejected", with the oracle's signs where there is an oracle."""
     titles = [f"{name}, {kind}" for name in names for kind in ("chosen", "rejected")]
     answers = [EncodedDemonstration(p.prompt, response) for p in pairs for response in (p.chosen, p.rejected)]
-    signs = [oracle and oracle.answer_signs(a.prompt, a.response) for a in answers]
+    signs = [oracle.answer_signs(a.prompt, a.response) if oracle else None for a in answers]
     scored = scorer.rewards(answers)
     return [scorer.heatmap(*x) for x in zip(titles, answers, scored, signs, strict=True)]

@@ -1,6 +1,8 @@
-"""Text that comes from others: whether it is text, and what of it may be printed."""
+"""Text that comes from others: whether it is text, and what of it may be printed. Numbers and tables as people read
+them."""
 
 import re
+from collections.abc import Sequence
 
 _SCHEME = r"\b[a-z][a-z0-9+.-]{0,20}://"
 _URL = re.compile(rf"""(?P<quote>['"])({_SCHEME})((?:(?!(?P=quote))\S)*)|({_SCHEME})(\S*)""", re.IGNORECASE)
@@ -50,3 +52,10 @@ def in_words(count: int) -> str:
             break
         size, unit = size / 1024, larger
     return f"{size:.3g} {unit}"
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines, indented: each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [f"  {line.rstrip()}" for line in padded]

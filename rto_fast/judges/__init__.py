@@ -51,10 +51,11 @@ GO_ON = "the same command then goes on"
 """How an error ends that stops a run and costs it nothing."""
 
 
-def check_scores(scores: object, count: int, field: str, hide: Callable[[str], str] = str) -> None:
-    """Raises ValueError, one sentence naming `field`, unless `scores` is a sequence of `count` finite real numbers.
+def check_scores(scores: object, count: int, field: str, hide: Callable[[str], str] = str) -> list[float]:
+    """The scores as floats.
 
-    `hide` takes secrets out of what is shown of them.
+    Raises ValueError, one sentence naming `field`, unless `scores` is a sequence of `count` finite real numbers; `hide`
+    takes secrets out of what is shown of them.
     """
     if not isinstance(scores, Sequence) or isinstance(scores, str | bytes):
         raise ValueError(f"{field}: wanted a list of {count} scores, one per answer, got {_brief(scores, hide)}")
@@ -65,6 +66,7 @@ def check_scores(scores: object, count: int, field: str, hide: Callable[[str], s
             raise ValueError(
                 f"{field}: every score must be a finite number, got {_brief(score, hide)} for answer {i + 1} of {count}"
             )
+    return [float(score) for score in scores]
 
 
 def as_texts(
@@ -74,19 +76,16 @@ def as_texts(
     references: Mapping[tuple[int, ...], str] | None = None,
 ) -> list[Answer]:
     """A policy's answers as texts, with what `conversations` and `references` know of a prompt by its token ids."""
-    out = []
-    for a in answers:
-        known = tuple(a.prompt)
-        out.append(
-            Answer(
-                prompt=tokenizer.decode(a.prompt, skip_special_tokens=True),
-                response=tokenizer.decode(a.response, skip_special_tokens=True),
-                finished=a.finish == "eos",
-                reference=(references or {}).get(known),
-                messages=tuple(conversations.get(known, ())),
-            )
+    return [
+        Answer(
+            prompt=str(tokenizer.decode(a.prompt, skip_special_tokens=True)),
+            response=str(tokenizer.decode(a.response, skip_special_tokens=True)),
+            finished=a.finish == "eos",
+            reference=(references or {}).get(tuple(a.prompt)),
+            messages=tuple(conversations.get(tuple(a.prompt), ())),
         )
-    return out
+        for a in answers
+    ]
 
 
 def _is_finite(score: Real) -> bool:

@@ -9,8 +9,12 @@ import threading
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
 
 from rto_fast.files.text import one_line
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 CONNECTIONS = 256
 """Open at once; more are asked to come again."""
@@ -21,6 +25,8 @@ REPLY_LIMIT_S = 30.0
 LINGER_S = 10.0
 """Longest that what a refused client still sends is thrown away, so that it gets to read why."""
 BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+Request = socket.socket | tuple[bytes, socket.socket]
+"""A connection; a datagram where a server takes these, which ours does not."""
 
 
 class BadRequest(Exception):
@@ -41,8 +47,9 @@ class BoundedServer(ThreadingHTTPServer):
         super().__init__(address, handler)
         self.connections = threading.BoundedSemaphore(CONNECTIONS)
 
-    def process_request(self, request: socket.socket, client_address: tuple) -> None:
+    def process_request(self, request: Request, client_address: Any) -> None:
         if not self.connections.acquire(blocking=False):
+            assert isinstance(request, socket.socket)
             with suppress(OSError):
                 request.setblocking(False)
                 request.send(BUSY)
@@ -54,13 +61,13 @@ class BoundedServer(ThreadingHTTPServer):
             self.connections.release()
             raise
 
-    def process_request_thread(self, request: socket.socket, client_address: tuple) -> None:
+    def process_request_thread(self, request: Request, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
             self.connections.release()
 
-    def handle_error(self, request: socket.socket, client_address: tuple) -> None:
+    def handle_error(self, request: Request, client_address: Any) -> None:
         if not isinstance(sys.exception(), OSError):  # a client that went away is no fault of ours
             super().handle_error(request, client_address)
 
@@ -75,7 +82,7 @@ class _Received(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
@@ -113,7 +120,7 @@ class BoundedHandler(BaseHTTPRequestHandler):
             raise BadRequest(400, f"the request ended {int(length) - len(content)} bytes early")
         return content
 
-    def reply(self, status: int, content: dict, retry_after: int | None = None) -> None:
+    def reply(self, status: int, content: dict[str, Any], retry_after: int | None = None) -> None:
         body = json.dumps(content).encode()
         self.close_connection = True  # what is left of a refused request is not read as the next one
         self.send_response(status)

@@ -12,6 +12,7 @@ import threading
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 SCRIPT = Path(__file__).with_name("verdicts.py")
 START_LIMIT_S = 120.0
@@ -31,23 +32,23 @@ class Child:
     def __init__(self, kind: str, *options: str, limit_s: float):
         self._arguments = [kind, str(limit_s), *options]
         self._limit_s = limit_s
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, item: dict) -> bool | None:
+    def ask(self, item: dict[str, Any]) -> bool | None:
         """The verdict. Raises TooLong, after which the next call starts a new process."""
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
                 self._close()  # something ended it between two items
-            if self._process is None:
-                self._start()
+            process = self._process or self._start()
+            stdin, _ = _pipes(process)
             try:
-                self._process.stdin.write(json.dumps(item).encode() + b"\n")
-                self._process.stdin.flush()
+                stdin.write(json.dumps(item).encode() + b"\n")
+                stdin.flush()
             except BrokenPipeError:
                 line = b""
             else:
-                line = self._line(self._limit_s)
+                line = _line(process, self._limit_s)
             if not line.endswith(b"\n"):
                 self._close()
                 raise TooLong
@@ -57,10 +58,10 @@ class Child:
         with self._lock:
             self._close()
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         # the same libraries as here, from wherever they were put on the path
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             [sys.executable, "-P", str(SCRIPT), *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -69,28 +70,12 @@ class Child:
             start_new_session=True,
         )
         # called at the latest at the interpreter's end, before the modules go that it needs
-        self._finish = weakref.finalize(self, _end, self._process)
-        said = json.loads(self._line(START_LIMIT_S) or b'{"error": "it ended at once"}')
+        self._finish = weakref.finalize(self, _end, process)
+        said = json.loads(_line(process, START_LIMIT_S) or b'{"error": "it ended at once"}')
         if "error" in said:
             self._close()
             raise ValueError(f"rto.score.rule: the process that judges answers did not start: {said['error']}")
-
-    def _line(self, limit_s: float) -> bytes:
-        """The next line; empty or unended when the process ended, by itself or for taking longer than `limit_s`."""
-        process = self._process
-        killed = threading.Event()
-
-        def end() -> None:
-            killed.set()
-            process.kill()
-
-        timer = threading.Timer(limit_s, end)
-        timer.daemon = True
-        timer.start()
-        line = process.stdout.readline()
-        timer.cancel()
-        timer.join()
-        return b"" if killed.is_set() else line
+        return process
 
     def _close(self) -> None:
         if self._process is not None:
@@ -98,9 +83,34 @@ class Child:
             self._finish()
 
 
-def _end(process: subprocess.Popen) -> None:
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """Its standard input and output."""
+    assert process.stdin is not None and process.stdout is not None  # they were asked for
+    return process.stdin, process.stdout
+
+
+def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes:
+    """The next line; empty or unended when the process ended, by itself or for taking longer than `limit_s`."""
+    _, stdout = _pipes(process)
+    killed = threading.Event()
+
+    def end() -> None:
+        killed.set()
+        process.kill()
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    line = stdout.readline()
+    timer.cancel()
+    timer.join()
+    return b"" if killed.is_set() else line
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    stdin, stdout = _pipes(process)
     process.kill()
     with suppress(BrokenPipeError):
-        process.stdin.close()
-    process.stdout.close()
+        stdin.close()
+    stdout.close()
     process.wait()

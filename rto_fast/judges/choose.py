@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rto_fast.config import RTOConfig, member
+from rto_fast.config import RTOConfig, ScoreConfig, member
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.text import one_line
 from rto_fast.judges import Judge, Scorer, as_texts
@@ -14,16 +14,17 @@ from rto_fast.runs.open import Context
 
 def scorer_of(context: Context, config: RTOConfig) -> Judge | None:
     """What beta_3 weighs: a rule, a server, or the reward model; None when it weighs nothing."""
-    if not config.reward.beta_3:
-        return None
-    if config.score.rule:
+    return _source(context, config.score) if config.reward.beta_3 else None
+
+
+def _source(context: Context, score: ScoreConfig) -> Judge:
+    if score.rule:
         from rto_fast.judges.rules import rule_scorer
 
-        return _of_texts(context, rule_scorer(config.score.rule))
-    if config.score.server:
+        return _of_texts(context, rule_scorer(score.rule))
+    if score.server:
         from rto_fast.judges.server import server_scorer
 
-        score = config.score
         return _of_texts(
             context, server_scorer(score.server, timeout=score.timeout, retries=score.retries, batch=score.batch)
         )
@@ -43,11 +44,11 @@ def check_sources(context: Context) -> tuple[str, str] | None:
     paid = [rl for rl in (member(config.rto, stage) for stage in config.members) if rl.reward.beta_3]
     if not paid:
         return None
-    asked = replace(paid[0], score=replace(paid[0].score, retries=0))  # the family shares one source
-    source = asked.score.rule or asked.score.server
+    asked = replace(paid[0].score, retries=0)  # the family shares one source
+    source = asked.rule or asked.server
     if not source:
         return config.rm.model or "the stage rm", "a reward model"
-    score = scorer_of(context, asked)([_example(context)])[0]
+    score = _source(context, asked)([_example(context)])[0]
     return f"{one_line(source, 200)} gave {score:.4g} for an example", "a finite number"
 
 
@@ -65,8 +66,8 @@ def _example(context: Context) -> Completion:
 def watch_of(context: Context, scorer: Judge | None) -> Judge | None:
     """What a learning curve shows: the oracle's return where there is one, else the score, else this run's reward
     model."""
-    if context.oracle is not None:
-        return lambda answers: [context.oracle.answer_return(a.prompt, a.response) for a in answers]
+    if (oracle := context.oracle) is not None:
+        return lambda answers: [oracle.answer_return(a.prompt, a.response) for a in answers]
     return scorer or (reward_model(context) if "rm" in context.config.stages else None)
 
 

@@ -15,7 +15,7 @@ class TooLarge(Exception):
 class Cancel:
     """Ends the posts that it was given to, from another thread, and those that come later."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = threading.Event()
         self.running: set[Callable[[], None]] = set()
 
@@ -42,7 +42,7 @@ def post(
     answer, and when cancelled; TooLarge for an answer of more than `max_bytes`.
     """
     kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
-    connection = kind(url.hostname, url.port, timeout=timeout)
+    connection = kind(url.hostname or "", url.port, timeout=timeout)
     late = threading.Event()
 
     def abort() -> None:

@@ -8,6 +8,7 @@ model's own chat template, or as plain turns where it has none; a text that is n
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -59,7 +60,8 @@ class RewardModel:
         self.truncated = 0
         self._own, self._plain = Template(tokenizer, style), Template(tokenizer, "plain")
         self._context: int | None = getattr(model.backbone.config, "max_position_embeddings", None)
-        self._num_embeddings: int = model.backbone.get_input_embeddings().num_embeddings
+        embeddings: Any = model.backbone.get_input_embeddings()  # an nn.Embedding, or a class of the model's own
+        self._num_embeddings: int = embeddings.num_embeddings
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         return self.score(self.encode(answers))
@@ -74,8 +76,7 @@ class RewardModel:
             )
         # texts can come out longer here than the policy's tokens that the budget was made for
         scores = last_token_scores(self.model, ids, max([self.max_rows, *map(len, ids)])).tolist()
-        check_scores(scores, len(ids), self.field)
-        return scores
+        return check_scores(scores, len(ids), self.field)
 
     def encode(self, answers: Sequence[Answer]) -> list[tuple[list[int], list[int]]]:
         """(prompt, response) token ids as in the reward model's training: BOS first where the tokenizer has one, EOS

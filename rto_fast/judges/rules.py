@@ -64,11 +64,10 @@ def _math() -> Scorer:
                 )
 
         def judge(answer: Answer) -> bool:
-            verdict = child.ask(
-                {"response": answer.response, "finished": answer.finished, "reference": answer.reference}
-            )
+            right = answer.reference or ""  # there is one, see above
+            verdict = child.ask({"response": answer.response, "finished": answer.finished, "reference": right})
             if verdict is None:
-                raise ValueError(f"{FIELD}: 'math' finds no number in the right answer {answer.reference[-80:]!r}")
+                raise ValueError(f"{FIELD}: 'math' finds no number in the right answer {right[-80:]!r}")
             return verdict
 
         return _judge_all(answers, judge, MATH_LIMIT_S)
@@ -86,7 +85,7 @@ def _regex(pattern: str) -> Scorer:
     child = Child("regex", pattern, limit_s=REGEX_LIMIT_S)
 
     def score(answers: list[Answer]) -> list[float]:
-        return _judge_all(answers, lambda a: child.ask({"response": a.response}), REGEX_LIMIT_S, REGEX_GIVE_UP)
+        return _judge_all(answers, lambda a: bool(child.ask({"response": a.response})), REGEX_LIMIT_S, REGEX_GIVE_UP)
 
     return score
 
@@ -148,8 +147,7 @@ def _function(module: str, name: str) -> Scorer:
         if error is not None:
             where = _at_fault(ask, answers, error)
             raise ValueError(f"{rule}: raised {_raised(error)} {where}; correct it, {GO_ON}") from error
-        check_scores(scores, len(answers), rule)
-        return [float(s) for s in scores]
+        return check_scores(scores, len(answers), rule)
 
     return score
 

@@ -74,7 +74,7 @@ class RewardServer(BoundedServer):
     @property
     def url(self) -> str:
         host, port = self.server_address[:2]
-        return f"http://{host}:{port}/get_reward"
+        return f"http://{str(host)}:{port}/get_reward"
 
 
 class Handler(BoundedHandler):
@@ -125,14 +125,15 @@ class Handler(BoundedHandler):
 
 def read_answers(asked: object, max_answers: int) -> list[Answer]:
     """The answers of a request's JSON. Raises BadRequest, one sentence, for what is none."""
-    queries = asked.get("query") if isinstance(asked, dict) else None
+    given = asked if isinstance(asked, dict) else {}
+    queries = given.get("query")
     if not isinstance(queries, list) or not all(isinstance(q, str) for q in queries):
         raise BadRequest(400, 'wanted {"query": [text, ...]}')
     if len(queries) > max_answers:
         raise BadRequest(413, f"a request may hold {max_answers} queries, got {len(queries)}")
     columns = {}
     for name, kind, default in (("prompts", str, ""), ("finished", bool, True)):
-        values = asked.get(name)
+        values = given.get(name)
         values = [default] * len(queries) if values is None else values
         if not isinstance(values, list) or len(values) != len(queries) or not all(type(v) is kind for v in values):
             raise BadRequest(400, f'"{name}" must be a list of {len(queries)} {kind.__name__}s, one per query')

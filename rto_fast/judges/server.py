@@ -9,7 +9,6 @@ holds RTO_FAST_REWARD_KEY.
 """
 
 import json
-import math
 import os
 import random
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -19,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from socket import gaierror
 
+from rto_fast.config import ScoreConfig
 from rto_fast.files.foreign import no_duplicates
 from rto_fast.files.text import one_line
 from rto_fast.judges import GO_ON, Answer, Scorer, check_scores
@@ -62,13 +62,7 @@ def server_scorer(
     headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rto_fast"}
     if address.authorization is not None:
         headers["Authorization"] = address.authorization
-    for name, value, ok, wanted in (
-        ("timeout", timeout, timeout > 0 and math.isfinite(timeout), "a positive number of seconds"),
-        ("retries", retries, retries >= 0, "0 or more"),
-        ("batch", batch, batch >= 1, "at least 1"),
-    ):
-        if not ok:
-            raise ValueError(f"rto.score.{name} must be {wanted}, got {value!r}")
+    ScoreConfig(server=url, timeout=timeout, retries=retries, batch=batch)  # it says what cannot be
     # a generator of its own: what a run draws does not depend on how often a server failed
     jitter = random.Random()
 
@@ -145,8 +139,7 @@ def _rewards(body: bytes, count: int, address: Address) -> list[float]:
         raise ValueError(f'{shown} must answer {{"rewards": [{count} numbers]}}, got {got}; {correct}')
     if any(isinstance(r, bool) for r in rewards):
         raise ValueError(f"{shown} answered true or false for a number; {correct}")
-    check_scores(rewards, count, shown, address.hide)
-    return [float(r) for r in rewards]
+    return check_scores(rewards, count, shown, address.hide)
 
 
 def _form(answer: object, address: Address) -> str:
@@ -179,6 +172,6 @@ def _retry_after(value: str | None) -> float:
     with suppress(ValueError):
         return max(0.0, float(value or 0))
     with suppress(ValueError):
-        at = parsedate_to_datetime(value)
+        at = parsedate_to_datetime(value or "")
         return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return 0.0

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 INNER_LIMIT_S = 3
 """math-verify's own time-out of each step; what it can interrupt costs no new process."""
@@ -17,26 +18,28 @@ MEMORY_BYTES = 8 << 30
 CALCULATION = re.compile(r"<<[^<>\n]*>>")
 MARKED = re.compile(r"####[ \t]*([^\n]*)(\n|\Z)")
 
+Judge = Callable[[dict[str, Any]], bool | None]
 
-def regex_judge(pattern: str) -> Callable[[dict], bool]:
+
+def regex_judge(pattern: str) -> Judge:
     compiled = re.compile(pattern)
     return lambda item: compiled.search(item["response"]) is not None
 
 
-def math_judge() -> Callable[[dict], bool | None]:
+def math_judge() -> Judge:
     """True where the final number is the right one; None where the right one cannot be read."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     forms = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
 
-    def read(text: str) -> list:
+    def read(text: str) -> list[Any]:
         return parse(text, forms, parsing_timeout=INNER_LIMIT_S)
 
     @lru_cache(maxsize=4096)
-    def gold_of(reference: str) -> list:
+    def gold_of(reference: str) -> list[Any]:
         return read(final_part(reference, finished=True))
 
-    def judge(item: dict) -> bool | None:
+    def judge(item: dict[str, Any]) -> bool | None:
         gold = gold_of(item["reference"])
         if not gold:
             return None
@@ -86,7 +89,7 @@ def main(kind: str, limit_s: str, *options: str) -> None:
     _bound_memory()
     answers = sys.stdout
     try:
-        judge = {"math": math_judge, "regex": regex_judge}[kind](*options)
+        judge = math_judge() if kind == "math" else regex_judge(*options)
     except ImportError as error:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)
         return

@@ -12,7 +12,7 @@ from rto_fast.evaluate.heatmap import to_json
 from rto_fast.evaluate.policies import Evaluation, evaluate, interval, preference_accuracy, win_rates
 from rto_fast.evaluate.report import print_sweep, print_table, write_answers, write_samples
 from rto_fast.evaluate.stats import credit_auc, mean_estimate, wins
-from rto_fast.evaluate.token_rewards import Scorer
+from rto_fast.evaluate.token_rewards import TokenRewards
 from rto_fast.files.digests import write_recorded
 from rto_fast.judges import Judge
 from rto_fast.judges.choose import reward_model, scorer_of
@@ -56,7 +56,7 @@ def evaluate_run(context: Context, say: Callable[[str], None]) -> dict[str, Any]
     if score is not None and len(held_out) > 1:
         results["score_accuracy"] = _score_accuracy(context, score)
     if dpo is not None:
-        scorer = Scorer(dpo, reference, context.tokenizer, config.dpo.beta, **context.limits)
+        scorer = TokenRewards(dpo, reference, context.tokenizer, config.dpo.beta, **context.limits)
         results |= _credit(context, evaluations, scorer)
     write_samples(context.folder / "samples.md", context.tokenizer, evaluations, config.eval.samples)
     write_answers(context.folder / "answers.jsonl", context.tokenizer, evaluations, config.eval.samples)
@@ -112,7 +112,7 @@ def _score_accuracy(context: Context, score: Judge) -> dict[str, float]:
     return interval(mean_estimate(wins(scores[:, 0], scores[:, 1])))
 
 
-def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: Scorer) -> dict[str, Any]:
+def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: TokenRewards) -> dict[str, Any]:
     """heatmaps.json: the first answers of the first and the last policy; and DPO's AUC where the truth is known."""
     oracle, maps = context.oracle, []
     names = list(dict.fromkeys((next(iter(evaluations)), list(evaluations)[-1])))

@@ -5,7 +5,7 @@ its numbers as a table; page.js reads positions from there to show values under 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rto_fast.report.html import num
@@ -153,7 +153,7 @@ def frame(
     )
 
 
-def tick_label(scale: Axis):
+def tick_label(scale: Axis) -> Callable[[float], str]:
     """Ticks of one axis share their number of decimals; thousands are written k."""
     if scale.percent:
         return lambda t: f"{100 * t:.0f} %"

@@ -87,7 +87,7 @@ def each(groups: Sequence[Group], make: Callable[[Group], str]) -> str:
     return "".join((f"<h3>{text(g.title, 80)}</h3>" if g.letter else "") + body for g, body in parts if body)
 
 
-def ground(group: Group) -> tuple:
+def ground(group: Group) -> tuple[object, ...]:
     """Judge, data and model: returns on different ground say nothing about each other."""
     config = group.runs[0].config
     return group.judge, *(setting(config, key) for key in ("data.path", "data.subset", "model.path"))

@@ -46,9 +46,9 @@ def figure(mean: float, half: float) -> str:
 def span(low: float, high: float, half: float) -> str:
     """low to high, as precise as the half-width of the mean between them; nothing where the two look the same."""
     if half <= 0 or max(abs(low), abs(high)) >= 1e7 or half < 1e-4:
-        ends = num(low), num(high)
+        ends = [num(low), num(high)]
     else:
-        ends = tuple(f"{v:,.{_places(half)}f}".replace("-", "−") for v in (low, high))
+        ends = [f"{v:,.{_places(half)}f}".replace("-", "−") for v in (low, high)]
     return "" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 

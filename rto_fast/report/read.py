@@ -82,7 +82,7 @@ def read_run(folder: Path) -> Run:
     for line in _lines(folder / "metrics.jsonl", faults):
         if isinstance(line.get("stage"), str) and number(line.get("step")) is not None:
             metrics.setdefault(line["stage"], []).append(line)
-    answers = []
+    answers: list[dict[str, Any]] = []
     for line in () if "answers.jsonl" in damaged else _lines(folder / "answers.jsonl", faults):
         if len(answers) < MAX_ANSWERS:
             answers.append(line)

@@ -12,11 +12,11 @@ WINDOW = 3
 lucky one would count. The mean over three seeds is a value of its own, and averaging would only lag behind it."""
 EVERY = 1 << 60
 """No thinning: crossings are read from every batch."""
+Row = dict[str, Any]
+"""An entry of `rollouts_to_reach`."""
 
 
-def rollouts_to_reach(
-    runs: Study | Sequence[Path], metric: str | None = None, window: int | None = None
-) -> list[dict[str, Any]]:
+def rollouts_to_reach(runs: Study | Sequence[Path], metric: str | None = None, window: int | None = None) -> list[Row]:
     """For every ordered pair of RL members: the rollouts that one needs to reach the other's final return.
 
     Both are read from means over the seeds that got the farthest, averaged over the last `window` batches (None: 1 from
@@ -71,7 +71,7 @@ def rollouts_to_reach(
     return rows
 
 
-def rto_catches_up(study: Study, groups: Sequence[Group], metric: str | None = None) -> Iterator[tuple[str, dict]]:
+def rto_catches_up(study: Study, groups: Sequence[Group], metric: str | None = None) -> Iterator[tuple[str, Row]]:
     """(rival, its entry of `rollouts_to_reach`) for every group whose rto reaches the final return of ppo, then of
     sparse_dpo; a rival that is still going has no final return yet."""
     label = {(i, stage): name for g, stage, name in study.members() for i, h in enumerate(groups) if g is h}

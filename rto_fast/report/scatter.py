@@ -11,6 +11,8 @@ WIDTH = 230
 LETTER = 7
 PLACES = ((8, 0), (0, -14), (0, 14), (-8, 0), (8, -14), (8, 14), (-8, -14), (-8, 14))
 """Where a label may stand around its point, in pixels, best first; a negative x puts its end there."""
+Box = tuple[float, float, float, float]
+"""Left, top, width and height in pixels."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +65,32 @@ def labels(wanted: Sequence[tuple[str, str, float, float]], others: Sequence[tup
     taken += [(x * WIDTH / 1000 - 2, y * HEIGHT / 1000 - 2, 4.0, 4.0) for x, y in others]
     out = ""
     for label, colour, x, y in wanted:
-        size = LETTER * len(label)
-        at_x, at_y = x * WIDTH / 1000, y * HEIGHT / 1000
-
-        def box(place: tuple[int, int], at_x=at_x, at_y=at_y, size=size) -> tuple[float, float, float, float]:
-            dx, dy = place
-            left = at_x + dx if dx > 0 else at_x + dx - size if dx < 0 else at_x - size / 2
-            return left, at_y + dy - 7, size, 14.0
-
-        def cost(place: tuple[int, int], box=box) -> float:
-            left, top, wide, high = box(place)
-            outside = max(0.0, -left) + max(0.0, left + wide - WIDTH) + max(0.0, -top) + max(0.0, top + high - HEIGHT)
-            return 30 * outside + sum(_overlap(box(place), other) for other in taken)
-
-        best = min(PLACES, key=cost)
-        taken.append(box(best))
-        side = "r" if best[0] > 0 else "l" if best[0] < 0 else "m"
+        boxes = [(_box(label, x, y, place), place) for place in PLACES]
+        box, (dx, dy) = min(boxes, key=lambda b: _cost(b[0], taken))
+        taken.append(box)
+        side = "r" if dx > 0 else "l" if dx < 0 else "m"
         out += (
             f'<span class="tag {side} c-{colour}" aria-hidden="true" style="left:{x / 10:g}%;top:calc({y / 10:g}% + '
-            f'{best[1]}px)">{label}</span>'
+            f'{dy}px)">{label}</span>'
         )
     return out
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def _box(label: str, x: float, y: float, place: tuple[int, int]) -> Box:
+    """What a label covers, in pixels, when it is moved from (x, y) to a place beside it."""
+    (dx, dy), size, at_x = place, LETTER * len(label), x * WIDTH / 1000
+    left = at_x + dx if dx > 0 else at_x + dx - size if dx < 0 else at_x - size / 2
+    return left, y * HEIGHT / 1000 + dy - 7, size, 14.0
+
+
+def _cost(box: Box, taken: Sequence[Box]) -> float:
+    """What the box covers of others; being outside counts 30 times."""
+    left, top, wide, high = box
+    outside = max(0.0, -left) + max(0.0, left + wide - WIDTH) + max(0.0, -top) + max(0.0, top + high - HEIGHT)
+    return 30 * outside + sum(_overlap(box, other) for other in taken)
+
+
+def _overlap(a: Box, b: Box) -> float:
     wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return max(wide, 0.0) * max(high, 0.0)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def points(run: Run, stage: str, metric: str) -> Points:
     return sorted(found.items())
 
 
-def _place(run: Run, stage: str, line: dict) -> float | None:
+def _place(run: Run, stage: str, line: dict[str, Any]) -> float | None:
     """answers/total; in logs that lack it, iteration x rollouts."""
     total, iteration = number(line.get("answers/total")), number(line.get("iteration"))
     if total is None and iteration is not None:
@@ -107,7 +108,8 @@ def thin(values: list[float], size: int) -> list[float]:
 
 def interpolate(known: Points, grid: Sequence[float]) -> list[float]:
     """Values at every place of the sorted grid, straight between the known ones, constant outside."""
-    return np.interp(grid, *zip(*known, strict=True)).tolist()
+    x, y = zip(*known, strict=True)
+    return np.interp(grid, x, y).tolist()
 
 
 def crossing(known: Points, target: float) -> float | None:

@@ -6,7 +6,7 @@ import torch
 from rto_fast.credit.source import from_run
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.data.tokenizer import load_tokenizer
-from rto_fast.evaluate.token_rewards import Scorer, pair_heatmaps, pieces, whole_characters
+from rto_fast.evaluate.token_rewards import TokenRewards, pair_heatmaps, pieces, whole_characters
 from rto_fast.tasks.quickstart.tokenizer import build_tokenizer
 from tests.tiny import SHARED
 
@@ -88,7 +88,7 @@ def test_a_map_cuts_no_character():
     tokenizer = load_tokenizer(SHARED / "models/stories260K")
     ids = tokenizer("café 🙂 a €", add_special_tokens=False)["input_ids"]
     rewards = [2.0**-i for i in range(len(ids))]
-    scorer = Scorer(None, None, tokenizer)
+    scorer = TokenRewards(None, None, tokenizer)
     shown = scorer.heatmap("t", EncodedDemonstration([1], ids), rewards, [1] * (len(ids) - 1) + [-1])
     assert "".join(shown.tokens) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     assert len(shown.tokens) < len(ids) and not any("\ufffd" in t or "<0x" in t for t in shown.tokens)

@@ -70,6 +70,6 @@ def test_the_row_beats_the_column():
 def test_a_pairs_reward_is_the_sum_over_its_answer_whatever_its_length(monkeypatch):
     # chosen: three tokens of .2; rejected: one of .5
     found = {"dpo": [np.full(3, 0.2), np.array([0.5])] * 2, "reference": [np.zeros(3), np.zeros(1)] * 2}
-    monkeypatch.setattr(policies, "answer_logprobs", lambda model, answers, **limits: found[model])
+    monkeypatch.setattr(policies, "answer_logprobs", lambda model, answers, *limits: found[model])
     pairs = [EncodedPair([3], [4, 5, 2], [2])] * 2
-    assert policies.preference_accuracy("dpo", "reference", pairs).value == 1
+    assert policies.preference_accuracy("dpo", "reference", pairs, microbatch_rows=8, workspace_mb=None).value == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rto_fast.judges.llm.client import MAX_BODY, Client, Failure
+from rto_fast.judges.llm.options import LLMOptions
 from tests.judges.faulty_server import (
     bomb,
     breaks_off,
@@ -34,7 +35,7 @@ def environment(monkeypatch):
 
 def client(url: str | None, **options) -> Client:
     options = {"model": "m", "temperature": 0.0, "max_tokens": 16, "retries": 0, "timeout": 5.0, **options}
-    return Client(url=url, **options)
+    return Client(LLMOptions(url=url, **options))
 
 
 def test_what_is_sent():

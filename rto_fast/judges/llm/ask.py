@@ -42,11 +42,12 @@ def ask_all(
     """
     questions = list(dict.fromkeys(questions))
     texts = {q: reply for q in questions if (reply := cache.get(q)) is not None}
-    cached, failed = len(texts), {}
+    failed: dict[str, str] = {}
+    cached = len(texts)
     progress(cached)
     todo: queue.SimpleQueue[str] = queue.SimpleQueue()
     # bounded, so that no more than a few questions are asked after the one that ends it all
-    done: queue.Queue[tuple[str, str | None, Failure | None]] = queue.Queue(concurrency)
+    done: queue.Queue[tuple[str, str | Failure]] = queue.Queue(concurrency)
     missing = [q for q in questions if q not in texts]
     for question in missing:
         todo.put(question)
@@ -59,9 +60,9 @@ def ask_all(
             except queue.Empty:
                 return
             try:
-                done.put((question, ask(question), None))
+                done.put((question, ask(question)))
             except Failure as failure:
-                done.put((question, None, failure))
+                done.put((question, failure))
 
     # daemons: a run that stops does not wait for replies that nobody will read
     workers = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(missing)))]
@@ -71,20 +72,20 @@ def ask_all(
     try:
         while len(texts) + len(failed) < len(questions):
             try:
-                question, reply, failure = done.get(timeout=1)
+                question, said = done.get(timeout=1)
             except queue.Empty:
                 if not any(w.is_alive() for w in workers) and done.empty():
                     raise RuntimeError("ask_all: the threads that ask the judge died; see the trace above") from None
                 continue
-            if failure is None:
-                cache.put(question, reply)
-                texts[question], streak = reply, 0
+            if isinstance(said, str):
+                cache.put(question, said)
+                texts[question], streak = said, 0
             else:
-                failed[question], streak = str(failure), streak + 1
-                patience = max(_PATIENCE[failure.whose], concurrency) if failure.whose in _PATIENCE else 1
+                failed[question], streak = str(said), streak + 1
+                patience = max(_PATIENCE[said.whose], concurrency) if said.whose in _PATIENCE else 1
                 if streak >= patience:
                     raise ConnectionError(
-                        f"judge: {failure}; {len(texts)} of {len(questions)} questions are answered and kept in "
+                        f"judge: {said}; {len(texts)} of {len(questions)} questions are answered and kept in "
                         f"{cache.path}, the same command asks the rest"
                     )
             progress(1)
@@ -92,7 +93,7 @@ def ask_all(
         stop.set()
         with contextlib.suppress(queue.Empty):
             while True:
-                question, reply, _ = done.get_nowait()
-                if reply is not None:
-                    cache.put(question, reply)
+                question, said = done.get_nowait()
+                if isinstance(said, str):
+                    cache.put(question, said)
     return Replies(texts, failed, cached)

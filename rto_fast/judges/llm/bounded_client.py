@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+from types import ModuleType
 from typing import Any
 
 MAX_BODY = 4 * 2**20
@@ -12,7 +13,7 @@ MAX_ERROR = 64 * 2**10
 _OF_BODY = ("content-encoding", "content-length", "transfer-encoding")
 
 
-def bounded_client(openai: Any, seconds: float) -> Any:
+def bounded_client(openai: ModuleType, seconds: float) -> Any:
     """An asynchronous HTTP client for `openai`, the library.
 
     seconds   for one attempt, from the connection to the last byte of the reply, however slowly it drips in; then it
@@ -25,7 +26,7 @@ def bounded_client(openai: Any, seconds: float) -> Any:
     base = openai.DefaultAsyncHttpxClient
     http = importlib.import_module(base.__base__.__module__.partition(".")[0])
 
-    class Bounded(base):
+    class Bounded(base):  # type: ignore[misc, valid-type]  # which it is, the installed library says
         async def send(self, request: Any, **options: Any) -> Any:
             request.headers["Accept-Encoding"] = "identity"
             try:

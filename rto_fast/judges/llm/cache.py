@@ -38,7 +38,7 @@ class Cache:
     def __enter__(self) -> "Cache":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.file.close()
 
     def key(self, prompt: str) -> str:

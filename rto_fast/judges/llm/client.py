@@ -6,12 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from rto_fast.files.foreign import no_duplicates
 from rto_fast.files.text import one_line, valid
 from rto_fast.judges.address import read_address
 from rto_fast.judges.llm.bounded_client import MAX_BODY, bounded_client
+from rto_fast.judges.llm.options import LLMOptions
 
 
 class Failure(Exception):
@@ -27,25 +30,17 @@ class Failure(Exception):
 
 class Client:
     """Asks the judge. `model`, `url` default to RTO_FAST_JUDGE_MODEL and OPENAI_BASE_URL; the key comes from
-    OPENAI_API_KEY alone, is sent to that url, and is kept out of every message and reply.
+    OPENAI_API_KEY alone, is sent to that url, and is kept out of every message and reply. ValueError, one line, when no
+    judge is named or the openai package is missing.
 
     Retried are broken connections, time-outs, and the statuses 408, 409, 429 and 5xx, `retries` times, after the
     server's Retry-After or 0.5, 1, 2, 4, 8, ... 8 seconds. `timeout` bounds each attempt whole.
     """
 
-    def __init__(
-        self,
-        *,
-        url: str | None,
-        model: str | None,
-        temperature: float | None,
-        max_tokens: int | None,
-        retries: int,
-        timeout: float,
-    ):
+    def __init__(self, options: LLMOptions):
         self.openai = _library()
-        url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        self.model = model or os.environ.get("RTO_FAST_JUDGE_MODEL") or ""
+        url = options.url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        self.model = options.model or os.environ.get("RTO_FAST_JUDGE_MODEL") or ""
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         self.address = read_address(url, "llm.url", "http://localhost:8000/v1", key)
         if not self.model:
@@ -53,16 +48,16 @@ class Client:
         if not key and self.address.url.hostname == "api.openai.com":
             raise ValueError("llm.url: api.openai.com wants a key; set OPENAI_API_KEY, or name your server (--llm.url)")
         self.host = self.address.shown
-        settings = {"temperature": temperature, "max_tokens": max_tokens}
+        settings = {"temperature": options.temperature, "max_tokens": options.max_tokens}
         self.settings = {name: value for name, value in settings.items() if value is not None}
-        self.retries, self.timeout = retries, timeout
+        self.retries, self.timeout = options.retries, options.timeout
         self.client = self.openai.AsyncOpenAI(
             base_url=urlsplit(url)._replace(query="", fragment="").geturl(),
             default_query=dict(parse_qsl(self.address.url.query, keep_blank_values=True)),
             api_key=key or "none",  # a local server wants none, but the library insists on one
-            max_retries=retries,
-            timeout=timeout,
-            http_client=bounded_client(self.openai, timeout),
+            max_retries=self.retries,
+            timeout=self.timeout,
+            http_client=bounded_client(self.openai, self.timeout),
         )
         # a loop can end a reply that drips at its deadline, which a blocking read cannot
         self.loop = asyncio.new_event_loop()
@@ -72,7 +67,7 @@ class Client:
         """The judge's reply. Raises Failure. Safe to call from several threads."""
         for attempt in range(self.retries + 1):
             try:
-                return self._hide(_content(self._body(prompt), self._hide))
+                return self.address.hide(_content(self._body(prompt), self.address.hide))
             except _Broken as broken:
                 reason = str(broken)
                 if attempt < self.retries:
@@ -95,9 +90,9 @@ class Client:
             raise _Broken(f"a reply of more than {MAX_BODY // 2**20} MiB")
         return body
 
-    def _status(self, error) -> Failure:
+    def _status(self, error: Any) -> Failure:
         code = error.status_code
-        said = self._hide(" ".join(str(_message(error.body) or "").split()))[:200]
+        said = self.address.hide(" ".join(str(_message(error.body) or "").split()))[:200]
         whose = "question"
         if code in (401, 403, 404, 405) or code < 400:
             whose = "settings"
@@ -115,10 +110,7 @@ class Client:
         while beneath := error.__cause__ or error.__context__:
             # one for each of a host's addresses
             error = beneath.exceptions[-1] if isinstance(beneath, BaseExceptionGroup) else beneath
-        return f"{type(error).__name__}: {one_line(self._hide(str(error)), 200)}"
-
-    def _hide(self, text: str) -> str:
-        return self.address.hide(text)
+        return f"{type(error).__name__}: {one_line(self.address.hide(str(error)), 200)}"
 
 
 class _Broken(Exception):
@@ -150,7 +142,7 @@ def _message(body: object) -> object:
     return body
 
 
-def _library():
+def _library() -> ModuleType:
     try:
         import openai
     except ImportError:

@@ -86,7 +86,7 @@ def judge(
             if pair in outcomes:
                 outcomes[pair][comparison.index] = float(winner == pair[0])
     judged = len(records) - len(unreadable)
-    counts = {
+    counts: dict[str, Any] = {
         "comparisons": len(queries) * len(outcomes),
         "identical": len(queries) * len(outcomes) - len(asked),
         "judged": judged,

@@ -16,18 +16,6 @@ TRIAL = ("Yes.", "I do not know.")
 """Answers to ask about before there are any."""
 
 
-def client_of(options: LLMOptions) -> Client:
-    """ValueError, one line, when no judge is named or the openai package is missing."""
-    return Client(
-        url=options.url,
-        model=options.model,
-        temperature=options.temperature,
-        max_tokens=options.max_tokens,
-        retries=options.retries,
-        timeout=options.timeout,
-    )
-
-
 def try_judge(options: LLMOptions, client: Client, query: str, *, cache: Path, say: Callable[[str], None]) -> None:
     """Ask one question, once, as a judge that cannot be asked is better known of before the policies have answered.
 
@@ -39,7 +27,7 @@ def try_judge(options: LLMOptions, client: Client, query: str, *, cache: Path, s
             return
         started = time.monotonic()
         try:
-            reply = client_of(replace(options, retries=0)).ask(question)
+            reply = Client(replace(options, retries=0)).ask(question)
         except Failure as failure:
             raise ConnectionError(
                 f"judge: {client.model} at {client.host} does not answer: {failure}; the same command then goes on"

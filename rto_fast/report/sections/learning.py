@@ -7,7 +7,7 @@ from rto_fast.report.chart import Gap, Line, lines
 from rto_fast.report.groups import Group, Study, by_ground
 from rto_fast.report.html import note, num, section, table, text
 from rto_fast.report.names import METRICS, colours, dash
-from rto_fast.report.rivals import main_metric, rollouts_to_reach, rto_catches_up
+from rto_fast.report.rivals import Row, main_metric, rollouts_to_reach, rto_catches_up
 from rto_fast.report.sections.overview import ratio
 from rto_fast.report.series import Curve, curve
 
@@ -62,7 +62,8 @@ def members_of(study: Study, groups: list[Group], metric: str) -> tuple[list[Mem
 
 
 def as_line(label: str, c: Curve, colour: str, dash: str) -> Line:
-    return Line(label, c.x, c.mean, colour, *((c.low, c.high) if c.band else ((), ())), dash=dash)
+    low, high = (c.low, c.high) if c.band else ((), ())
+    return Line(label, c.x, c.mean, colour, low, high, dash)
 
 
 def _chart(study: Study, groups: list[Group], metric: str) -> str:
@@ -130,7 +131,7 @@ def _reach(study: Study) -> str:
     )
 
 
-def _reached(row: dict | None, self: bool) -> str:
+def _reached(row: Row | None, self: bool) -> str:
     if row is None:
         return '<td class="self">·</td>' if self else "–"
     if row["rollouts"] is None:

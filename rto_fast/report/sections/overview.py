@@ -42,10 +42,10 @@ def _tiles(study: Study, group: Group) -> str:
         found.append((value, f"{judge_words(judge)} of <b>{text(best, 40)}</b>, the highest of {len(ranked)} policies"))
         hero = "rto" if "rto" in ranked else best
         wins = pool.win_rates(group).get(hero, {})
-        rival = next((r for r in ("dpo", "sparse_dpo", "ppo", "sft") if r != hero and r in wins), None)
-        if rival:
-            value = percent(wins[rival]["mean"], wins[rival]["ci95"])
-            found.append((value, f"of held-out prompts: <b>{text(hero, 40)}</b> beats <b>{text(rival, 40)}</b>"))
+        beaten = next((r for r in ("dpo", "sparse_dpo", "ppo", "sft") if r != hero and r in wins), None)
+        if beaten:
+            value = percent(wins[beaten]["mean"], wins[beaten]["ci95"])
+            found.append((value, f"of held-out prompts: <b>{text(hero, 40)}</b> beats <b>{text(beaten, 40)}</b>"))
     for rival, row in islice(rto_catches_up(study, [group]), 1):
         after = f"{row['rollouts']:,.0f} of {row['rival_rollouts']:,.0f}"
         words = f"of the rollouts: <b>rto</b> reaches {rival}'s final return after {after}"

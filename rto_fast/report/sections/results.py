@@ -24,7 +24,7 @@ def _policies(group: Group) -> str:
     keys = [k for k in FIGURES if any(k in p for p in found.values())]
     keys += [k for k in dict.fromkeys(k for p in found.values() for k in p) if k not in keys]
     keys = keys[:MAX_COLUMNS]
-    best = max(found, key=lambda n: found[n].get(group.judge, {}).get("mean", float("-inf")))
+    best = max(found, key=lambda n: found[n].get(group.judge or "", {}).get("mean", float("-inf")))
     rows = []
     for name, figures in found.items():
         cells = [_cell(key, figures.get(key), name == best and key == group.judge) for key in keys]
@@ -73,8 +73,9 @@ def _extra(group: Group) -> str:
 
 def _sweep(group: Group) -> str:
     """The over-optimisation table of the first run that has one."""
-    run = next((r for r in group.runs if isinstance(r.results.get("sweep"), list)), None)
-    rows = [mapping(row) for row in run.results["sweep"]][:60] if run else []
+    sweeps = [(r.seed, sweep) for r in group.runs if isinstance(sweep := r.results.get("sweep"), list)]
+    seed, sweep = sweeps[0] if sweeps else (None, [])
+    rows = [mapping(row) for row in sweep][:60]
     keys = [k for k in FIGURES if any(k in row for row in rows) and k != "answers"]
     if not rows or not keys:
         return ""
@@ -82,7 +83,7 @@ def _sweep(group: Group) -> str:
     cells = [[sweep_label(row), *(_cell(k, f.get(k)) for k in keys)] for row, f in zip(rows, found, strict=True)]
     return (
         f'<h3>Over-optimisation</h3><p class="lede">Short runs over the ratio b1/b2 and the clip c'
-        f"{f', seed {run.seed}' if len(group.runs) > 1 else ''}: a return that falls while the DPO reward grows.</p>"
+        f"{f', seed {seed}' if len(group.runs) > 1 else ''}: a return that falls while the DPO reward grows.</p>"
         + table(["b1/b2, clip", *(FIGURES[k] for k in keys)], cells, "Over-optimisation", "numbers")
     )
 

@@ -1,5 +1,7 @@
 """What the reward is made of over training, and what it costs in KL."""
 
+from typing import Any
+
 from rto_fast.report import pool
 from rto_fast.report.chart import Line, stack
 from rto_fast.report.groups import Group, Study
@@ -41,14 +43,18 @@ def _table(study: Study) -> str:
     """Last values of every part, per token, and how often the clip cut."""
     rows = []
     for group, stage, label in study.members()[:MAX_CHARTS]:
-        last = lambda name, g=group, s=stage: (c := curve(g, s, name)) and c.mean[-1]  # noqa: E731
-        parts = [(last(f"reward/{part}_mean"), last(f"reward/{part}_abs")) for part in PARTS]
-        cells = [f"{num(mean)}<small>{num(size)}</small>" for mean, size in parts]
-        cut = last("reward/dense_clipped")
-        rows.append([text(label, 24), *cells, "–" if cut is None else percent(cut), num(last("values/explained"))])
+        names = [f"reward/{part}_{kind}" for part in PARTS for kind in ("mean", "abs")]
+        *parts, cut, explained = (_last(group, stage, n) for n in (*names, "reward/dense_clipped", "values/explained"))
+        cells = [f"{num(mean)}<small>{num(size)}</small>" for mean, size in zip(parts[::2], parts[1::2], strict=True)]
+        rows.append([text(label, 24), *cells, "–" if cut is None else percent(cut), num(explained)])
     head = ["", *(f"{name}<small>magnitude</small>" for name in PARTS.values()), "clipped", "critic explains"]
     said = note("Means per token in the last batch, the mean magnitude below each.")
     return table(head, rows, "Reward components in the last batch", "numbers") + said
+
+
+def _last(group: Group, stage: str, metric: str) -> float | None:
+    found = curve(group, stage, metric)
+    return None if found is None else found.mean[-1]
 
 
 def frontier(study: Study) -> str:
@@ -79,7 +85,7 @@ def _held_out(groups: list[Group]) -> str:
 
 
 def _sweep(group: Group, judge: str) -> list[Point]:
-    rows = next((r.results["sweep"] for r in group.runs if isinstance(r.results.get("sweep"), list)), [])
+    rows: list[Any] = next((r.results["sweep"] for r in group.runs if isinstance(r.results.get("sweep"), list)), [])
     points = []
     for row in map(mapping, rows[:20]):
         x, y = pool.estimate(row.get("kl")), pool.estimate(row.get(judge))

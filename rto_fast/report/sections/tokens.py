@@ -31,7 +31,8 @@ def _maps(group: Group) -> str:
     drawn, left_out = [], 0
     for entry in run.heatmaps[:MAX_MAPS]:
         try:
-            drawn.append(Heatmap(*(entry.get(field) for field in ("title", "prompt", "tokens", "rewards", "signs"))))
+            fields: list[Any] = [entry.get(name) for name in ("title", "prompt", "tokens", "rewards", "signs")]
+            drawn.append(Heatmap(*fields))
         except (TypeError, ValueError):
             left_out += 1
     scale = scale_of(drawn)
