@@ -111,7 +111,7 @@ class Context(Run):
     @property
     def oracle(self) -> tasks.Oracle | None:
         """The task's judge of answers."""
-        return self.task and self.task.make_oracle(self.tokenizer)
+        return None if self.task is None else self.task.make_oracle(self.tokenizer)
 
     def load(self, path: str, field: str = "model.path") -> LanguageModel:
         try:
