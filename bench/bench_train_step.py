@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from bench.bench_rollout import generate
 from bench.machine import describe
@@ -31,7 +31,7 @@ from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import load_language_model
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.tasks.quickstart.knowledge import vocabulary
-from rto_fast.tasks.quickstart.task import MODEL
+from rto_fast.tasks.quickstart.task import llama_config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 OPTIM = OptimConfig(lr=1e-5, schedule="constant", warmup=0.0)
@@ -46,7 +46,7 @@ def settings(recipe: str, answers: int) -> RTOConfig:
 def quickstart(prompts: list[list[int]], answers: int) -> Case:
     """The quickstart's model with room for 512 tokens, freshly drawn: its answers end with chance 1/V at each token."""
     torch.manual_seed(0)
-    config = LlamaConfig(**MODEL, vocab_size=len(vocabulary()), max_position_embeddings=512, tie_word_embeddings=True)
+    config = llama_config(vocab_size=len(vocabulary()), max_position_embeddings=512)
     model = LanguageModel(AutoModelForCausalLM.from_config(config, attn_implementation=attention.register()))
     limits = dict(eos_token_ids=(2,), max_new_tokens=384, microbatch=MINIBATCH)
     return Case(model, prompts, settings("quickstart", answers), OPTIM, **limits)

@@ -13,10 +13,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PENDING = tuple(f"rto_fast/{room}" for room in ("rl", "judges", "evaluate", "credit", "decode", "report", "tasks"))
-PENDING += ("rto_fast/stages/rto.py", "rto_fast/pipeline/prepare.py", "rto_fast/pipeline/measure.py")
-PENDING += ("rto_fast/evaluate/subject.py", "rto_fast/evaluate/measure.py")
-"""Beginnings of the paths whose errors are counted, but do not count yet."""
 
 
 def main() -> int:
@@ -25,16 +21,10 @@ def main() -> int:
         for source, target in ((ROOT / "rto_fast", package), (ROOT / "kernels", package / "kernels")):
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.so", "__pycache__"), dirs_exist_ok=True)
         words = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
-        words = [sys.executable, "-m", "mypy", *words, "--no-error-summary", "-p", "rto_fast"]
+        words = [sys.executable, "-m", "mypy", *words, "-p", "rto_fast"]
         done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, 1):  # mypy itself went wrong
-        print(done.stdout)
-        return done.returncode
-    lines = re.sub("^rto_fast/kernels/(?=[a-z_]+/)", "kernels/", done.stdout, flags=re.M).splitlines()
-    shown = [line for line in lines if not line.startswith(PENDING)]
-    count = [sum(": error: " in line for line in some) for some in (shown, lines)]
-    print(*shown, f"types: {count[0]} errors, and {count[1] - count[0]} in rooms that are not checked yet", sep="\n")
-    return int(count[0] > 0)
+    print(re.sub("^rto_fast/kernels/(?=[a-z_]+/)", "kernels/", done.stdout, flags=re.M), end="")
+    return done.returncode
 
 
 if __name__ == "__main__":

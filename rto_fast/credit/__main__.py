@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +22,12 @@ from rto_fast.credit.terminal import terminal
 from rto_fast.evaluate.heatmap import Heatmap, scale_of, to_json
 from rto_fast.files.digests import write_recorded
 from rto_fast.files.disk import write_whole
+
+if TYPE_CHECKING:
+    from rto_fast.credit.source import Source
+    from rto_fast.credit.swaps import Ranking
+    from rto_fast.evaluate.stats import Estimate
+    from rto_fast.tasks import Oracle
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,8 @@ class Watch:
     """Sampled answers on which the quickstart's oracle judges the token rewards; 0 = do not."""
     beta: float | None = None
     """Scale of the rewards. none = the run's dpo.beta, else 0.1."""
-    template: str = "auto"
-    """How a conversation becomes text, without a run: auto, chat, plain or none."""
+    template: Literal["auto", "chat", "plain", "none"] = "auto"
+    """How a conversation becomes text, without a run."""
     seed: int | None = None
     """Chooses the corrupted answers. none = the run's seed, whose held-out questions they then ask."""
     device: str = "auto"
@@ -79,10 +85,10 @@ def watch(options: Watch) -> dict[str, Any]:
         return _watch(options, source)
 
 
-def _watch(options: Watch, source) -> dict[str, Any]:
+def _watch(options: Watch, source: "Source") -> dict[str, Any]:
     from rto_fast.evaluate.token_rewards import pair_heatmaps
 
-    scorer = source.scorer
+    scorer, oracle = source.scorer, source.oracle
     print(f"reward = {scorer.beta:g} log(pi_dpo/pi_ref), dpo {source.dpo_path}, reference {source.reference_path}\n")
     ranking, cases, left_out = _corrupted(options, source)
     maps: list[Heatmap] = []
@@ -91,7 +97,7 @@ def _watch(options: Watch, source) -> dict[str, Any]:
         if beyond := [n for n in options.rows if n > len(pairs)]:
             raise ValueError(f"rows: there are {len(pairs)} pairs, got {beyond[0]}")
         shown = [pairs[n - 1] for n in options.rows]
-        maps = pair_heatmaps(scorer, shown, names=[f"pair {n}" for n in options.rows], oracle=source.oracle)
+        maps = pair_heatmaps(scorer, shown, names=[f"pair {n}" for n in options.rows], oracle=oracle)
     maps += cases
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     scale = scale_of(maps)
@@ -100,8 +106,8 @@ def _watch(options: Watch, source) -> dict[str, Any]:
 
     figures: dict[str, Any] = {"beta": scorer.beta, "dpo": source.dpo_path, "reference": source.reference_path}
     lines: list[tuple[str, str]] = []
-    if source.oracle is not None and options.answers:
-        figures["credit_auc"] = _oracle_auc(options, source, lines)
+    if oracle is not None and options.answers:
+        figures["credit_auc"] = _oracle_auc(options, source, oracle, lines)
     if ranking is not None:
         figures["corrupted"] = _ranking(ranking, left_out, lines)
     for name, text in lines:
@@ -132,20 +138,22 @@ def _check(options: Watch) -> None:
         raise ValueError(f"rows: pairs are numbered from 1, got {min(options.rows)}")
 
 
-def _source(options: Watch):
+def _source(options: Watch) -> "Source":
     from rto_fast.credit.source import from_models, from_run
 
-    shared = {"device": options.device, "beta": options.beta, "trusted": options.trust_remote_code}
+    device, beta, trusted = options.device, options.beta, options.trust_remote_code
     if options.run:
-        return from_run(options.run, **shared)
-    return from_models(options.dpo, options.reference, template=options.template, **shared)
+        return from_run(options.run, device=device, beta=beta, trusted=trusted)
+    dpo, reference, template = options.dpo, options.reference, options.template
+    assert dpo and reference  # _check
+    return from_models(dpo, reference, device=device, beta=beta, template=template, trusted=trusted)
 
 
 def _folder(options: Watch) -> Path:
     return Path(options.output or options.run or "credit").expanduser()
 
 
-def _corrupted(options: Watch, source):
+def _corrupted(options: Watch, source: "Source") -> tuple["Ranking | None", list[Heatmap], int]:
     """(ranking or None, maps of examples, answers left out)."""
     from rto_fast.credit.swaps import rank_corrupted
     from rto_fast.data.rows import to_pairs
@@ -169,7 +177,7 @@ def _corrupted(options: Watch, source):
     return rank_corrupted(source.scorer, pairs, options.examples)
 
 
-def _oracle_auc(options: Watch, source, lines: list[tuple[str, str]]) -> dict[str, float]:
+def _oracle_auc(options: Watch, source: "Source", oracle: "Oracle", lines: list[tuple[str, str]]) -> dict[str, float]:
     """AUC of the token rewards against the oracle's signs, on answers that the reference policy gives to held-out
     questions: the figure of results.json."""
     from rto_fast.evaluate.policies import interval
@@ -177,7 +185,7 @@ def _oracle_auc(options: Watch, source, lines: list[tuple[str, str]]) -> dict[st
     from rto_fast.rollout import Sampling, rollout
     from rto_fast.training.seeds import derive
 
-    config, scorer, oracle = source.run.config, source.scorer, source.oracle
+    config, scorer = source.run.config, source.scorer
     prompts = source.corpus.evaluation[: options.answers]
     with tqdm(desc="sampling", total=len(prompts), leave=False, disable=not sys.stderr.isatty()) as bar:
         answers = rollout(
@@ -197,10 +205,10 @@ def _oracle_auc(options: Watch, source, lines: list[tuple[str, str]]) -> dict[st
     return {**interval(auc), "answers": len(answers), "wrong_tokens": wrong}
 
 
-def _ranking(ranking, left_out: int, lines: list[tuple[str, str]]) -> dict[str, Any]:
+def _ranking(ranking: "Ranking", left_out: int, lines: list[tuple[str, str]]) -> dict[str, Any]:
     from rto_fast.evaluate.policies import interval
 
-    def shown(estimate, percent: bool = True) -> str:
+    def shown(estimate: "Estimate", percent: bool = True) -> str:
         factor, digits = (100, 1) if percent else (1, 3)
         value, low, high = (f"{factor * x:.{digits}f}" for x in estimate)
         return f"{value}{' %' if percent else ''} [{low}, {high}]"

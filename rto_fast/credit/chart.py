@@ -1,7 +1,7 @@
 """Curves as SVG, side by side on one scale; colours follow the page's light or dark."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from rto_fast.credit.follow import Point
@@ -90,7 +90,7 @@ def _svg(name: str, points: Sequence[Point], low: float, high: float, step: floa
     return "".join([*parts, "</svg>"])
 
 
-def _path(line: Sequence[tuple[float, float]], y) -> str:
+def _path(line: Sequence[tuple[float, float]], y: Callable[[float], float]) -> str:
     return "M" + "L".join(f"{a:.1f} {y(m):.1f}" for a, m in line)
 
 

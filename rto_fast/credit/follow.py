@@ -9,11 +9,12 @@ import numpy as np
 
 from rto_fast.credit.kl import kl_per_answer
 from rto_fast.credit.source import Source
-from rto_fast.data.encode import EncodedDemonstration
+from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.evaluate.policies import answer_logprobs
 from rto_fast.evaluate.stats import mean_estimate
 from rto_fast.model.language import LanguageModel
 from rto_fast.rollout import Sampling, rollout
+from rto_fast.runs.open import Run
 from rto_fast.stages.dpo import DPO
 from rto_fast.stages.sft import SFT
 from rto_fast.training import loop
@@ -66,7 +67,7 @@ def starts_of(source: Source, wanted: Sequence[str]) -> list[str]:
     return [s for s in wanted if s != "demonstrations" or source.run.config.data.demonstrations]
 
 
-def start_model(source: Source, start: str, seed: int, progress: Callable[[int], object]) -> LanguageModel:
+def start_model(source: Source, start: str, seed: int, progress: Callable[[int], None]) -> LanguageModel:
     """The model that DPO starts from."""
     run = source.run
     if start == "none":
@@ -76,7 +77,9 @@ def start_model(source: Source, start: str, seed: int, progress: Callable[[int],
         sft = run.config.sft
         config = replace(sft, epochs=1.0, optim=replace(sft.optim, lr=sft.optim.lr * _TUNING))
         answers = [EncodedDemonstration(p.prompt, p.chosen) for p in source.corpus.pairs]
-        _train(SFT, model, answers, config, source, seed, lambda step: progress(1))
+        state = loop.make_state(config.optim, {"policy": model})
+        stage = SFT(model, answers, config, state, seed=seed, device=run.device, **run.limits)
+        _train(stage, state, run, lambda step: progress(1))
     return model
 
 
@@ -87,10 +90,11 @@ def dpo_from(
     answers: int,
     points: int,
     seed: int,
-    progress: Callable[[int], object],
+    progress: Callable[[int], None],
 ) -> Curve:
     """Train `model` by DPO for `steps` steps on as many pairs as they take, measuring at `points` steps and at 0."""
-    dpo, reference = source.run.config.dpo, copy.deepcopy(model).requires_grad_(False).eval()
+    run, dpo = source.run, source.run.config.dpo
+    reference = copy.deepcopy(model).requires_grad_(False).eval()
     pairs = source.corpus.pairs[: steps * dpo.batch_size]
     probe = _Probe(reference, source, pairs[:answers], seed)
     curve = Curve(dpo.beta, probe.logprobs, [probe.point(model, 0)])
@@ -102,15 +106,17 @@ def dpo_from(
             curve.points.append(probe.point(model, step))
 
     # a file shorter than that is gone through again
-    epochs = steps * min(dpo.batch_size, len(pairs)) / len(pairs)
-    _train(DPO, model, pairs, replace(dpo, epochs=epochs), source, seed, after)
+    config = replace(dpo, epochs=steps * min(dpo.batch_size, len(pairs)) / len(pairs))
+    state = loop.make_state(config.optim, {"policy": model})
+    stage = DPO(model, pairs, config, state, seed=seed, device=run.device, **run.limits)
+    _train(stage, state, run, after)
     return curve
 
 
 class _Probe:
     """The answers to measure on, and what pi_ref says of them."""
 
-    def __init__(self, reference: LanguageModel, source: Source, pairs: list, seed: int):
+    def __init__(self, reference: LanguageModel, source: Source, pairs: list[EncodedPair], seed: int):
         config = source.run.config
         self.reference, self.beta, self.num = reference, config.dpo.beta, len(pairs)
         self.limits = (config.microbatch_rows, config.workspace_mb)
@@ -136,19 +142,15 @@ class _Probe:
     def point(self, model: LanguageModel, step: int) -> Point:
         chosen, rejected, own = (self.beta * (self._sums(model) - self.before)).reshape(3, -1)
         kl = -self.beta * kl_per_answer(self.reference, model, self.own, self.limits[0])
-        cells = [f for x in (chosen, rejected, own, kl, own - kl) for f in _mean_and_ci95(x)]
-        return Point(step, *cells, accuracy=float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()))
+        cells: dict[str, float] = {}
+        figures = {"chosen": chosen, "rejected": rejected, "own": own, "minus_beta_kl": kl, "gap": own - kl}
+        for name, values in figures.items():
+            estimate = mean_estimate(values)
+            cells |= {name: estimate.value, f"{name}_ci95": estimate.ci95}
+        return Point(step, accuracy=float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean()), **cells)
 
 
-def _mean_and_ci95(x: np.ndarray) -> tuple[float, float]:
-    estimate = mean_estimate(x)
-    return estimate.value, estimate.ci95
-
-
-def _train(kind, model: LanguageModel, data: list, config, source: Source, seed: int, after: Callable[[int], None]):
+def _train(stage: loop.Stage[loop.B], state: loop.TrainState, run: Run, after: Callable[[int], None]) -> None:
     """One stage by the training loop; nothing is written."""
-    run = source.run
-    state = loop.make_state(config.optim, {"policy": model})
-    stage = kind(model, data, config, state, seed=seed, device=run.device, **run.limits)
     quiet: Callable[[int, dict[str, float]], None] = lambda step, metrics: None  # noqa: E731
     loop.train(stage, state, quiet, stage.num_steps, run.autocast, lambda s: after(s.step))

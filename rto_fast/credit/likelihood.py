@@ -25,12 +25,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from rto_fast import cli
 from rto_fast.files.disk import write_whole
+
+if TYPE_CHECKING:
+    from rto_fast.credit.follow import Curve
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def follow(options: Follow) -> dict[str, Any]:
     return figures
 
 
-def _table(start: str, curve) -> list[str]:
+def _table(start: str, curve: "Curve") -> list[str]:
     from rto_fast.credit.follow import STARTS
 
     logp = ", ".join(f"{name} {value:.1f}" for name, value in curve.logprobs.items())

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -39,7 +40,7 @@ class Source:
 
     @property
     def oracle(self) -> Oracle | None:
-        return self.run.task and self.run.task.make_oracle(self.scorer.tokenizer)
+        return None if self.run.task is None else self.run.task.make_oracle(self.scorer.tokenizer)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -82,7 +83,7 @@ def from_models(
     *,
     device: str = "auto",
     beta: float | None = None,
-    template: str = "auto",
+    template: Literal["auto", "chat", "plain", "none"] = "auto",
     trusted: bool = False,
 ) -> Source:
     """Any two causal language models of one tokenizer, in float32. ValueError when they do not share it."""
@@ -105,4 +106,5 @@ def _scorer(run: Run, dpo: str, reference: str, beta: float) -> TokenRewards:
         for model in models:
             examples = [(ids[:2], ids[2:]), (ids[:3], ids[3:6])]
             check_packing(model, examples, run.autocast or run.dtype, run.config.workspace_mb)
-    return TokenRewards(*(m.requires_grad_(False).eval() for m in models), tokenizer, beta, **run.limits)
+    ours, theirs = (model.requires_grad_(False).eval() for model in models)
+    return TokenRewards(ours, theirs, tokenizer, beta, **run.limits)

@@ -64,7 +64,7 @@ def rank(rewards: Sequence[np.ndarray], places: Sequence[Sequence[int]]) -> Rank
     )
 
 
-def _share(hits: Sequence[bool]) -> Estimate:
+def _share(hits: Sequence[bool | np.bool_]) -> Estimate:
     # a hit (1) wins against one half and a miss (0) loses: the win rate is the share, with Wilson's interval
     return win_rate(np.array(hits, float), np.full(len(hits), 0.5))
 
@@ -91,6 +91,6 @@ def rank_corrupted(
     for number, i in enumerate(usable[:examples]):
         right = EncodedDemonstration(pairs[i].prompt, pairs[i].chosen)
         signs = [-1 if t in places[i] else 0 for t in range(len(pairs[i].rejected))]
-        maps.append(scorer.heatmap(f"case {i + 1}, right", right, scorer.rewards([right])[0]))
-        maps.append(scorer.heatmap(f"case {i + 1}, corrupted", answers[number], rewards[number], signs))
+        maps.append(scorer.heatmap(f"case {i + 1}, right", right, scorer.rewards([right])[0].tolist()))
+        maps.append(scorer.heatmap(f"case {i + 1}, corrupted", answers[number], rewards[number].tolist(), signs))
     return ranking, maps, len(pairs) - len(usable)

@@ -36,7 +36,8 @@ def terminal(heatmap: Heatmap, width: int = 100, *, scale: float | None = None, 
 
 
 def _coloured(heatmap: Heatmap, width: int, scale: float) -> list[str]:
-    lines, line, used = [], "", 0
+    lines: list[str] = []
+    line, used = "", 0
     shown = shown_tokens(heatmap)
     starts = [k for k, (_, space, text) in enumerate(shown) if k == 0 or space or text == "␣"]
     for start, end in pairwise([*starts, len(shown)]):

@@ -147,7 +147,7 @@ def template_of(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Templ
     return Template(tokenizer, config.template, config.parse_special)
 
 
-def held_out_rows(config: DataConfig, seed: int) -> list:
+def held_out_rows(config: DataConfig, seed: int) -> list[Any]:
     """What a run is evaluated on, in its order, as rows with a `prompt`; repeats are possible. No other source is read.
 
     Those of data.evaluation, else what is held out of the pairs, or without pairs of the prompts.

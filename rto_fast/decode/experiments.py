@@ -4,16 +4,16 @@ P prompts.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from transformers import PreTrainedModel
 
 from rto_fast.decode.options import Options
-from rto_fast.decode.source import Answer, Source
+from rto_fast.decode.source import Source
 from rto_fast.evaluate.policies import Evaluation, interval
 from rto_fast.evaluate.stats import mean_estimate, win_rate
 from rto_fast.rollout import Completion, Mixture, Sampling, beam_search, realign, rollout
@@ -47,6 +47,10 @@ class Lab:
         for search in options.search if options.beams else ():
             for num_beams in options.beams:
                 started = time.perf_counter()
+
+                def progress(prompts: int, beams: int = num_beams) -> None:
+                    self.progress(prompts * beams)
+
                 found = beam_search(
                     source.dpo.hf,
                     source.prompts,
@@ -56,11 +60,13 @@ class Lab:
                     length_penalty=options.length_penalty,
                     reference=source.reference.hf if search == "implicit_reward" else None,
                     max_batch=options.max_batch,
-                    progress=lambda n, beams=num_beams: self.progress(n * beams),
+                    progress=progress,
                 )
                 seconds = time.perf_counter() - started
                 setting = {"search": search, "beams": num_beams, "length_penalty": options.length_penalty}
-                yield setting | self._row([best for (best,) in found], seconds)
+                # they were not drawn from a distribution, so they have no log-probs under it
+                answers = [Completion(best.prompt, best.response, [], best.finish) for (best,) in found]
+                yield setting | self._row(answers, seconds)
 
     def best_of(self) -> Iterator[Row]:
         """One row per sampler, judge and n. The samples of a small n are among those of a larger one."""
@@ -84,19 +90,18 @@ class Lab:
         return names if self.source.policy is None else (*names, "policy")
 
     def _label(self, name: str) -> str:
-        return Path(self.options.policy).name if name == "policy" else name
+        return Path(self.options.policy).name if name == "policy" and self.options.policy else name
 
     def _best_of(self, sampler: str) -> Iterator[Row]:
         source = self.source
-        model, drawn, dpo, reference, seconds = getattr(source, sampler).hf, [], [], [], []
+        model, drawn, sums, seconds = getattr(source, sampler).hf, [], [], []
         started = time.perf_counter()
         for i in range(max(self.options.best_of)):
             answers = sample(source, model, self.options.max_batch, self.progress, i)
             drawn.append(answers)
-            dpo.append(source.logprobs(source.dpo, answers))
-            reference.append(source.logprobs(source.reference, answers))
+            sums.append([source.logprobs(m, answers) for m in (source.dpo, source.reference)])
             seconds.append(time.perf_counter() - started)
-        dpo, reference = np.stack(dpo), np.stack(reference)
+        dpo, reference = np.stack(sums, axis=1)
         for rank, scores in (("implicit_reward", dpo - reference), ("likelihood", dpo)):
             for n in self.options.best_of:
                 # the first of equal best
@@ -107,7 +112,7 @@ class Lab:
                 setting = {"sampler": self._label(sampler), "rank": rank, "n": n}
                 yield setting | self._figures(measured, dpo[best, places], seconds[n - 1])
 
-    def _row(self, answers: Sequence[Answer], seconds: float, own: np.ndarray | None = None) -> Row:
+    def _row(self, answers: list[Completion], seconds: float, own: np.ndarray | None = None) -> Row:
         dpo, reference = (self.source.logprobs(m, answers) for m in (self.source.dpo, self.source.reference))
         return self._figures(self.source.measure(answers, dpo, reference, own), dpo, seconds)
 
@@ -122,7 +127,12 @@ class Lab:
 
 
 def sample(
-    source: Source, model: nn.Module | Mixture, max_batch: int, progress: Progress, i: int = 0, greedy: bool = False
+    source: Source,
+    model: PreTrainedModel | Mixture,
+    max_batch: int,
+    progress: Progress,
+    i: int = 0,
+    greedy: bool = False,
 ) -> list[Completion]:
     """Every prompt's i-th sample, or its greedy answer. Sample 0 has the random numbers of a run's own evaluation."""
     sampling = Sampling(temperature=0, max_new_tokens=source.sampling.max_new_tokens) if greedy else source.sampling

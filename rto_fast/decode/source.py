@@ -1,6 +1,6 @@
 """What is decoded, from what, and how it is judged: taken from a finished run, or from paths."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,19 +9,31 @@ from transformers import PreTrainedTokenizerBase
 from rto_fast import tasks
 from rto_fast.config import Config
 from rto_fast.data.corpus import held_out_rows, template_of
-from rto_fast.data.encode import encode_prompts
+from rto_fast.data.encode import Asks, encode_prompts
 from rto_fast.data.read import read_rows
-from rto_fast.data.rows import detect_kind, to_demonstrations, to_pairs, to_prompts
+from rto_fast.data.rows import (
+    Demonstration,
+    Normalised,
+    Pair,
+    Prompt,
+    detect_kind,
+    to_demonstrations,
+    to_pairs,
+    to_prompts,
+)
 from rto_fast.data.template import Template
 from rto_fast.decode.options import Options
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs
 from rto_fast.model.language import LanguageModel
-from rto_fast.rollout import Completion, Hypothesis, Sampling, realign
+from rto_fast.rollout import Completion, Sampling, realign
 from rto_fast.rollout.lane import check_prompts
 from rto_fast.runs.open import Run, eos_token_ids, open_run
 
-_NORMALISE = {"pairs": to_pairs, "demonstrations": to_demonstrations, "prompts": to_prompts}
-Answer = Completion | Hypothesis
+_NORMALISE: dict[str, Callable[..., Normalised[Pair] | Normalised[Demonstration] | Normalised[Prompt]]] = {
+    "pairs": to_pairs,
+    "demonstrations": to_demonstrations,
+    "prompts": to_prompts,
+}
 
 
 @dataclass(frozen=True)
@@ -43,23 +55,23 @@ class Source:
     def judge(self) -> str:
         return "implicit_reward" if self.oracle is None else "oracle_return"
 
-    def texts(self, sequences: Sequence[list[int]]) -> list[str]:
+    def texts(self, sequences: list[list[int]]) -> list[str]:
         """As people read them; special tokens are shown."""
-        return [self.tokenizer.decode(ids) for ids in sequences]
+        return self.tokenizer.batch_decode(sequences)
 
-    def logprobs(self, model: LanguageModel, answers: Sequence[Answer]) -> np.ndarray:
+    def logprobs(self, model: LanguageModel, answers: Sequence[Completion]) -> np.ndarray:
         """(answers,) summed log-probs."""
         return np.array([x.sum() for x in answer_logprobs(model, answers, **self.run.limits)])
 
     def measure(
-        self, answers: Sequence[Answer], dpo: np.ndarray, reference: np.ndarray, own: np.ndarray | None = None
+        self, answers: list[Completion], dpo: np.ndarray, reference: np.ndarray, own: np.ndarray | None = None
     ) -> Evaluation:
         """The answers' figures, from their summed log-probs under pi_dpo, pi_ref and what they were sampled from."""
         oracle = None
         if self.oracle is not None:
             oracle = np.array([self.oracle.answer_return(a.prompt, a.response) for a in answers])
         kl = (dpo if own is None else own) - reference
-        return Evaluation(list(answers), kl, self.beta * (dpo - reference), oracle)
+        return Evaluation(answers, kl, self.beta * (dpo - reference), oracle)
 
 
 def open_source(options: Options) -> Source:
@@ -108,8 +120,9 @@ def _load(options: Options, run: Run) -> tuple[dict[str, LanguageModel], PreTrai
 
 def _path(given: str | None, run: Run) -> str | None:
     """A stage of the run by its name, or the path as it is."""
-    is_stage = given and (run.folder / given / "config.json").is_file()
-    return str(run.folder / given) if is_stage else given
+    if given and (run.folder / given / "config.json").is_file():
+        return str(run.folder / given)
+    return given
 
 
 def _encode(options: Options, config: Config, template: Template) -> list[list[int]]:
@@ -125,7 +138,7 @@ def _encode(options: Options, config: Config, template: Template) -> list[list[i
     return prompts[:count]
 
 
-def _rows(file: str, config: Config) -> list:
+def _rows(file: str, config: Config) -> Sequence[Asks]:
     """A file's prompts as the data module knows them."""
     raw, columns = read_rows(file), config.data.columns
     return _NORMALISE[detect_kind(raw[0], columns)](raw, columns=columns).items

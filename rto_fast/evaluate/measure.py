@@ -19,7 +19,7 @@ from rto_fast.evaluate.saved import Saved
 from rto_fast.evaluate.subject import Subject
 from rto_fast.judges.reward_model import reward_judge
 from rto_fast.model.language import LanguageModel
-from rto_fast.rollout import Completion, Sampling
+from rto_fast.rollout import Sampling
 from rto_fast.runs.open import eos_token_ids
 from rto_fast.training.progress import progress
 
@@ -46,9 +46,9 @@ def read_prompts(options: Options, about: Subject, tokenizer: PreTrainedTokenize
     """Distinct prompts in their order, as the run's own evaluation has them."""
     template = template_of(about.run.config.data, tokenizer)
     rows = [Prompt(c) for c in about.conversations]
-    limits = {"max_length": about.max_prompt + about.max_new_tokens, "max_prompt": about.max_prompt}
-    encoded, report = encode_prompts(rows, template, **limits)
-    first = {}
+    context = about.max_prompt + about.max_new_tokens
+    encoded, report = encode_prompts(rows, template, max_length=context, max_prompt=about.max_prompt)
+    first: dict[tuple[int, ...], int] = {}
     for ids, row in zip(encoded, report.kept, strict=True):
         first.setdefault(tuple(ids), row)
     count = options.num_prompts or (PAPER_LLM_PROMPTS if about.judge == "llm" else PAPER_PROMPTS)
@@ -126,19 +126,20 @@ def measure(
                     del loaded[path], policy
             else:
                 bar.update(len(prompts.ids))
-            evaluations[name] = replace(evaluation, **judge(evaluation.answers))
+            evaluations[name] = judge(evaluation)
     return evaluations
 
 
 def _judge(
     options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase, prompts: Prompts
-) -> Callable[[list[Completion]], dict[str, np.ndarray]]:
-    """A function answers -> the field of `Evaluation` that the judge of the options fills."""
+) -> Callable[[Evaluation], Evaluation]:
+    """A function that fills in what the judge of the options says of the answers."""
     if about.judge == "oracle":
         oracle = _oracle(about, tokenizer)
-        return lambda answers: {"oracle": np.array([oracle.answer_return(a.prompt, a.response) for a in answers])}
+        return lambda e: replace(e, oracle=np.array([oracle.answer_return(a.prompt, a.response) for a in e.answers]))
     if about.judge != "reward-model":
-        return lambda answers: {}
+        return lambda e: e
+    assert about.reward_model is not None  # subject
     known = zip(map(tuple, prompts.ids), prompts.conversations, strict=True)
     score = reward_judge(
         about.run.load_scalar(about.reward_model, "reward_model"),
@@ -148,4 +149,4 @@ def _judge(
         max_rows=options.microbatch_rows,
         field="reward_model",
     )
-    return lambda answers: {"score": np.array(score(answers))}
+    return lambda e: replace(e, score=np.array(score(e.answers)))

@@ -41,13 +41,12 @@ class Subject:
 def subject(options: Options) -> Subject:
     """Resolve the options. ValueError, one line naming the flag, for what is missing."""
     alone = options.run is None
-    # a task's questions are whole prompts
-    template = "none" if alone and options.judge == "oracle" else None
     run = open_run(
         options.run,
         device=options.device,
         dtype=options.dtype,
-        template=options.template or template,
+        # a task's questions are whole prompts
+        template=options.template or ("none" if alone and options.judge == "oracle" else None),
         trusted=options.trust_remote_code,
     )
     folder = Path("runs") if alone else run.folder
@@ -116,7 +115,7 @@ def _conversations(options: Options, run: Run) -> list[tuple[Message, ...]]:
         return [p.prompt for p in to_prompts(rows, columns=options.columns).items]
     if options.run is None:
         raise ValueError("prompts: none given; use --prompts with a file, a directory or a hub id")
-    rows = held_out_rows(run.config.data, run.config.seed)
-    if not rows:
+    held_out = held_out_rows(run.config.data, run.config.seed)
+    if not held_out:
         raise ValueError("run: it held out no prompts (data.held_out = 0); give some with --prompts")
-    return [row.prompt for row in rows]
+    return [row.prompt for row in held_out]

@@ -49,8 +49,17 @@ def _rm(context: Context) -> Built:
     config = context.config.rm
     model = critic_from(context.load(context.stage_path("sft"), "sft.model"), bias=False)
     state = loop.make_state(config.optim, {"policy": model})
-    options = {name: value for name, value in context.stage_options.items() if name != "workspace_mb"}
-    return Built(model, RewardModel(model, context.corpus.pairs, config, state, **options), state)
+    options = context.stage_options
+    stage = RewardModel(
+        model,
+        context.corpus.pairs,
+        config,
+        state,
+        seed=options["seed"],
+        microbatch_rows=options["microbatch_rows"],
+        device=options["device"],
+    )
+    return Built(model, stage, state)
 
 
 def build_rl(context: Context, config: RTOConfig) -> Built:

@@ -83,7 +83,7 @@ def _measure(
     score: Judge | None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    config = context.config
+    config, oracle = context.config, context.oracle
     return evaluate(
         policy,
         reference=reference,
@@ -94,8 +94,8 @@ def _measure(
         eos_token_ids=context.eos_token_ids,
         seed=config.seed,
         batch_size=config.rto.sampling.batch_size,
-        oracle=context.oracle and context.oracle.answer_return,
-        score=score and (lambda answers: np.array(score(answers))),
+        oracle=None if oracle is None else oracle.answer_return,
+        score=None if score is None else (lambda answers: np.array(score(answers))),
         progress=progress,
         **context.limits,
     )
@@ -124,15 +124,15 @@ def _credit(context: Context, evaluations: dict[str, Evaluation], scorer: TokenR
     ]
     rewards = scorer.rewards([answer for _, answer in shown])
     for (title, answer), values in zip(shown, rewards, strict=True):
-        signs = oracle and oracle.answer_signs(answer.prompt, answer.response)
-        maps.append(scorer.heatmap(title, answer, values, signs))
+        known = None if oracle is None else oracle.answer_signs(answer.prompt, answer.response)
+        maps.append(scorer.heatmap(title, answer, values.tolist(), known))
     write_recorded(context.folder / "heatmaps.json", to_json(maps))
     if oracle is None:
         return {}
     answers = evaluations[names[0]].answers
     signs = [oracle.answer_signs(a.prompt, a.response) for a in answers]
-    known = np.concatenate(signs)
-    if known.max(initial=0) <= 0 or known.min(initial=0) >= 0:
+    every = np.concatenate(signs)
+    if every.max(initial=0) <= 0 or every.min(initial=0) >= 0:
         context.say(f"No AUC of the token rewards: {names[0]}'s answers hold no right or no wrong tokens")
         return {}
     return {"credit_auc": interval(credit_auc(scorer.rewards(answers), signs))}

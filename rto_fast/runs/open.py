@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +21,20 @@ from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model, 
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.settings import check_run, read_config
+
+
+class PassLimits(TypedDict):
+    """What bounds the memory of a forward pass."""
+
+    microbatch_rows: int
+    workspace_mb: int | None
+
+
+class StageOptions(PassLimits):
+    """What every stage takes by name."""
+
+    seed: int
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Run:
         return self.config.model.trust_remote_code
 
     @property
-    def limits(self) -> dict[str, Any]:
+    def limits(self) -> PassLimits:
         return {"microbatch_rows": self.config.microbatch_rows, "workspace_mb": self.config.workspace_mb}
 
     def precision(self) -> torch.autocast:
@@ -111,7 +125,7 @@ class Context(Run):
     @property
     def oracle(self) -> tasks.Oracle | None:
         """The task's judge of answers."""
-        return self.task and self.task.make_oracle(self.tokenizer)
+        return None if self.task is None else self.task.make_oracle(self.tokenizer)
 
     def load(self, path: str, field: str = "model.path") -> LanguageModel:
         try:
@@ -132,7 +146,7 @@ class Context(Run):
         return stored if stored is not None and stored.itemsize < self.dtype.itemsize else self.dtype
 
     @property
-    def stage_options(self) -> dict[str, Any]:
+    def stage_options(self) -> StageOptions:
         return {"seed": self.config.seed, "device": self.device, **self.limits}
 
 

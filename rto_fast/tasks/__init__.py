@@ -72,7 +72,7 @@ def pointed(config: Config, folder: Path) -> Config:
 
     A model of the user's own stays.
     """
-    files = {"path": "pairs.jsonl", "demonstrations": "demonstrations.jsonl", "evaluation": "eval.jsonl"}
-    data = replace(config.data, **{name: str(folder / file) for name, file in files.items()})
+    pairs, demonstrations, evaluation = (str(folder / f"{name}.jsonl") for name in ("pairs", "demonstrations", "eval"))
+    data = replace(config.data, path=pairs, demonstrations=demonstrations, evaluation=evaluation)
     path = str(folder / "model") if config.model.path in ("", config.data.path) else config.model.path
     return replace(config, data=data, model=replace(config.model, path=path))

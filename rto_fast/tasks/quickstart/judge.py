@@ -18,5 +18,5 @@ class Oracle:
         return token_signs(*self._words(prompt, response))
 
     def _words(self, prompt: list[int], response: list[int]) -> tuple[str, list[str]]:
-        question, answer = (self.tokenizer.convert_ids_to_tokens(ids) for ids in (prompt, response))
+        question, answer = (list(self.tokenizer.convert_ids_to_tokens(ids)) for ids in (prompt, response))
         return " ".join(question[question[0] == self.tokenizer.bos_token :]), answer

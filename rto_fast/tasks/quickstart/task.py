@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -23,7 +24,15 @@ NUM_EVAL_PROMPTS = 1_002
 LABEL_SCALE = 0.75
 """Bradley-Terry: P(first preferred) = sigmoid(LABEL_SCALE * (R1 - R2)); about a fifth of the labels are wrong."""
 
-MODEL = dict(hidden_size=128, intermediate_size=480, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
+llama_config = partial(
+    LlamaConfig,
+    hidden_size=128,
+    intermediate_size=480,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    tie_word_embeddings=True,
+)
 
 
 def write_task(folder: Path, seed: int) -> None:
@@ -92,11 +101,9 @@ def preference_pairs(train: list[list[Question]], count: int, seed: int) -> Iter
 def fresh_model(seed: int) -> LlamaForCausalLM:
     """A randomly initialised Llama of 0.5 M parameters in float32; leaves torch's global random state alone."""
     words = vocabulary()
-    config = LlamaConfig(
-        **MODEL,
+    config = llama_config(
         vocab_size=len(words),
         max_position_embeddings=64,
-        tie_word_embeddings=True,
         pad_token_id=words.index(PAD),
         bos_token_id=words.index(BOS),
         eos_token_id=words.index(EOS),
