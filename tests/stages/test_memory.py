@@ -12,13 +12,15 @@ CODE = """
 import copy, resource, sys, threading, time
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
-from rto_fast import attention, loop
 from rto_fast.config import OptimConfig, RewardConfig, RTOConfig
-from rto_fast.model import LanguageModel, critic_from
+from rto_fast.model import attention
+from rto_fast.model.language import LanguageModel
+from rto_fast.model.scalar import critic_from
 from rto_fast.rl.collect import Collector
 from rto_fast.rl.score import Models
 from rto_fast.stages.rto import RTO
 from rto_fast.rollout import Completion
+from rto_fast.training import loop
 
 def resident():
     with open("/proc/self/statm") as f:
