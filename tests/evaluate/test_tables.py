@@ -7,6 +7,7 @@ from rto_fast.evaluate.policies import Evaluation, win_rates
 from rto_fast.evaluate.report import print_table
 from rto_fast.evaluate.stats import mean_estimate
 from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
+from rto_fast.files.text import in_columns
 from rto_fast.rollout import Completion
 
 NAN = float("nan")
@@ -39,6 +40,19 @@ def test_the_win_rates_are_those_of_a_run(three):
     for a, b in (("a", "b"), ("c", "a"), ("b", "c")):
         assert {k: got[a][b][k] for k in ("mean", "ci95")} == pytest.approx(run[a][b])
         assert got[a][b]["low"] == pytest.approx(1 - got[b][a]["high"])
+
+
+def test_a_policy_alone_has_won_no_share(three):
+    alone = {"a": three["a"]}
+    np.testing.assert_equal(share_won(outcomes(alone), alone)["a"], np.full(4, NAN))
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    assert in_columns([["", "b", "c"], ["long", "1", ""], ["x", "", "22"]]) == [
+        "        b  c",
+        "  long  1",
+        "  x        22",
+    ]
 
 
 def test_differences_are_paired(three):
