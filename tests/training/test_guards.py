@@ -105,7 +105,7 @@ def test_a_bad_batch_is_written_down_with_its_names(tmp_path):
     assert "bad.safetensors" in dump(tmp_path / "bad", step.batches)
     tensors = load_file(tmp_path / "bad.safetensors")
     assert torch.equal(tensors["0.packed.input_ids"], step.batches[0].packed.input_ids)
-    assert torch.equal(tensors["0.rows.index"], step.batches[0].rows.index)
+    assert torch.equal(tensors["0.packed.response_rows"], step.batches[0].packed.response_rows)
     assert "could not be written" in dump(tmp_path / "nowhere" / "bad", step.batches)
 
 
@@ -180,7 +180,7 @@ main(sys.argv[1:])
     "module, name, says",
     [
         ("rto_fast.pipeline.prepare", "load_corpus", "reading the data has done nothing for"),
-        ("rto_fast.stages.rto", "rollout", "rto has done nothing for"),
+        ("rto_fast.rl.collect", "rollout", "rto has done nothing for"),
         ("rto_fast.pipeline.measure", "evaluate", "evaluation has done nothing for"),
     ],
 )

@@ -49,9 +49,9 @@ def test_an_iteration_says_how_long_each_of_its_parts_took(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     stage, state = make_rto(CONFIG)
-    stage._answer, stage._score, stage._step = (
-        taking(s, f) for s, f in ((5, stage._answer), (2, stage._score), (1, stage._step))
-    )
+    collector = stage.collector
+    collector.answer, collector.experience = taking(5, collector.answer), taking(2, collector.experience)
+    stage._step = taking(1, stage._step)
     logs = []
     run(stage, state, logs)
     times = [{name: x for name, x in m.items() if name.startswith("time/")} for m in logs]
