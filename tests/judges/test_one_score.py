@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Prompt, to_prompts
 from rto_fast.data.template import Template
 from rto_fast.evaluate.measure import Prompts, _judge
+from rto_fast.evaluate.policies import Evaluation
 from rto_fast.judges.choose import reward_model
 from rto_fast.judges.reward_model import reward_judge
 from rto_fast.judges.serve import Serve, make_server, read_answers
@@ -87,7 +89,8 @@ def in_evaluation(model: str, tokenizer, data: DataConfig, answers: list[Complet
     about = SimpleNamespace(
         judge="reward-model", reward_model=model, run=run_of(Config(data=data), Path(data.path).parent, "cpu")
     )
-    return _judge(options, about, tokenizer, prompts)(answers)["score"].tolist()
+    unjudged = Evaluation(answers, kl=np.zeros(len(answers)), implicit=None, oracle=None)
+    return _judge(options, about, tokenizer, prompts)(unjudged).score.tolist()
 
 
 def from_a_server(model: str, tokenizer, answers: list[Completion]) -> list[float]:
