@@ -28,18 +28,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Bare `pytest` names no path, mark or keyword."""
     option, source = config.option, config.args_source
     if source is pytest.Config.ArgsSource.TESTPATHS and not (option.markexpr or option.keyword or WORKER in os.environ):
-        option.markexpr = "not rest and not alone"
-        os.environ[rest.QUICK] = "1"
+        rest.begin()
         if option.numprocesses is None and not option.usepdb:
             option.numprocesses, option.dist = "auto", "loadfile"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     rest.mark(items)
+    if rest.is_quick():
+        left = [item for item in items if item.get_closest_marker("rest") or item.get_closest_marker("alone")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 def pytest_report_header() -> str | None:
-    if rest.QUICK in os.environ:
+    if rest.is_quick():
         return "the quick part, on all cores; `pytest -m rest -n auto` is the rest, `pytest -m alone` compares times"
     return None

@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 
 QUICK = "RTO_FAST_QUICK_TESTS"
-"""Set where pytest was called alone."""
+"""The process in which pytest was called alone."""
 KEPT = {
     "tests/data/test_template.py::test_one_bos_one_eos": 6,
     "tests/data/test_template.py::test_the_text_survives": 2,
@@ -30,6 +30,7 @@ KEPT = {
     "tests/runs/test_digests.py::test_the_next_stage_takes_no_damaged_one": 5,
     "tests/runs/test_inputs.py::test_the_quickstarts_own_files_count": 0,
     "tests/runs/test_inputs.py::test_what_changed_is_named_before_anything_is_done": 7,
+    "tests/test_layout.py::test_pytest_alone_leaves_the_rest_out": 0,
     "tests/test_bench_gpu.py::test_a_smoke_run_checks_everything_and_claims_nothing": 1,
     "tests/theory/test_experiment.py::test_a_member_approaches_the_optimum": 2,
     "tests/theory/test_learning.py::test_broken_mathematics_is_noticed": 3,
@@ -43,6 +44,16 @@ KEPT = {
     "tests/training/test_resume.py::test_whatever_changes_is_saved": 2,
 }
 """Cases of a test that are no rest."""
+
+
+def begin() -> None:
+    """Here and in the workers that are started from here, the quick part alone is run."""
+    os.environ[QUICK] = str(os.getpid())
+
+
+def is_quick() -> bool:
+    """Not in a pytest that a test starts for itself."""
+    return os.environ.get(QUICK) in (str(os.getpid()), str(os.getppid()))
 
 
 def mark(items: list[pytest.Item]) -> None:
@@ -60,4 +71,4 @@ def mark(items: list[pytest.Item]) -> None:
 
 def examples(count: int) -> int:
     """How many examples a hypothesis is tried on."""
-    return max(1, count // 5) if os.environ.get(QUICK) else count
+    return max(1, count // 5) if is_quick() else count

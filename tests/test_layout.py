@@ -63,3 +63,15 @@ def test_what_the_quick_part_leaves_out_is_there():
     for name in rest.KEPT:
         file, _, test = name.partition("::")
         assert f"def {test}(" in (ROOT / file).read_text(), name
+
+
+def test_pytest_alone_leaves_the_rest_out():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0"],
+        cwd=ROOT,
+        env={k: v for k, v in _environment().items() if not k.startswith("PYTEST")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and " deselected)" in done.stdout, done.stdout[-2000:]
+    assert "test_refusals_all_along_a_run" not in done.stdout and "::test_pack" in done.stdout

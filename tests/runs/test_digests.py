@@ -170,9 +170,14 @@ def test_a_stage_outlives_a_loss_of_power_before_its_checkpoints_go(shared, tmp_
 def test_each_file_is_read_once_for_its_digest(run, shared, monkeypatch):
     """Stages are loaded as pi_ref, as pi_dpo and as policies, several times each."""
     read, original = [], digests.open_regular
-    monkeypatch.setattr(digests, "open_regular", lambda path: (read.append(path.stat().st_ino), original(path))[1])
+
+    def known(path: Path) -> tuple[int, int]:
+        """A file whatever its path; a number alone may be that of one that is gone."""
+        return path.stat().st_ino, path.stat().st_mtime_ns
+
+    monkeypatch.setattr(digests, "open_regular", lambda path: (read.append(known(path)), original(path))[1])
     monkeypatch.setattr(digests, "_known", {})
     shutil.rmtree(run / "rto")
     assert main(base(shared, run)) == 0
-    stages = {p.stat().st_ino for s in ("sft", "dpo", "rto") for p in (run / s).iterdir() if p.name != "manifest.json"}
+    stages = {known(p) for s in ("sft", "dpo", "rto") for p in (run / s).iterdir() if p.name != "manifest.json"}
     assert stages <= set(read) and len(read) == len(set(read))
