@@ -38,3 +38,16 @@ class RewardSpec(NamedTuple):
     """lambda, in [0, 1]"""
     counted: Tensor | None = None
     """(S,) bool: sequences whose advantages enter the moments; None counts all"""
+
+    def select(self, sequences: Tensor, rows: Tensor) -> "RewardSpec":
+        """That of some sequences, by their numbers (S',) int64 and those of their response rows (R',) int64."""
+
+        def of(x: Tensor | None, at: Tensor) -> Tensor | None:
+            return None if x is None else x[at]
+
+        return self._replace(
+            scores=of(self.scores, sequences),
+            terminal=of(self.terminal, sequences),
+            counted=of(self.counted, sequences),
+            sentence_ends=of(self.sentence_ends, rows),
+        )

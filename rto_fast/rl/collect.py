@@ -8,7 +8,6 @@
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,22 +16,16 @@ from torch import Tensor
 from rto_fast.config import GuardConfig, RTOConfig
 from rto_fast.judges import Judge
 from rto_fast.kernels.rto_score import RTOScore
-from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.packing import PackedBatch, pack
 from rto_fast.rl.experience import Experience
 from rto_fast.rl.groups import group_relative
 from rto_fast.rl.rewards import check_finite, reward_spec, reward_statistics, whiten
 from rto_fast.rl.score import Models, score_all
 from rto_fast.rollout import Completion, Sampling, rollout
+from rto_fast.training.loop import Note, silent
 from rto_fast.training.seeds import derive, permutation
 
 Metrics = dict[str, Tensor | float]
-Note = Callable[[str], None]
-"""Says what goes on."""
-
-
-def _silent(text: str) -> None:
-    return None
 
 
 @dataclass(kw_only=True)
@@ -85,7 +78,7 @@ class Collector:
         }
         return experience, metrics
 
-    def answer(self, iteration: int, note: Note = _silent) -> list[Completion]:
+    def answer(self, iteration: int, note: Note = silent) -> list[Completion]:
         """Answers to the next prompts; each pass over the prompts is in a new order."""
         count = self.num_prompts
         first = iteration * count
@@ -111,7 +104,7 @@ class Collector:
         )
 
     @torch.no_grad()
-    def experience(self, answers: list[Completion], beta_2: float, note: Note = _silent) -> tuple[Experience, Metrics]:
+    def experience(self, answers: list[Completion], beta_2: float, note: Note = silent) -> tuple[Experience, Metrics]:
         """The answers with their rewards and advantages, and each component's statistics."""
         reward = self.config.reward
         truncated = torch.tensor([a.finish == "length" for a in answers], device=self.device)
@@ -152,28 +145,22 @@ class Collector:
 
     def score(self, packed: PackedBatch, beta_2: float, sentence_scores: Tensor | None, truncated: Tensor) -> RTOScore:
         """Every model's log-probs and the rewards of all response rows, in the order of the answers."""
-        config = self.config
-        ends = torch.tensor(sorted(self.sentence_end_ids), dtype=torch.int64)
-
-        def reward(answers: list[int], batch: PackedBatch) -> RewardSpec:
-            by_sentence = config.reward.granularity == "sentence"
-            return reward_spec(
+        config, ends = self.config, None
+        if config.reward.granularity == "sentence":
+            marks = torch.tensor(sorted(self.sentence_end_ids), dtype=torch.int64)
+            ends = torch.isin(packed.responses(packed.target_ids), marks).to(self.device)
+        return score_all(
+            self.models if config.reward.beta_1 else self.models._replace(dpo=None),
+            packed,
+            reward_spec(
                 config.reward,
                 beta_2=beta_2,
                 gamma=config.gamma,
                 lam=config.lam,
-                sentence_scores=None if sentence_scores is None else sentence_scores[answers],
-                truncated=truncated[answers],
-                sentence_ends=torch.isin(batch.responses(batch.target_ids), ends).to(self.device)
-                if by_sentence
-                else None,
-            )
-
-        models = self.models if config.reward.beta_1 else self.models._replace(dpo=None)
-        return score_all(
-            models,
-            packed,
-            reward,
+                sentence_scores=sentence_scores,
+                truncated=truncated,
+                sentence_ends=ends,
+            ),
             microbatch_rows=self.microbatch_rows,
             workspace_mb=self.workspace_mb,
             device=self.device,

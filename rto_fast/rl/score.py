@@ -3,7 +3,6 @@
 R response rows, S answers.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from rto_fast.kernels.rto_score import FactoredLogits, RTOScore, rto_score
 from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.scalar import ScalarModel
-from rto_fast.packing import PackedBatch, cumulative, microbatches, segment_gather, select
+from rto_fast.packing import PackedBatch, microbatches, select
 
 
 class Models(NamedTuple):
@@ -30,32 +29,29 @@ class Models(NamedTuple):
 def score_all(
     models: Models,
     packed: PackedBatch,  # all answers, on the CPU
-    reward: Callable[[list[int], PackedBatch], RewardSpec],
+    reward: RewardSpec,
     *,
     microbatch_rows: int,
     workspace_mb: int | None,
     device: torch.device,
 ) -> RTOScore:
-    """Every answer's scores in the order of the answers, so that nothing depends on microbatch_rows.
-
-    reward(answers, their batch) gives the reward's parameters for some of them, by their numbers.
-    """
-    order: list[int] = []
-    parts = []
+    """Every answer's scores in the order of the answers, so that nothing depends on microbatch_rows."""
+    answers: list[int] = []
+    parts, rows = [], []
     for group in microbatches(packed.lengths, microbatch_rows):
-        batch, _ = select(packed, group)
-        parts.append(score(models, batch.to(device), reward(group, batch), workspace_mb))
-        order += group
+        batch, places = select(packed, group)
+        part = reward.select(torch.tensor(group, device=device), places.to(device))
+        parts.append(score(models, batch.to(device), part, workspace_mb))
+        answers += group
+        rows.append(places)
     # back from the order of the packing
-    place = sorted(range(len(order)), key=order.__getitem__)
-    lengths = packed.response_lengths
-    rows = segment_gather(cumulative([lengths[i] for i in order]), place).to(device)
+    by_answer, by_row = (x.argsort().to(device) for x in (torch.tensor(answers), torch.cat(rows)))
 
     def column(name: str) -> Any:
         pieces = [getattr(part, name) for part in parts]
         if pieces[0] is None:
             return None
-        return torch.cat(pieces)[torch.tensor(place, device=device) if name == "moments" else rows]
+        return torch.cat(pieces)[by_answer if name == "moments" else by_row]
 
     return RTOScore(*map(column, RTOScore._fields))
 

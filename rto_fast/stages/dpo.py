@@ -7,7 +7,8 @@ Rafailov et al. 2023, eq. 7 (arXiv:2305.18290); IPO and label smoothing by confi
 Departures: the reference's log-probs are computed once, before training, so only one model is in memory.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.logprobs import response_logprobs
 from rto_fast.packing import PackedBatch, microbatches, pack
 from rto_fast.rl.losses import wins
-from rto_fast.training.loop import Step, TrainState
-from rto_fast.training.seeds import permutation
+from rto_fast.training.epochs import Epochs
+from rto_fast.training.loop import Note, Step, TrainState, silent
 
 
 class Batch(NamedTuple):
@@ -32,48 +33,32 @@ class Batch(NamedTuple):
     """(2B,) float32: log pi_ref of each answer"""
 
 
+@dataclass
 class DPO:
     """Epochs over pairs; the model given starts as pi_ref and ends as pi_dpo."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        pairs: list[EncodedPair],
-        config: DPOConfig,
-        state: TrainState,
-        *,
-        seed: int,
-        microbatch_rows: int,
-        workspace_mb: int | None,
-        device: torch.device,
-    ):
-        self.model = model.train()
-        self.pairs = pairs
-        self.config = config
-        self.state = state
-        self.seed = seed
-        self.microbatch_rows = microbatch_rows
-        self.workspace_mb = workspace_mb
-        self.device = device
-        self.batch_size = min(config.batch_size, len(pairs))
-        self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
-        self._orders: dict[int, list[int]] = {}
-        self.note: Callable[[str], None] = lambda text: None
-        """Logs what goes on between two steps."""
+    model: LanguageModel
+    pairs: list[EncodedPair]
+    config: DPOConfig
+    state: TrainState
+    _: KW_ONLY
+    seed: int
+    microbatch_rows: int
+    workspace_mb: int | None
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.model.train()
+        self.note: Note = silent
+        self.epochs = Epochs(len(self.pairs), self.config.batch_size, self.config.epochs, self.seed, "dpo")
+        self.num_steps = self.epochs.num_steps
 
     def steps(self) -> Iterator[Step[Batch]]:
         if "ref_logprobs" not in self.state.tensors:
             self.state.tensors["ref_logprobs"] = self._reference_logprobs()
         for step in range(self.state.step, self.num_steps):
-            chosen = self._chosen(step)
+            chosen = self.epochs.chosen(step)
             yield Step([self._batch(group) for group in self._groups(chosen)], len(chosen))
-
-    def _chosen(self, step: int) -> list[int]:
-        """The pairs of a step; each epoch has its own order."""
-        epoch, place = divmod(step, len(self.pairs) // self.batch_size)
-        if epoch not in self._orders:
-            self._orders = {epoch: permutation(len(self.pairs), self.seed, "dpo", epoch)}
-        return self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
 
     def _groups(self, items: list[int]) -> list[list[int]]:
         """Pairs stay whole: their answers meet in the loss."""
@@ -92,7 +77,7 @@ class DPO:
     def _reference_logprobs(self) -> Tensor:
         """(2, pairs) on the CPU, in float32 or better: log pi_ref of the chosen and the rejected answers to be seen."""
         sums = torch.zeros(2, len(self.pairs), dtype=torch.promote_types(self.model.hf.dtype, torch.float32))
-        seen = sorted({i for step in range(self.num_steps) for i in self._chosen(step)})
+        seen = sorted({i for step in range(self.num_steps) for i in self.epochs.chosen(step)})
         for group in self._groups(seen):
             self.note("reference log-probs")
             packed = self._pack(group).to(self.device)

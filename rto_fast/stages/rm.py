@@ -8,7 +8,8 @@ scores of the pairs it has seen are written into its config, and scores are cali
 Departures from the paper: none.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from rto_fast.model.logprobs import last_token_scores
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.packing import PackedBatch, microbatches, pack_whole
 from rto_fast.rl.losses import wins
-from rto_fast.training.loop import Step, TrainState
-from rto_fast.training.seeds import permutation
+from rto_fast.training.epochs import Epochs
+from rto_fast.training.loop import Note, Step, TrainState, silent
 
 
 class Batch(NamedTuple):
@@ -30,39 +31,28 @@ class Batch(NamedTuple):
     """2B sequences, their last tokens the response rows: the B chosen, then the B rejected."""
 
 
+@dataclass
 class RewardModel:
     """Epochs over pairs, shuffled anew each time."""
 
-    def __init__(
-        self,
-        model: ScalarModel,
-        pairs: list[EncodedPair],
-        config: RMConfig,
-        state: TrainState,
-        *,
-        seed: int,
-        microbatch_rows: int,
-        device: torch.device,
-    ):
-        self.model = model.train()
-        self.pairs = pairs
-        self.config = config
-        self.state = state
-        self.seed = seed
-        self.microbatch_rows = microbatch_rows
-        self.device = device
-        self.batch_size = min(config.batch_size, len(pairs))
-        self.num_steps = max(1, int(config.epochs * len(pairs) // self.batch_size))
-        self.note: Callable[[str], None] = lambda text: None
-        """Logs what goes on between two steps."""
+    model: ScalarModel
+    pairs: list[EncodedPair]
+    config: RMConfig
+    state: TrainState
+    _: KW_ONLY
+    seed: int
+    microbatch_rows: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.model.train()
+        self.note: Note = silent
+        self.epochs = Epochs(len(self.pairs), self.config.batch_size, self.config.epochs, self.seed, "rm")
+        self.num_steps = self.epochs.num_steps
 
     def steps(self) -> Iterator[Step[Batch]]:
-        per_epoch, order = len(self.pairs) // self.batch_size, None
         for step in range(self.state.step, self.num_steps):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0 or order is None:
-                order = permutation(len(self.pairs), self.seed, "rm", epoch)
-            chosen = [self.pairs[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
+            chosen = [self.pairs[i] for i in self.epochs.chosen(step)]
             lengths = [2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in chosen]
             groups = microbatches(lengths, self.microbatch_rows)
             yield Step([self._batch([chosen[i] for i in group]) for group in groups], len(chosen))

@@ -17,7 +17,7 @@ iteration.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from rto_fast.rl.collect import Collector
 from rto_fast.rl.experience import Batch, Experience, from_tensors
 from rto_fast.rl.losses import value_loss
 from rto_fast.rl.rewards import next_beta_2
-from rto_fast.training.loop import Step, TrainState
+from rto_fast.training.loop import Note, Step, TrainState, silent
 from rto_fast.training.seeds import permutation
 
 
@@ -40,8 +40,7 @@ class RTO:
         self.policy, self.critic = collector.models.policy.train(), collector.models.critic
         if self.critic is not None:
             self.critic.train()
-        self.note: Callable[[str], None] = lambda text: None
-        """Logs what goes on between two steps."""
+        self.note: Note = silent
         config = self.config
         passes = math.ceil(config.epochs * len(collector.prompts) / collector.num_prompts)
         self.iterations = config.iterations or max(1, passes)

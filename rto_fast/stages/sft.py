@@ -5,7 +5,8 @@
 Departures from the paper: none; it fine-tunes on the chosen answers, or on demonstrations where there are some.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,50 +18,38 @@ from rto_fast.model.language import LanguageModel
 from rto_fast.model.logprobs import response_logprobs
 from rto_fast.packing import PackedBatch, microbatches, pack
 from rto_fast.rl.losses import nll_loss
-from rto_fast.training.loop import Step, TrainState
-from rto_fast.training.seeds import permutation
+from rto_fast.training.epochs import Epochs
+from rto_fast.training.loop import Note, Step, TrainState, silent
 
 
 class Batch(NamedTuple):
     packed: PackedBatch
 
 
+@dataclass
 class SFT:
     """Epochs over demonstrations, shuffled anew each time."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        demonstrations: list[EncodedDemonstration],
-        config: SFTConfig,
-        state: TrainState,
-        *,
-        seed: int,
-        microbatch_rows: int,
-        workspace_mb: int | None,
-        device: torch.device,
-    ):
-        self.model = model.train()
-        self.demonstrations = demonstrations
-        self.config = config
-        self.state = state
-        self.seed = seed
-        self.microbatch_rows = microbatch_rows
-        self.workspace_mb = workspace_mb
-        self.device = device
-        self.batch_size = min(config.batch_size, len(demonstrations))
-        self.note: Callable[[str], None] = lambda text: None
-        """Logs what goes on between two steps."""
-        self.num_steps = max(1, int(config.epochs * len(demonstrations) // self.batch_size))
+    model: LanguageModel
+    demonstrations: list[EncodedDemonstration]
+    config: SFTConfig
+    state: TrainState
+    _: KW_ONLY
+    seed: int
+    microbatch_rows: int
+    workspace_mb: int | None
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.model.train()
+        self.note: Note = silent
+        config = self.config
+        self.epochs = Epochs(len(self.demonstrations), config.batch_size, config.epochs, self.seed, "sft")
+        self.num_steps = self.epochs.num_steps
 
     def steps(self) -> Iterator[Step[Batch]]:
-        per_epoch, order = len(self.demonstrations) // self.batch_size, None
         for step in range(self.state.step, self.num_steps):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0 or order is None:
-                order = permutation(len(self.demonstrations), self.seed, "sft", epoch)
-            chosen = [self.demonstrations[i] for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
-            yield self._step(chosen)
+            yield self._step([self.demonstrations[i] for i in self.epochs.chosen(step)])
 
     def _step(self, chosen: list[EncodedDemonstration]) -> Step[Batch]:
         lengths = [len(d.prompt) + len(d.response) - 1 for d in chosen]

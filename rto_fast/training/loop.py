@@ -26,6 +26,13 @@ class Batch(Protocol):
 
 B = TypeVar("B", bound=Batch)
 
+Note = Callable[[str], None]
+"""Logs what goes on between two steps; set by whoever shows progress."""
+
+
+def silent(text: str) -> None:
+    """A Note that nobody reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[B]):
@@ -40,8 +47,7 @@ class Step(Generic[B]):
 
 class Stage(Protocol[B]):
     num_steps: int
-    note: Callable[[str], None]
-    """Logs what goes on between two steps; set by whoever shows progress."""
+    note: Note
 
     def steps(self) -> Iterator[Step[B]]: ...
 

@@ -92,7 +92,9 @@ def test_experience_comes_back_as_it_was():
 def test_no_micro_batch_is_larger_than_its_budget(kind):
     stage = made(kind)
     (stage.collector if kind == "rto" else stage).microbatch_rows = 40
-    stage.batch_size, stage.num_steps = 8, 1
+    stage.num_steps = 1
+    if kind != "rto":
+        stage.epochs.batch_size = 8
     for step, _ in zip(stage.steps(), range(2), strict=False):
         assert len(step.batches) > 1 and all(b.packed.num_rows <= 40 for b in step.batches)
 
@@ -100,7 +102,7 @@ def test_no_micro_batch_is_larger_than_its_budget(kind):
 @pytest.mark.parametrize("kind", ["sft", "dpo", "rm"])
 def test_each_epoch_has_its_own_order_and_sees_every_row_once(kind):
     stage = made(kind)
-    stage.batch_size, stage.num_steps = 4, 6
+    stage.epochs.batch_size, stage.num_steps = 4, 6
     tokens = lambda batch: batch.packed.input_ids.tolist()  # noqa: E731
     seen = [sorted(x for batch in step.batches for x in [tuple(tokens(batch))]) for step in stage.steps()]
     epochs = [seen[i : i + 2] for i in (0, 2, 4)]
