@@ -7,13 +7,8 @@ from rto_fast import cli
 from rto_fast.evaluate.options import Options
 
 
-def parse(args: Sequence[str]) -> Options:
-    """Flags as options. ValueError, one line, for a flag or a value that is none."""
-    return cli.parse(Options, args, "python -m rto_fast.evaluate")
-
-
 def evaluate(args: Sequence[str]) -> None:
-    options = parse(args)
+    options = cli.parse(Options, args, "python -m rto_fast.evaluate")
     from rto_fast.evaluate.command import run
 
     run(options)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
-from rto_fast.evaluate.answers import answer_text
-from rto_fast.evaluate.measure import measure, read_prompts, shared_tokenizer
+from rto_fast.evaluate.answers import answer_text, write_answers, write_samples
+from rto_fast.evaluate.measure import measure, read_prompts
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.policies import Evaluation
-from rto_fast.evaluate.report import write_answers, write_samples
 from rto_fast.evaluate.subject import Subject, subject
 from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
 from rto_fast.files.digests import write_recorded
@@ -36,7 +36,8 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     about = subject(options)
     # a judge that cannot be asked is better known of before the policies have answered
     client = Client(options.llm) if about.judge == "llm" else None
-    tokenizer = shared_tokenizer(about)
+    paths = {**about.policies, "the reference": about.reference, "the DPO model": about.dpo}
+    tokenizer = about.run.shared_tokenizer({name: path for name, path in paths.items() if path})
     prompts = read_prompts(options, about, tokenizer)
     sampling = Sampling(options.temperature, None, options.top_p, about.max_new_tokens)
     about.folder.mkdir(parents=True, exist_ok=True)
@@ -49,9 +50,9 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     if client is not None:
         try_judge(options.llm, client, queries[0], cache=cache, say=say)
     evaluations = measure(options, about, tokenizer, prompts, sampling)
+    judged: dict[str, np.ndarray] = {}
     if client is None:
         judgement = Judgement(outcomes(evaluations))
-        judged = {name: e.judged for name, e in evaluations.items()}
     else:
         judgement = ask_judge(
             options.llm,
@@ -65,7 +66,11 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
         judged = share_won(judgement.outcomes, evaluations)
     results = _results(options, about, evaluations, judgement, client.model if client else None)
     results["seconds"] = round(time.perf_counter() - started, 1)
-    _write(about.folder, results, judgement)
+    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_recorded(about.folder / "results.json", text)
+    if judgement.records:
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in judgement.records)
+        write_recorded(about.folder / "judgements.jsonl", "".join(lines))
     write_answers(about.folder / "answers.jsonl", tokenizer, evaluations, len(prompts.ids), judged)
     write_samples(about.folder / "samples.md", tokenizer, evaluations, options.samples, judged)
     print_results(results, say)
@@ -78,26 +83,13 @@ def _results(
 ) -> dict[str, Any]:
     policies = {name: e.summary() for name, e in evaluations.items()}
     results: dict[str, Any] = {"recipe": "evaluate", "seed": options.seed, "policies": policies}
-    results |= matrices(judgement.outcomes, evaluations)
-    results["judge"] = JUDGES[about.judge]
-    if about.judge == "llm":
+    results |= {**matrices(judgement.outcomes, evaluations), "judge": JUDGES[about.judge]}
+    if model:
         results["judgements"] = {"model": model, "prompt": options.llm.prompt, **judgement.counts}
     else:
         results["difference"] = differences(evaluations)
     results["models"] = {**about.policies, "reference": about.reference, "dpo": about.dpo}
     if about.judge == "reward-model":
         results["models"]["reward_model"] = about.reward_model
-    results["sampling"] = {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "max_new_tokens": about.max_new_tokens,
-    }
-    return results
-
-
-def _write(folder: Path, results: dict[str, Any], judgement: Judgement) -> None:
-    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_recorded(folder / "results.json", text)
-    if judgement.records:
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in judgement.records)
-        write_recorded(folder / "judgements.jsonl", "".join(lines))
+    sampling = {"temperature": options.temperature, "top_p": options.top_p, "max_new_tokens": about.max_new_tokens}
+    return {**results, "sampling": sampling}

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 MAX_TOKENS, MAX_TOKEN, MAX_PROMPT, MAX_TITLE = 1024, 64, 2000, 200
 """Tokens shown of an answer, and characters shown of a token, a prompt and a title."""
@@ -28,14 +28,13 @@ class Heatmap:
     """+1 right, -1 wrong, 0 neither, where the truth is known"""
 
     def __post_init__(self) -> None:
-        texts = [self.title, self.prompt, *self.tokens]
-        if not all(isinstance(x, str) for x in texts):
+        if not all(isinstance(x, str) for x in (self.title, self.prompt, *self.tokens)):
             raise ValueError("Heatmap: title, prompt and tokens must be strings")
         if len(self.tokens) != len(self.rewards):
             raise ValueError(
                 f"Heatmap: rewards must be one per token, got {len(self.rewards)} for {len(self.tokens)} tokens"
             )
-        if not all(_is_number(x) for x in self.rewards):
+        if not all(map(is_number, self.rewards)):
             raise ValueError("Heatmap: rewards must be finite numbers below 1e30")
         if self.signs is not None and (
             len(self.signs) != len(self.tokens) or not all(type(s) is int and -1 <= s <= 1 for s in self.signs)
@@ -43,7 +42,8 @@ class Heatmap:
             raise ValueError("Heatmap: signs must be None, or one of -1, 0, 1 per token")
 
 
-def _is_number(x: Any) -> bool:
+def is_number(x: Any) -> TypeGuard[float]:
+    """Whether a value of somebody's JSON is a number that charts can place: beyond 1e30 nothing is."""
     # a comparison also holds for integers that no float can hold; it is false for nan
     return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30
 
@@ -71,8 +71,7 @@ def from_json(text: str) -> list[Heatmap]:
     for i, row in enumerate(rows):
         if not isinstance(row, dict) or {*row, "signs"} != set(names):
             raise ValueError(f"heatmaps: map {i + 1} must be an object of {', '.join(names)}")
-        lists = [row["tokens"], row["rewards"], row.get("signs") or []]
-        if not all(isinstance(x, list) for x in lists):
+        if not all(isinstance(x, list) for x in (row["tokens"], row["rewards"], row.get("signs") or [])):
             raise ValueError(f"heatmaps: map {i + 1}: tokens and rewards must be lists, and signs a list or null")
     return [Heatmap(**row) for row in rows]
 

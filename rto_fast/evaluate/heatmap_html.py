@@ -1,7 +1,4 @@
-"""Heat maps as HTML: a token's colour is its reward over a scale, from -1 (blamed: red) to +1 (credited: blue).
-
-Its number is on hover and focus. Texts are escaped.
-"""
+"""Heat maps as HTML: a token's colour is its reward over a scale, from -1 (blamed: red) to +1 (credited: blue)."""
 
 import math
 from html import escape

@@ -36,18 +36,12 @@ class Prompts:
     eos_token_ids: tuple[int, ...]
 
 
-def shared_tokenizer(about: Subject) -> PreTrainedTokenizerBase:
-    """The tokenizer that all language models here share."""
-    paths = {**about.policies, "the reference": about.reference, "the DPO model": about.dpo}
-    return about.run.shared_tokenizer({name: path for name, path in paths.items() if path})
-
-
 def read_prompts(options: Options, about: Subject, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """Distinct prompts in their order, as the run's own evaluation has them."""
     template = template_of(about.run.config.data, tokenizer)
     rows = [Prompt(c) for c in about.conversations]
-    context = about.max_prompt + about.max_new_tokens
-    encoded, report = encode_prompts(rows, template, max_length=context, max_prompt=about.max_prompt)
+    most = options.max_prompt or about.run.config.data.max_prompt
+    encoded, report = encode_prompts(rows, template, max_length=most + about.max_new_tokens, max_prompt=most)
     first: dict[tuple[int, ...], int] = {}
     for ids, row in zip(encoded, report.kept, strict=True):
         first.setdefault(tuple(ids), row)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
-from rto_fast.evaluate.answers import distinct
 from rto_fast.evaluate.stats import Estimate, mean_estimate, win_rate, wins
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.logprobs import response_logprobs
@@ -34,29 +33,42 @@ class Evaluation:
     @property
     def judge(self) -> str | None:
         """What decides a comparison: an oracle, else a score, else DPO's reward, the first that there is."""
-        return next((name for name, values in self._judges.items() if values is not None), None)
+        return next(iter(self._judges), None)
 
     @property
     def judged(self) -> np.ndarray:
         """(answers,) values of `judge`; NaN without one."""
-        values = next((values for values in self._judges.values() if values is not None), None)
-        return np.full(len(self.answers), np.nan) if values is None else values
+        return next(iter(self._judges.values()), np.full(len(self.answers), np.nan))
 
     @property
-    def _judges(self) -> dict[str, np.ndarray | None]:
-        return {"oracle_return": self.oracle, "score": self.score, "implicit_reward": self.implicit}
+    def _judges(self) -> dict[str, np.ndarray]:
+        found = {"oracle_return": self.oracle, "score": self.score, "implicit_reward": self.implicit}
+        return {name: values for name, values in found.items() if values is not None}
 
     def summary(self) -> dict[str, Any]:
         lengths = np.array([len(a.response) for a in self.answers], float)
         figures = {**self._judges, "kl": self.kl, "length": lengths}
-        out: dict[str, Any] = {name: interval(mean_estimate(x)) for name, x in figures.items() if x is not None}
         return {
-            **out,
+            **{name: interval(mean_estimate(values)) for name, values in figures.items()},
             "eos_rate": sum(a.finish == "eos" for a in self.answers) / len(self.answers),
             "answers": len(self.answers),
             "distinct_1": distinct(self.answers, 1),
             "distinct_2": distinct(self.answers, 2),
         }
+
+
+def words(answer: Completion) -> list[int]:
+    """The answer's tokens without the EOS that ended it."""
+    return answer.response[:-1] if answer.finish == "eos" else answer.response
+
+
+def distinct(answers: Sequence[Completion], n: int) -> float:
+    """distinct-n: different n-grams over all n-grams of all answers together, EOS left out (Li et al. 2016, section 5).
+
+    It falls as answers are added, so only equal numbers of answers compare. 0 when no answer has n tokens.
+    """
+    grams = [gram for a in map(words, answers) for gram in zip(*(a[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def interval(estimate: Estimate) -> dict[str, float]:

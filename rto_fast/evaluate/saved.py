@@ -40,11 +40,8 @@ class Saved:
     def store(self, key: str, evaluation: Evaluation) -> None:
         """The file appears whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        values: dict[str, Any] = {"answers": [asdict(a) for a in evaluation.answers]}
-        for name in ("kl", "implicit", "oracle", "score"):
-            array = getattr(evaluation, name)
-            values[name] = None if array is None else array.tolist()
-        write_recorded(self.folder / f"{key}.json", json.dumps(values))
+        values = vars(evaluation) | {"answers": [asdict(a) for a in evaluation.answers]}
+        write_recorded(self.folder / f"{key}.json", json.dumps(values, default=np.ndarray.tolist))
 
 
 def _stamp(model: str | None) -> list[Any]:

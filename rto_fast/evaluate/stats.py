@@ -126,11 +126,9 @@ def credit_auc(token_rewards: Sequence[ArrayLike], token_signs: Sequence[ArrayLi
             f"credit_auc: token_rewards and token_signs must have one entry per response, got {len(token_rewards)} and"
             f" {len(token_signs)}"
         )
-    for i, (r, s) in enumerate(zip(token_rewards, token_signs, strict=True)):
-        if np.shape(r) != np.shape(s) or np.ndim(r) != 1:
-            raise ValueError(
-                f"credit_auc: response {i} must have one reward per sign, got shapes {np.shape(r)} and {np.shape(s)}"
-            )
+    for i, (r, s) in enumerate(zip(map(np.shape, token_rewards), map(np.shape, token_signs), strict=True)):
+        if r != s or len(r) != 1:
+            raise ValueError(f"credit_auc: response {i} must have one reward per sign, got shapes {r} and {s}")
     if not len(token_rewards):
         raise ValueError("credit_auc: token_rewards must hold at least one response, got none")
     rewards = _finite("credit_auc", "token_rewards", np.concatenate([np.asarray(r, float) for r in token_rewards]), 0)

@@ -28,7 +28,6 @@ class Subject:
     reward_model: str | None
     conversations: Sequence[tuple[Message, ...]]
     """The prompts, not tokenised; repeats possible."""
-    max_prompt: int
     max_new_tokens: int
     judge: str
     """"oracle", "reward-model", "implicit" or "llm"."""
@@ -85,7 +84,6 @@ def subject(options: Options) -> Subject:
         options.beta or run.config.dpo.beta,
         reward_model,
         _conversations(options, run),
-        options.max_prompt or run.config.data.max_prompt,
         options.max_new_tokens or run.config.max_new_tokens,
         judge,
         output or kept / judge,

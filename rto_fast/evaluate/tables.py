@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 
 from rto_fast.evaluate.policies import Evaluation, interval
-from rto_fast.evaluate.report import COLUMNS, figure
 from rto_fast.evaluate.stats import Estimate, length_controlled, mean_estimate, win_rate, wins
 from rto_fast.files.text import in_columns
 
+COLUMNS = {
+    "oracle_return": "oracle return",
+    "score": "score",
+    "implicit_reward": "DPO reward",
+    "kl": "KL to sft",
+    "length": "tokens",
+}
 Outcomes = Mapping[tuple[str, str], np.ndarray]
 """For a pair of policies (prompts,): 1 the first's answer is better, 0 the second's, 0.5 a tie, NaN nobody knows."""
 
@@ -65,32 +71,72 @@ def differences(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, An
     }
 
 
+def figure(value: dict[str, float], ends: bool = False) -> str:
+    """mean +- half-width; with `ends` the lowest and the highest seed too."""
+    seeds = f" ({value['low']:.3f} to {value['high']:.3f})" if ends else ""
+    return f"{value['mean']:.3f} +- {value['ci95']:.3f}{seeds}"
+
+
+def print_table(results: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Every policy's figures with 95 % intervals, and who wins against whom.
+
+    Figures pooled over seeds (`report.pool`) have the judge's lowest and highest seed beside them.
+    """
+    policies, some = results["policies"], next(iter(results["policies"].values()))
+    columns = [c for c in COLUMNS if all(c in p for p in policies.values())]
+    judge = f"; wins judged by {results['judge'].replace('_', ' ')}" if results["judge"] else ""
+    seeds = some["length"].get("seeds", 1)
+    say(f"\n{some['answers']} held-out prompts, mean +- 95 % interval{judge}")
+    if seeds > 1:
+        say(f"  +- covers training and prompts ({seeds} seeds); in brackets the lowest and the highest seed")
+    else:
+        say("  +- covers the prompts, given these trained models: another seed can differ by more (--compare.seeds)")
+    rivals = policies if judge and len(policies) > 1 else ()
+    rows = [["", *(COLUMNS[c] for c in columns), "stops", *(f"beats {name}" for name in rivals)]]
+    for name, policy in policies.items():
+        wins = results["win_rate"].get(name, {})
+        beats = [f"{100 * wins[other]['mean']:.0f} %" if other in wins else "" for other in rivals]
+        figures = [figure(policy[c], ends=seeds > 1 and c == results["judge"]) for c in columns]
+        rows.append([name, *figures, f"{100 * policy['eos_rate']:.0f} %", *beats])
+    for line in in_columns(rows):
+        say(line)
+    if "preference_accuracy" in results:
+        say(f"  DPO's reward agrees with {figure(results['preference_accuracy'])} of the held-out labels")
+    if "credit_auc" in results:
+        say(f"  DPO's token reward tells right tokens from wrong ones with AUC {figure(results['credit_auc'])}")
+    say("")
+
+
+def print_sweep(rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+    """Return and KL over b1/b2 and c: a return that falls while the KL grows is over-optimisation."""
+    columns = [c for c in COLUMNS if all(c in row for row in rows)]
+    say("Over-optimisation: short RTO runs over b1/b2 and the clip c, one training each")
+    lines = [["b1/b2", "c", *(COLUMNS[c] for c in columns), "stops"]]
+    for row in rows:
+        clip = "none" if row["clip"] is None else f"{row['clip']:g}"
+        lines.append([f"{row['ratio']:g}", clip, *(figure(row[c]) for c in columns), f"{100 * row['eos_rate']:.0f} %"])
+    for line in [*in_columns(lines), ""]:
+        say(line)
+
+
 def print_results(results: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Figures of each policy, then the matrices, each with 95 % intervals."""
     policies = results["policies"]
     figures = [c for c in COLUMNS if all(c in p for p in policies.values())]
-    say("")
     titles = {**COLUMNS, "score": "reward model", "kl": "KL to reference"}
     rows = [["", *(titles[c] for c in figures), "distinct-1", "distinct-2", "stops"]]
     for name, policy in policies.items():
-        cells = [figure(policy[c]) for c in figures]
         share = [f"{policy['distinct_1']:.3f}", f"{policy['distinct_2']:.3f}", f"{100 * policy['eos_rate']:.0f} %"]
-        rows.append([name, *cells, *share])
-    for line in in_columns(rows):
+        rows.append([name, *(figure(policy[c]) for c in figures), *share])
+    lines = ["", *in_columns(rows)]
+    kinds = {"win_rate": "Win rate of the row over the column, % (95 % interval)"}
+    kinds["length_controlled"] = "The same at equal length"
+    for kind, title in kinds.items() if len(policies) > 1 else ():
+        rows = [["", *policies], *([a, *(_percent(results[kind][a].get(b)) for b in policies)] for a in policies)]
+        lines += [f"\n{title}", *in_columns(rows)]
+    for line in [*lines, ""]:
         say(line)
-    titles = {
-        "win_rate": "Win rate of the row over the column, % (95 % interval)",
-        "length_controlled": "The same at equal length",
-    }
-    for kind, title in titles.items():
-        if len(policies) > 1:
-            rows = [["", *policies], *([a, *(_percent(results[kind][a].get(b)) for b in policies)] for a in policies)]
-            for line in [f"\n{title}", *in_columns(rows)]:
-                say(line)
-    say("")
 
 
 def _percent(cell: Mapping[str, float] | None) -> str:
-    if cell is None:
-        return ""
-    return f"{100 * cell['mean']:.1f} ({100 * cell['low']:.1f} to {100 * cell['high']:.1f})"
+    return f"{100 * cell['mean']:.1f} ({100 * cell['low']:.1f} to {100 * cell['high']:.1f})" if cell else ""

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -48,13 +49,11 @@ class TokenRewards:
         """The answer as a map: tokens that make a character together are one, with the sum of their rewards."""
         prompt = _decoded(self.tokenizer, answer.prompt, skip_special_tokens=True)
         texts, ends = whole_characters(pieces(self.tokenizer, answer.response))
-        starts = [0, *ends[:-1]]
-        sums = [math.fsum(rewards[a:b]) for a, b in zip(starts, ends, strict=True)]
-        joined = None
-        if signs is not None:
-            # one wrong part makes it wrong
-            joined = [int(min(signs[a:b], key=lambda s: (s >= 0, -s))) for a, b in zip(starts, ends, strict=True)]
-        return Heatmap(title, prompt, texts, sums, joined)
+        spans = [slice(a, b) for a, b in pairwise([0, *ends])]
+        sums = [math.fsum(rewards[span]) for span in spans]
+        # one wrong part makes it wrong
+        known = None if signs is None else [int(min(signs[span], key=lambda s: (s >= 0, -s))) for span in spans]
+        return Heatmap(title, prompt, texts, sums, known)
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rto_fast.config import CompareConfig, Config
-from rto_fast.evaluate.report import print_table
+from rto_fast.evaluate.tables import print_table
 from rto_fast.files.digests import write_recorded
 from rto_fast.pipeline.run import run
 from rto_fast.report import summarise, write_report

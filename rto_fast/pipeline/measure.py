@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from rto_fast.config import RTOConfig, member
+from rto_fast.evaluate.answers import write_answers, write_samples
 from rto_fast.evaluate.heatmap import to_json
 from rto_fast.evaluate.policies import Evaluation, evaluate, interval, preference_accuracy, win_rates
-from rto_fast.evaluate.report import print_sweep, print_table, write_answers, write_samples
 from rto_fast.evaluate.stats import credit_auc, mean_estimate, wins
+from rto_fast.evaluate.tables import print_sweep, print_table
 from rto_fast.evaluate.token_rewards import TokenRewards
 from rto_fast.files.digests import write_recorded
 from rto_fast.judges import Judge

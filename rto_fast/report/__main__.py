@@ -1,7 +1,4 @@
-"""`python -m rto_fast.report runs/A [runs/B ...]`: one self-contained HTML file about one or several runs.
-
-A mistake is one line on stderr and exit code 2.
-"""
+"""`python -m rto_fast.report runs/A [runs/B ...]`: one self-contained HTML file about one or several runs."""
 
 import sys
 from collections.abc import Sequence

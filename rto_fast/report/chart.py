@@ -7,6 +7,7 @@ its numbers as a table; page.js reads positions from there to show values under 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from rto_fast.report.html import num
 
@@ -173,11 +174,11 @@ def _end_labels(series: Sequence[Line], ends: Sequence[float], height: int) -> s
     """Labels beside the lines' ends, moved apart, each with a leader to its line."""
     if not ends:
         return ""
-    order = sorted(range(len(ends)), key=lambda i: ends[i])
     leaders = names = ""
-    for i, place in zip(order, spread_out([ends[i] for i in order], 1000 * LABEL / height), strict=True):
-        leaders += f'<path class="lead c-{series[i].colour}" d="M0 {ends[i]:g}L10 {place:.1f}"/>'
-        names += f'<span class="c-{series[i].colour}" style="top:{place / 10:.2f}%">{series[i].label}</span>'
+    ordered = sorted(zip(ends, series, strict=True), key=lambda pair: pair[0])
+    for (end, s), place in zip(ordered, spread_out(sorted(ends), 1000 * LABEL / height), strict=True):
+        leaders += f'<path class="lead c-{s.colour}" d="M0 {end:g}L10 {place:.1f}"/>'
+        names += f'<span class="c-{s.colour}" style="top:{place / 10:.2f}%">{s.label}</span>'
     return (
         '<div class="ends" aria-hidden="true"><svg viewBox="0 0 10 1000" preserveAspectRatio="none">'
         f"{leaders}</svg>{names}</div>"
@@ -186,13 +187,9 @@ def _end_labels(series: Sequence[Line], ends: Sequence[float], height: int) -> s
 
 def spread_out(wanted: Sequence[float], gap: float, high: float = 1000.0) -> list[float]:
     """Sorted places at least `gap` apart, near the wanted ones and, where they fit, within 0..high."""
-    places: list[float] = []
-    for place in wanted:
-        places.append(max(place, places[-1] + gap) if places else max(place, 0.0))
+    places = [*accumulate(wanted, lambda before, place: max(place, before + gap), initial=-gap)][1:]
     if places and places[-1] > high:
-        places[-1] = high
-        for i in range(len(places) - 2, -1, -1):
-            places[i] = min(places[i], places[i + 1] - gap)
+        places = [*accumulate([high, *places[-2::-1]], lambda behind, place: min(place, behind - gap))][::-1]
     return places
 
 

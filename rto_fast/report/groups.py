@@ -39,13 +39,12 @@ class Group:
         """What decides a comparison: oracle_return, implicit_reward or score."""
         return next((j for run in self.runs if isinstance(j := run.results.get("judge"), str)), None)
 
-    def stages(self, *, rollouts: bool) -> list[str]:
-        """Names of the stages that roll out, or of all the others, in the order of the files."""
-        names: dict[str, bool] = {}
-        for run in self.runs:
-            for name, lines in run.metrics.items():
-                names[name] = names.get(name, False) or any(RL_MARK in line for line in lines)
-        return [name for name, rolls in names.items() if rolls == rollouts and not name.startswith(SWEEP)]
+    @property
+    def members(self) -> list[str]:
+        """Names of the stages that roll out, in the order of the files."""
+        names = dict.fromkeys(name for run in self.runs for name in run.metrics if not name.startswith(SWEEP))
+        lines = {name: [line for run in self.runs for line in run.metrics.get(name, [])] for name in names}
+        return [name for name in names if any(RL_MARK in line for line in lines[name])]
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ class Study:
     """Everything that one report is about."""
 
     groups: list[Group]
+    """Each with a letter of its own."""
     notes: list[str]
     """Lines about runs that were left out of the statistics."""
 
     def members(self) -> list[tuple[Group, str, str]]:
         """(group, stage, label) of every RL member; the label carries the group's letter where a name occurs twice."""
-        found = [(group, name) for group in self.groups for name in group.stages(rollouts=True)][:MAX_MEMBERS]
+        found = [(group, name) for group in self.groups for name in group.members][:MAX_MEMBERS]
         names = [name for _, name in found]
         return [(g, n, f"{n} {g.letter}" if names.count(n) > 1 else n) for g, n in found]
 
@@ -68,17 +68,18 @@ def read_study(run_folders: Sequence[Path]) -> Study:
     groups: dict[str, list[Run]] = {}
     notes: list[str] = []
     for run in map(read_run, expand(run_folders)):
-        same = groups.setdefault(_identity(run), [])
+        # without a configuration nothing says that a run is comparable to another
+        identity = repr(sorted(_settings(run).items())) if run.config else str(run.folder.resolve())
+        same = groups.setdefault(identity, [])
         twin = next((r for r in same if r.seed == run.seed), None)
-        if twin is not None:
+        if twin is None:
+            same.append(run)
+        else:
             notes.append(
                 f"{run.folder} repeats the configuration and seed of {twin.folder}; only the latter is counted"
             )
-        else:
-            same.append(run)
-    many = len(groups) > 1
     lists = [sorted(runs, key=lambda r: (r.seed is None, r.seed or 0)) for runs in groups.values()]
-    return Study([Group(letter(i) if many else "", runs) for i, runs in enumerate(lists)], notes)
+    return Study([Group(letter(i) if len(lists) > 1 else "", runs) for i, runs in enumerate(lists)], notes)
 
 
 def each(groups: Sequence[Group], make: Callable[[Group], str]) -> str:
@@ -117,8 +118,3 @@ def differences(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
 def _settings(run: Run) -> dict[str, Any]:
     skipped = {*FREE, "seed"} - {"stages"}
     return {k: v for k, v in flat(run.config).items() if k not in skipped and not k.startswith("checkpoint.")}
-
-
-def _identity(run: Run) -> str:
-    # without a configuration nothing says that a run is comparable to another
-    return repr(sorted(_settings(run).items())) if run.config else str(run.folder.resolve())

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 MAX_TEXT = 4000
 """Characters of one piece of text; the rest is counted."""
-_SHOWN = {i: 0x2400 + i for i in range(32) if i not in (9, 10)} | {127: 0x2421}
+_TABLE = {i: 0x2400 + i for i in range(32) if i not in (9, 10)} | {127: 0x2421}
 # C1 controls, overrides of the writing direction, and what HTML cannot hold
-_REPLACED = [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF]
-_TABLE = {**_SHOWN, **dict.fromkeys(_REPLACED, 0xFFFD)}
+_TABLE |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF], 0xFFFD)
 
 
 def text(value: object, most: int = MAX_TEXT) -> str:
@@ -45,7 +44,7 @@ def figure(mean: float, half: float) -> str:
 
 def span(low: float, high: float, half: float) -> str:
     """low to high, as precise as the half-width of the mean between them; nothing where the two look the same."""
-    if half <= 0 or max(abs(low), abs(high)) >= 1e7 or half < 1e-4:
+    if max(abs(low), abs(high)) >= 1e7 or half < 1e-4:
         ends = [num(low), num(high)]
     else:
         ends = [f"{v:,.{_places(half)}f}".replace("-", "−") for v in (low, high)]

@@ -13,7 +13,8 @@ ALGORITHMS = {
     "ppo": "a reward model's score, paid at the last token",
     "grpo": "advantages normalised within groups of answers to a prompt, no critic",
 }
-_DASHES = {"rto": "", "ppo": "", "sparse_dpo": "7 3", "semi_rto": "2 3", "rs_ppo": "9 3 2 3", "grpo": "4 4"}
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 4")
+_OWN_DASH = {"rto": 0, "ppo": 0, "semi_rto": 2, "rs_ppo": 3, "grpo": 4}
 FIGURES = {
     "oracle_return": "oracle return",
     "score": "reward-model score",
@@ -47,5 +48,4 @@ def colours(names: list[str]) -> dict[str, str]:
 
 def dash(stage: str, group: int) -> str:
     """Lines differ in more than colour; an algorithm's lines from several groups differ in their dashes alone."""
-    patterns = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 4"]
-    return patterns[(patterns.index(_DASHES.get(stage, "7 3")) + group) % len(patterns)]
+    return _DASHES[(_OWN_DASH.get(stage, 1) + group) % len(_DASHES)]

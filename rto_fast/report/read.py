@@ -5,10 +5,12 @@ The files may come from anyone: lines may be broken, cut short, huge or of anoth
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rto_fast.evaluate.heatmap import is_number
 from rto_fast.files.digests import MANIFEST, is_whole, stated
 from rto_fast.files.regular import open_regular, read_regular
 from rto_fast.runs.settings import SETTINGS, as_they_stand
@@ -48,9 +50,8 @@ class Run:
 
 
 def number(value: Any) -> float | None:
-    """A number that charts can place, or None for anything else: beyond 1e30 nothing is, below 1e-30 all is 0."""
-    # comparisons also hold for integers that no float can hold, and are false for nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+    """A number that charts can place (`is_number`; below 1e-30 all is 0), or None for anything else."""
+    if not is_number(value):
         return None
     return float(value) if abs(value) > 1e-30 else 0.0
 
@@ -82,10 +83,8 @@ def read_run(folder: Path) -> Run:
     for line in _lines(folder / "metrics.jsonl", faults):
         if isinstance(line.get("stage"), str) and number(line.get("step")) is not None:
             metrics.setdefault(line["stage"], []).append(line)
-    answers: list[dict[str, Any]] = []
-    for line in () if "answers.jsonl" in damaged else _lines(folder / "answers.jsonl", faults):
-        if len(answers) < MAX_ANSWERS:
-            answers.append(line)
+    said = () if "answers.jsonl" in damaged else _lines(folder / "answers.jsonl", faults)
+    answers = [line for i, line in enumerate(said) if i < MAX_ANSWERS]  # all are read, for their faults
     maps = None if "heatmaps.json" in damaged else _whole(folder / "heatmaps.json", _json, faults)
     heatmaps = [m for m in maps if isinstance(m, dict)] if isinstance(maps, list) else []
     return Run(folder, config, metrics, results, answers, heatmaps, faults)
@@ -127,47 +126,44 @@ def _json(path: Path) -> Any:
     return json.loads(read_regular(path, MAX_FILE).decode("utf-8-sig", errors="replace"))
 
 
-def _whole(path: Path, read: Callable[[Path], Any], faults: list[str]) -> Any:
+@contextmanager
+def _reading(path: Path, faults: list[str]) -> Iterator[None]:
+    """What keeps a file from being read is a fault."""
     try:
-        return read(path)
+        yield
     except FileNotFoundError:
         faults.append(f"{path.name} is missing")
     except OSError as error:
         faults.append(f"{path.name} was not read: {error.strerror}")
     except (ValueError, RecursionError):
         faults.append(f"{path.name} is broken and was not read")
-    return None
+
+
+def _whole(path: Path, read: Callable[[Path], Any], faults: list[str]) -> Any:
+    with _reading(path, faults):
+        return read(path)
 
 
 def _lines(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a .jsonl file; lines that are none, and lines beyond MAX_LINE, are counted."""
     broken = long = 0
-    try:
-        with open_regular(path) as file:
-            while line := file.readline(MAX_LINE + 1):
-                if file.tell() > MAX_LINES:
-                    faults.append(f"{path.name}: only its first {MAX_LINES >> 20} MiB were read")
-                    break
-                if len(line) > MAX_LINE:
-                    long += 1
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(MAX_LINE)
-                    continue
-                if not line.strip():
-                    continue
-                try:
+    with _reading(path, faults), open_regular(path) as file:
+        while line := file.readline(MAX_LINE + 1):
+            if file.tell() > MAX_LINES:
+                faults.append(f"{path.name}: only its first {MAX_LINES >> 20} MiB were read")
+                break
+            if len(line) > MAX_LINE:
+                long += 1
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_LINE)
+            elif line.strip():
+                value = None
+                with suppress(ValueError, RecursionError):
                     value = json.loads(line.decode("utf-8", errors="replace"))
-                except (ValueError, RecursionError):
-                    broken += 1
-                    continue
                 if isinstance(value, dict):
                     yield value
                 else:
                     broken += 1
-    except FileNotFoundError:
-        faults.append(f"{path.name} is missing")
-    except OSError as error:
-        faults.append(f"{path.name} was not read: {error.strerror}")
     if broken:
         faults.append(f"{path.name}: {broken} broken line{'s were' if broken > 1 else ' was'} passed over")
     if long:

@@ -1,6 +1,7 @@
 """How many rollouts one algorithm needs to reach what another ends with."""
 
 from collections.abc import Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -31,62 +32,54 @@ def rollouts_to_reach(runs: Study | Sequence[Path], metric: str | None = None, w
     if window is not None and window < 1:
         raise ValueError(f"rollouts_to_reach: window must be at least 1, got {window}")
     study = runs if isinstance(runs, Study) else read_study(runs)
-    members = study.members()
     if window is None:
         window = 1 if min((len(group.runs) for group in study.groups), default=0) >= 3 else WINDOW
     metric = metric or main_metric(study)
     known = {
         label: (group, stage, trailing(list(zip(found.x, found.mean, strict=True)), window))
-        for group, stage, label in members
+        for group, stage, label in study.members()
         if (found := curve(group, stage, metric, EVERY)) is not None
     }
     rows = []
-    for name, (group, stage, ours) in known.items():
-        for rival, (other, _, theirs) in known.items():
-            if name == rival or ground(group) != ground(other):
-                continue
-            target, total = theirs[-1][1], theirs[-1][0]
-            reached = _needed(ours, target)
-            seeds = {
-                str(run.seed): _needed(trailing(own, window), target) for run, own in farthest(group, stage, metric)
+    for (name, (group, stage, ours)), (rival, (other, _, theirs)) in permutations(known.items(), 2):
+        if ground(group) != ground(other):
+            continue
+        target, total = theirs[-1][1], theirs[-1][0]
+        reached, both = _needed(ours, target), {name: ours, rival: theirs}
+        seeds = farthest(group, stage, metric)
+        rows.append(
+            {
+                "policy": name,
+                "rival": rival,
+                "metric": metric,
+                "window": window,
+                "target": target,
+                "rollouts": reached,
+                "rival_rollouts": total,
+                "policy_rollouts": ours[-1][0],
+                "share": None if reached is None or not total else reached / total,
+                "seeds": {str(run.seed): _needed(trailing(own, window), target) for run, own in seeds},
+                "curves": {n: {"rollouts": [x for x, _ in c], "mean": [y for _, y in c]} for n, c in both.items()},
             }
-            rows.append(
-                {
-                    "policy": name,
-                    "rival": rival,
-                    "metric": metric,
-                    "window": window,
-                    "target": target,
-                    "rollouts": reached,
-                    "rival_rollouts": total,
-                    "policy_rollouts": ours[-1][0],
-                    "share": None if reached is None or not total else reached / total,
-                    "seeds": seeds,
-                    "curves": {
-                        n: {"rollouts": [x for x, _ in c], "mean": [y for _, y in c]}
-                        for n, c in ((name, ours), (rival, theirs))
-                    },
-                }
-            )
+        )
     return rows
 
 
 def rto_catches_up(study: Study, groups: Sequence[Group], metric: str | None = None) -> Iterator[tuple[str, Row]]:
     """(rival, its entry of `rollouts_to_reach`) for every group whose rto reaches the final return of ppo, then of
     sparse_dpo; a rival that is still going has no final return yet."""
-    label = {(i, stage): name for g, stage, name in study.members() for i, h in enumerate(groups) if g is h}
+    label = {(group.letter, stage): name for group, stage, name in study.members()}
     rows = {(r["policy"], r["rival"]): r for r in rollouts_to_reach(study, metric)}
     for rival in ("ppo", "sparse_dpo"):
-        for i in range(len(groups)):
-            row = rows.get((label.get((i, "rto")), label.get((i, rival))))
+        for group in groups:
+            row = rows.get((label.get((group.letter, "rto")), label.get((group.letter, rival))))
             if row and row["share"] and row["rival_rollouts"] >= row["policy_rollouts"]:
                 yield rival, row
 
 
 def main_metric(study: Study) -> str:
     """What learning curves are judged by: the judge's return where any member logged it, else DPO's reward."""
-    logged = any(curve(group, stage, RETURN) for group, stage, _ in study.members())
-    return RETURN if logged else IMPLICIT
+    return RETURN if any(curve(group, stage, RETURN) for group, stage, _ in study.members()) else IMPLICIT
 
 
 def _needed(curve: Points, target: float) -> float | None:

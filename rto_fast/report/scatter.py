@@ -87,10 +87,8 @@ def _cost(box: Box, taken: Sequence[Box]) -> float:
     """What the box covers of others; being outside counts 30 times."""
     left, top, wide, high = box
     outside = max(0.0, -left) + max(0.0, left + wide - WIDTH) + max(0.0, -top) + max(0.0, top + high - HEIGHT)
-    return 30 * outside + sum(_overlap(box, other) for other in taken)
+    return 30 * outside + sum(_shared(left, wide, x, w) * _shared(top, high, y, h) for x, y, w, h in taken)
 
 
-def _overlap(a: Box, b: Box) -> float:
-    wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(wide, 0.0) * max(high, 0.0)
+def _shared(a: float, size: float, b: float, length: float) -> float:
+    return max(min(a + size, b + length) - max(a, b), 0.0)

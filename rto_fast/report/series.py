@@ -47,10 +47,8 @@ def points(run: Run, stage: str, metric: str) -> Points:
         scale = beta
     found: dict[float, float] = {}
     for line in run.metrics.get(stage, []):
-        if name not in line:  # most lines of an iteration hold its losses alone
-            continue
-        x, y = _place(run, stage, line), number(line.get(name))
-        if x is not None and y is not None:
+        # most lines of an iteration hold its losses alone
+        if (y := number(line.get(name))) is not None and (x := _place(run, stage, line)) is not None:
             found[x] = y * scale
     return sorted(found.items())
 
@@ -77,7 +75,8 @@ def curve(group: Group, stage: str, metric: str, most: int = MAX_POINTS) -> Curv
     grid, columns = thin(grid, size), [thin(column, size) for column in columns]
     bands = [spread(values) for values in zip(*columns, strict=True)]
     mean, low, high = (list(part) for part in zip(*bands, strict=True))
-    return Curve(grid, mean, low, high, len(seeds), band_name(len(seeds)), size, logged - len(seeds))
+    band = "" if len(seeds) < 2 else "min-max" if len(seeds) <= 3 else "95 %"
+    return Curve(grid, mean, low, high, len(seeds), band, size, logged - len(seeds))
 
 
 def farthest(group: Group, stage: str, metric: str) -> list[tuple[Run, Points]]:
@@ -95,10 +94,6 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, min(values), max(values)
     half = over_seeds(values)
     return mean, mean - half, mean + half
-
-
-def band_name(seeds: int) -> str:
-    return "" if seeds < 2 else "min-max" if seeds <= 3 else "95 %"
 
 
 def thin(values: list[float], size: int) -> list[float]:

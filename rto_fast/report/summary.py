@@ -47,21 +47,20 @@ def _group(group: Group) -> dict[str, Any]:
         "seeds": [run.seed for run in group.runs],
         "folders": [str(run.folder) for run in group.runs],
         "judge": group.judge,
-        "policies": pool.policies(group),
-        "win_rate": pool.win_rates(group),
-        **pool.figures(group, *pool.SINGLE),
-        "curves": {stage: _curves(group, stage) for stage in group.stages(rollouts=True)},
+        "policies": pool.by_policy(group, "policies"),
+        "win_rate": pool.by_policy(group, "win_rate"),
+        **pool.figures(group),
+        "curves": {stage: _curves(group, stage) for stage in group.members},
         "timings": {str(run.folder): pool.timings(run) for run in group.runs},
         "faults": {str(run.folder): run.faults for run in group.runs},
     }
 
 
 def _curves(group: Group, stage: str) -> dict[str, Any]:
-    found = {metric: curve(group, stage, metric) for metric in CURVES}
     return {
         metric: {"rollouts": c.x, "mean": c.mean, "low": c.low, "high": c.high, "band": c.band, "seeds": c.seeds}
-        for metric, c in found.items()
-        if c is not None
+        for metric in CURVES
+        if (c := curve(group, stage, metric))
     }
 
 

@@ -6,9 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from rto_fast.evaluate.answers import answer_text, distinct
-from rto_fast.evaluate.policies import Evaluation
-from rto_fast.evaluate.report import write_answers
+from rto_fast.evaluate.answers import answer_text, write_answers
+from rto_fast.evaluate.policies import Evaluation, distinct
 from rto_fast.evaluate.saved import Saved
 from rto_fast.rollout import Completion
 

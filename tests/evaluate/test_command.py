@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rto_fast.evaluate.__main__ import main
-from rto_fast.evaluate.answers import distinct
+from rto_fast.evaluate.policies import distinct
 from rto_fast.evaluate.saved import Saved
 from rto_fast.files.digests import MANIFEST
 from tests.evaluate.runs import write_reward_model, write_run, write_stage

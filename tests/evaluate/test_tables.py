@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from rto_fast.evaluate.policies import Evaluation, win_rates
-from rto_fast.evaluate.report import print_table
 from rto_fast.evaluate.stats import mean_estimate
-from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
+from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, print_table, share_won
 from rto_fast.files.text import in_columns
 from rto_fast.rollout import Completion
 

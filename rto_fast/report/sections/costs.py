@@ -3,7 +3,7 @@
 from typing import Any
 
 from rto_fast.report import pool
-from rto_fast.report.groups import Group, Study, each
+from rto_fast.report.groups import SWEEP, Group, Study, each
 from rto_fast.report.html import duration, missing, num, section, table, text
 from rto_fast.report.names import colours
 
@@ -13,44 +13,36 @@ WORDS = {"rollout": "rolling out", "score": "scoring", "update": "updating", "ot
 
 def costs(study: Study) -> str:
     lede = "Seconds of every stage as its log has them, evaluation not included; means over seeds."
-    body = each(study.groups, _group)
-    return section("costs", "Time and memory", lede, body, "metrics.jsonl holds no stages.")
+    return section("costs", "Time and memory", lede, each(study.groups, _group), "metrics.jsonl holds no stages.")
 
 
 def _group(group: Group) -> str:
-    stages: dict[str, list[dict[str, Any]]] = {}
-    runs: dict[str, set[int]] = {}
+    stages: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for i, run in enumerate(group.runs):
         for row in pool.timings(run):
-            name = "sweep" if row["stage"].startswith("sweep-") else row["stage"]
-            stages.setdefault(name, []).append(row)
-            runs.setdefault(name, set()).add(i)
+            name = "sweep" if row["stage"].startswith(SWEEP) else row["stage"]
+            stages.setdefault(name, []).append((i, row))
     if not stages:
         return ""
     # several sweep stages of one run add up, seeds that came to the stage are averaged
-    seconds = {s: sum(r["seconds"] for r in rows) / len(runs[s]) for s, rows in stages.items()}
+    seeds = {stage: len({i for i, _ in parts}) for stage, parts in stages.items()}
+    seconds = {stage: sum(r["seconds"] for _, r in parts) / seeds[stage] for stage, parts in stages.items()}
     longest = max(seconds.values()) or 1.0
     palette = colours(list(stages))
     rows, phased = [], False
     for stage, parts in list(stages.items())[:MAX_STAGES]:
-        phases = {p: sum(r["phases"].get(p, 0.0) for r in parts) / len(runs[stage]) for p in pool.PHASES}
+        phases = {p: sum(r["phases"].get(p, 0.0) for _, r in parts) / seeds[stage] for p in pool.PHASES}
+        whole, split = duration(seconds[stage]), any(phases.values())
         phases["other"] = max(0.0, seconds[stage] - sum(phases.values()))
-        split = any(phases[p] for p in pool.PHASES)
         phased |= split
-        shown = phases if split else {"all": seconds[stage]}
-        peaks = [r["peak_mb"] for r in parts if r["peak_mb"] is not None]
-        speeds = [r["tokens_per_second"] for r in parts if r["tokens_per_second"] is not None]
-        split_words = ", ".join(f"{WORDS[p]} {duration(s)}" for p, s in phases.items()) if split else ""
-        bar = "".join(
-            f'<i class="{"phase-" + p if split else "whole c-" + palette[stage]}" '
-            f'style="width:{100 * s / longest:.2f}%"></i>'
-            for p, s in shown.items()
-        )
-        said = split_words or duration(seconds[stage])
+        said = ", ".join(f"{WORDS[p]} {duration(s)}" for p, s in phases.items()) if split else whole
+        shown = {f"phase-{p}": s for p, s in phases.items()} if split else {f"whole c-{palette[stage]}": seconds[stage]}
+        bar = "".join(f'<i class="{c}" style="width:{100 * s / longest:.2f}%"></i>' for c, s in shown.items())
+        peaks, speeds = ([r[n] for _, r in parts if r[n] is not None] for n in ("peak_mb", "tokens_per_second"))
         rows.append(
             [
                 text(stage, 40),
-                duration(seconds[stage]) + (f"<small>{split_words}</small>" if split else ""),
+                f"{whole}<small>{said}</small>" if split else whole,
                 f'<td class="barcell"><div class="bar" role="img" aria-label="{said}">{bar}</div></td>',
                 num(sum(speeds) / len(speeds)) if speeds else "–",
                 f"{max(peaks):,.0f} MB" if peaks else "–",

@@ -1,7 +1,6 @@
 """Learning curves of all algorithms against rollouts (the paper's Figure 3), and who catches up with whom."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from rto_fast.report.chart import Gap, Line, lines
 from rto_fast.report.groups import Group, Study, by_ground
@@ -38,27 +37,23 @@ def comparable(study: Study, draw: Callable[[list[Group]], str]) -> str:
     )
 
 
-class Member(NamedTuple):
-    """An RL member of a group, and its curve of one metric."""
-
-    group: Group
-    stage: str
-    curve: Curve
-    line: Line
+Member = tuple[Group, str, Curve, Line]
+"""An RL stage of a group, and its curve of one metric."""
 
 
 def members_of(study: Study, groups: list[Group], metric: str) -> tuple[list[Member], list[str]]:
-    """The RL members that logged the metric, so many as can be told apart, and the labels of those that did not."""
-    members = [m for m in study.members() if any(m[0] is g for g in groups)][:MAX_LINES]
-    palette = colours([stage for _, stage, _ in members])
+    """The RL members that logged the metric, so many as can be told apart, and what is to be said of the others."""
+    every = [(group, stage, text(label, 24)) for group, stage, label in study.members() if group in groups]
+    palette = colours([stage for _, stage, _ in every[:MAX_LINES]])
     found, without = [], []
-    for group, stage, label in members:
-        if (c := curve(group, stage, metric)) is None:
-            without.append(text(label, 24))
-            continue
-        style = dash(stage, next(i for i, g in enumerate(groups) if g is group))
-        found.append(Member(group, stage, c, as_line(text(label, 24), c, palette[stage], style)))
-    return found, without
+    for group, stage, label in every[:MAX_LINES]:
+        if c := curve(group, stage, metric):
+            line = as_line(label, c, palette[stage], dash(stage, groups.index(group)))
+            found.append((group, stage, c, line))
+        else:
+            without.append(label)
+    notes = [f"Only the first {MAX_LINES} are drawn."] if len(every) > MAX_LINES else []
+    return found, notes + ([f"Not logged by {', '.join(without)}."] if without else [])
 
 
 def as_line(label: str, c: Curve, colour: str, dash: str) -> Line:
@@ -67,18 +62,14 @@ def as_line(label: str, c: Curve, colour: str, dash: str) -> Line:
 
 
 def _chart(study: Study, groups: list[Group], metric: str) -> str:
-    members, without = members_of(study, groups, metric)
-    drawn = [m.line for m in members]
+    members, others = members_of(study, groups, metric)
+    drawn = [line for *_, line in members]
     if not drawn:
         return ""
     if metric == "answers/truncated" and not any(y for line in drawn for y in line.y):
         return note("No answer was cut off at the limit.")
     title, unit = METRICS[metric]
-    notes = [band_words([m.curve for m in members])]
-    if sum(any(m[0] is g for g in groups) for m in study.members()) > MAX_LINES:
-        notes.append(f"Only the first {MAX_LINES} are drawn.")
-    if without:
-        notes.append(f"Not logged by {', '.join(without)}.")
+    notes = [band_words([c for _, _, c, _ in members]), *others]
     first = metric == main_metric(study)
     gap = _gap(study, groups, metric) if first else None
     if gap:
@@ -99,12 +90,10 @@ def _gap(study: Study, groups: list[Group], metric: str) -> Gap | None:
 
 def band_words(curves: list[Curve]) -> str:
     """One sentence on what lines and bands are."""
-    seeds = sorted({c.seeds for c in curves})
-    count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    kinds = {c.band for c in curves} - {""}
-    said = "One seed, no band." if not kinds else f"Mean over {count} seeds; band: "
+    seeds = " to ".join(dict.fromkeys(str(end(c.seeds for c in curves)) for end in (min, max)))
     names = {"min-max": "lowest to highest seed", "95 %": "95 % interval of the mean"}
-    said += " or ".join(names[k] for k in names if k in kinds) + "." if kinds else ""
+    kinds = " or ".join(words for band, words in names.items() if any(c.band == band for c in curves))
+    said = f"Mean over {seeds} seeds; band: {kinds}." if kinds else "One seed, no band."
     said += " Seeds that have not got as far are left out." if any(c.behind for c in curves) else ""
     average = max(c.average for c in curves)
     return said + (f" Each point averages {average} logged ones." if average > 1 else "")
@@ -116,10 +105,9 @@ def _reach(study: Study) -> str:
         return ""
     names = list(dict.fromkeys(r["policy"] for r in rows))
     known = {(r["policy"], r["rival"]): r for r in rows}
-    finals = {r["rival"]: r for r in rows}
+    finals = {r["rival"]: num(r["target"]) for r in rows}
     cells = [[text(a, 24), *(_reached(known.get((a, b)), a == b) for b in names)] for a in names]
-    final = {n: f"<small>{num(finals[n]['target'])}</small>" if n in finals else "" for n in names}
-    head = ["", *(text(n, 24) + final[n] for n in names)]
+    head = ["", *(f"{text(n, 24)}<small>{finals[n]}</small>" for n in names)]
     metric, window = METRICS[main_metric(study)][0], rows[0]["window"]
     averaged = f", averaged over {window} batches" if window > 1 else ""
     return (

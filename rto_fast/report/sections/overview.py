@@ -19,29 +19,28 @@ def headline(study: Study) -> str:
     runs = [run for group in study.groups for run in group.runs]
     title = text(", ".join(recipes), 120)
     seconds = sum(number(run.results.get("seconds")) or 0.0 for run in runs)
-    about = [plural(len(runs), "run")]
     seeds = sorted({run.seed for run in runs if run.seed is not None})
-    if len(seeds) > 1:
-        about.append(f"seeds {', '.join(map(str, seeds[:12]))}{', …' if len(seeds) > 12 else ''}")
-    if len(study.groups) > 1:
-        about.append(plural(len(study.groups), "configuration"))
-    if seconds:
-        about.append(f"{duration(seconds)} in all")
+    about = [
+        plural(len(runs), "run"),
+        f"seeds {', '.join(map(str, seeds[:12]))}{', …' if len(seeds) > 12 else ''}" if len(seeds) > 1 else "",
+        plural(len(study.groups), "configuration") if len(study.groups) > 1 else "",
+        f"{duration(seconds)} in all" if seconds else "",
+    ]
     tiles = each(study.groups[:MAX_TILES], lambda group: _tiles(study, group))
-    words = f'<p class="kicker">rto_fast report</p><h1>{title}</h1><p>{", ".join(about)}</p>'
+    words = f'<p class="kicker">rto_fast report</p><h1>{title}</h1><p>{", ".join(filter(None, about))}</p>'
     return f'<header class="top">{words}{tiles}</header>'
 
 
 def _tiles(study: Study, group: Group) -> str:
     found: list[tuple[str, str]] = []
-    policies, judge = pool.policies(group), group.judge
+    policies, judge = pool.by_policy(group, "policies"), group.judge
     ranked = {n: p[judge] for n, p in policies.items() if judge in p}
     if len(ranked) > 1:
         best = max(ranked, key=lambda n: ranked[n]["mean"])
         value = figure(ranked[best]["mean"], ranked[best]["ci95"])
         found.append((value, f"{judge_words(judge)} of <b>{text(best, 40)}</b>, the highest of {len(ranked)} policies"))
         hero = "rto" if "rto" in ranked else best
-        wins = pool.win_rates(group).get(hero, {})
+        wins = pool.by_policy(group, "win_rate").get(hero, {})
         beaten = next((r for r in ("dpo", "sparse_dpo", "ppo", "sft") if r != hero and r in wins), None)
         if beaten:
             value = percent(wins[beaten]["mean"], wins[beaten]["ci95"])
@@ -50,8 +49,7 @@ def _tiles(study: Study, group: Group) -> str:
         after = f"{row['rollouts']:,.0f} of {row['rival_rollouts']:,.0f}"
         words = f"of the rollouts: <b>rto</b> reaches {rival}'s final return after {after}"
         found.append((ratio(row["share"]), words))
-    auc = pool.figures(group, "credit_auc").get("credit_auc")
-    if auc:
+    if auc := pool.figures(group).get("credit_auc"):
         value = figure(auc["mean"], auc["ci95"])
         found.append((value, "AUC: DPO's token reward tells right tokens from wrong ones"))
     tiles = "".join(f"<p><strong>{v}</strong> {words}</p>" for v, words in found)
@@ -64,10 +62,9 @@ def ratio(share: float) -> str:
 
 
 def runs(study: Study) -> str:
-    rows = []
     members = [(group, run) for group in study.groups for run in group.runs]
-    for group, run in members:
-        row = [
+    rows = [
+        [
             text(run.folder, 200).replace("/", "/<wbr>"),
             text(group.title, 80),
             "–" if run.seed is None else str(run.seed),
@@ -76,7 +73,8 @@ def runs(study: Study) -> str:
             judge_words(group.judge) if group.judge else "–",
             duration(seconds) if (seconds := number(run.results.get("seconds"))) else "not finished",
         ]
-        rows.append(row)
+        for group, run in members
+    ]
     head = ["run", "recipe", "seed", "model", "data", "stages", "judge", "time"]
     body = table(head, rows, "Runs", "words wide")
     body += "".join(missing(text(line, 400)) for line in study.notes)

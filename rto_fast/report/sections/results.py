@@ -18,17 +18,16 @@ def policies(study: Study) -> str:
 
 
 def _policies(group: Group) -> str:
-    found = pool.policies(group)
+    found = pool.by_policy(group, "policies")
     if not found:
         return missing("results.json holds no policies: the run was not evaluated, or is not finished.")
-    keys = [k for k in FIGURES if any(k in p for p in found.values())]
-    keys += [k for k in dict.fromkeys(k for p in found.values() for k in p) if k not in keys]
-    keys = keys[:MAX_COLUMNS]
+    known = dict.fromkeys(key for figures in found.values() for key in figures)
+    keys = [key for key in dict.fromkeys([*FIGURES, *known]) if key in known][:MAX_COLUMNS]
     best = max(found, key=lambda n: found[n].get(group.judge or "", {}).get("mean", float("-inf")))
-    rows = []
-    for name, figures in found.items():
-        cells = [_cell(key, figures.get(key), name == best and key == group.judge) for key in keys]
-        rows.append([text(name, 40), *cells])
+    rows = [
+        [text(name, 40), *(_cell(key, figures.get(key), name == best and key == group.judge) for key in keys)]
+        for name, figures in found.items()
+    ]
     head = ["policy", *(text(FIGURES.get(k, k), 40) for k in keys)]
     return table(head, rows, "Policies", "numbers") + _pooling(group, found) + _extra(group) + _sweep(group)
 
@@ -59,7 +58,7 @@ def _pooling(group: Group, tables: dict[str, dict[str, Pooled]]) -> str:
 
 
 def _extra(group: Group) -> str:
-    found = pool.figures(group, *pool.SINGLE)
+    found = pool.figures(group)
     said = {
         "credit_auc": "DPO's token reward tells right tokens from wrong ones with AUC {}.",
         "preference_accuracy": "DPO's reward agrees with {} of the held-out labels.",
@@ -73,9 +72,7 @@ def _extra(group: Group) -> str:
 
 def _sweep(group: Group) -> str:
     """The over-optimisation table of the first run that has one."""
-    sweeps = [(r.seed, sweep) for r in group.runs if isinstance(sweep := r.results.get("sweep"), list)]
-    seed, sweep = sweeps[0] if sweeps else (None, [])
-    rows = [mapping(row) for row in sweep][:60]
+    seed, rows = pool.sweep(group, 60)
     keys = [k for k in FIGURES if any(k in row for row in rows) and k != "answers"]
     if not rows or not keys:
         return ""
@@ -101,7 +98,7 @@ def matrix(study: Study) -> str:
 
 
 def _matrix(group: Group) -> str:
-    wins, even = (pool.win_rates(group, kind) for kind in ("win_rate", "length_controlled"))
+    wins, even = (pool.by_policy(group, kind) for kind in ("win_rate", "length_controlled"))
     if len(wins) < 2:
         return missing("results.json holds no win rates: they need two policies and an evaluation.")
     judged = f"<p>Judged by {judge_words(group.judge)}{_asked(group)}. Bold: the 95 % interval excludes 50 %.</p>"
@@ -112,8 +109,7 @@ def _matrix(group: Group) -> str:
 
 
 def _wins(group: Group, wins: dict[str, dict[str, Pooled]], caption: str) -> str:
-    order = [n for n in pool.policies(group) if n in wins]
-    names = [*order, *(n for n in wins if n not in order)]
+    names = [n for n in dict.fromkeys([*pool.by_policy(group, "policies"), *wins]) if n in wins]
     rows = [[text(a, 40), *(_win(wins[a].get(b), a == b) for b in names)] for a in names]
     return table(["", *(text(n, 40) for n in names)], rows, caption, "numbers matrix")
 

@@ -1,13 +1,10 @@
 """What the reward is made of over training, and what it costs in KL."""
 
-from typing import Any
-
 from rto_fast.report import pool
 from rto_fast.report.chart import Line, stack
 from rto_fast.report.groups import Group, Study
 from rto_fast.report.html import missing, note, num, percent, section, table, text
 from rto_fast.report.names import METRICS, colours, judge_words
-from rto_fast.report.read import mapping
 from rto_fast.report.scatter import Point, plane
 from rto_fast.report.sections.learning import comparable, members_of
 from rto_fast.report.sections.results import sweep_label
@@ -68,7 +65,7 @@ def _held_out(groups: list[Group]) -> str:
     points = []
     judge = groups[0].judge or "implicit_reward"
     for group in groups:
-        found = pool.policies(group)
+        found = pool.by_policy(group, "policies")
         palette = colours(list(found))
         mark = f" {group.letter}" if len(groups) > 1 else ""
         for name, f in found.items():
@@ -85,13 +82,8 @@ def _held_out(groups: list[Group]) -> str:
 
 
 def _sweep(group: Group, judge: str) -> list[Point]:
-    rows: list[Any] = next((r.results["sweep"] for r in group.runs if isinstance(r.results.get("sweep"), list)), [])
-    points = []
-    for row in map(mapping, rows[:20]):
-        x, y = pool.estimate(row.get("kl")), pool.estimate(row.get(judge))
-        if x and y:
-            points.append(Point(sweep_label(row), x[0], y[0], "sft", x[1], y[1], hollow=True))
-    return points
+    pairs = [(row, pool.estimate(row.get("kl")), pool.estimate(row.get(judge))) for row in pool.sweep(group, 20)[1]]
+    return [Point(sweep_label(row), x[0], y[0], "sft", x[1], y[1], hollow=True) for row, x, y in pairs if x and y]
 
 
 def _training(study: Study, groups: list[Group]) -> str:
@@ -99,8 +91,7 @@ def _training(study: Study, groups: list[Group]) -> str:
     for metric in (RETURN, IMPLICIT):
         drawn = []
         for group, stage, found, path in members_of(study, groups, metric)[0]:
-            kl = curve(group, stage, "kl/per_answer")
-            if kl is not None and kl.x == found.x:
+            if (kl := curve(group, stage, "kl/per_answer")) and kl.x == found.x:
                 drawn.append(Line(path.label, kl.mean, path.y, path.colour, dash=path.dash))
         if drawn:
             name, unit = METRICS[metric]

@@ -1,5 +1,6 @@
 """Credit, token by token, and answers side by side."""
 
+from contextlib import suppress
 from typing import Any
 
 from rto_fast.evaluate.heatmap import Heatmap, scale_of
@@ -28,19 +29,17 @@ def _maps(group: Group) -> str:
     run = next((r for r in group.runs if r.heatmaps), None)
     if run is None:
         return ""
-    drawn, left_out = [], 0
-    for entry in run.heatmaps[:MAX_MAPS]:
-        try:
-            fields: list[Any] = [entry.get(name) for name in ("title", "prompt", "tokens", "rewards", "signs")]
+    shown, drawn = run.heatmaps[:MAX_MAPS], []
+    for entry in shown:
+        fields: list[Any] = [entry.get(name) for name in ("title", "prompt", "tokens", "rewards", "signs")]
+        with suppress(TypeError, ValueError):
             drawn.append(Heatmap(*fields))
-        except (TypeError, ValueError):
-            left_out += 1
     scale = scale_of(drawn)
     seed = f"From seed {run.seed}, one of {len(group.runs)}. " if len(group.runs) > 1 else ""
     body = note(f"{seed}Full colour at ± {num(scale, 2)}.") if drawn else ""
     body += "".join(html(drawn_map, scale=scale) for drawn_map in drawn)
     body += _more(len(run.heatmaps) - MAX_MAPS, "more heat map", "heatmaps.json")
-    if left_out:
+    if left_out := len(shown) - len(drawn):
         body += missing(f"{plural(left_out, 'heat map')} of another shape left out: one reward per token is wanted.")
     return body
 
