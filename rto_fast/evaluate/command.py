@@ -17,9 +17,8 @@ from rto_fast.evaluate.subject import Subject, subject
 from rto_fast.evaluate.tables import differences, matrices, outcomes, print_results, share_won
 from rto_fast.files.digests import write_recorded
 from rto_fast.judges.llm.client import Client
-from rto_fast.judges.llm.compare import Judgement
+from rto_fast.judges.llm.compare import Judgement, ask_judge, try_judge
 from rto_fast.judges.llm.prompts import query_text
-from rto_fast.judges.llm.session import ask_judge, try_judge
 from rto_fast.rollout import Sampling
 
 JUDGES = {"oracle": "oracle_return", "reward-model": "score", "implicit": "implicit_reward", "llm": "llm"}
@@ -48,14 +47,13 @@ def run(options: Options, say: Callable[[str], None] = print) -> dict[str, Any]:
     queries = [query_text(c) for c in prompts.conversations]
     cache = Path(options.llm.cache).expanduser() if options.llm.cache else about.kept / "judge.sqlite"
     if client is not None:
-        try_judge(options.llm, client, queries[0], cache=cache, say=say)
+        try_judge(client, queries[0], cache=cache, say=say)
     evaluations = measure(options, about, tokenizer, prompts, sampling)
     judged: dict[str, np.ndarray] = {}
     if client is None:
         judgement = Judgement(outcomes(evaluations))
     else:
         judgement = ask_judge(
-            options.llm,
             client,
             queries,
             {name: [answer_text(tokenizer, a) for a in e.answers] for name, e in evaluations.items()},

@@ -25,8 +25,6 @@ REPLY_LIMIT_S = 30.0
 LINGER_S = 10.0
 """Longest that what a refused client still sends is thrown away, so that it gets to read why."""
 BUSY = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
-Request = socket.socket | tuple[bytes, socket.socket]
-"""A connection; a datagram where a server takes these, which ours does not."""
 
 
 class BadRequest(Exception):
@@ -47,9 +45,8 @@ class BoundedServer(ThreadingHTTPServer):
         super().__init__(address, handler)
         self.connections = threading.BoundedSemaphore(CONNECTIONS)
 
-    def process_request(self, request: Request, client_address: Any) -> None:
+    def process_request(self, request: Any, client_address: Any) -> None:
         if not self.connections.acquire(blocking=False):
-            assert isinstance(request, socket.socket)
             with suppress(OSError):
                 request.setblocking(False)
                 request.send(BUSY)
@@ -61,13 +58,13 @@ class BoundedServer(ThreadingHTTPServer):
             self.connections.release()
             raise
 
-    def process_request_thread(self, request: Request, client_address: Any) -> None:
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
             self.connections.release()
 
-    def handle_error(self, request: Request, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), OSError):  # a client that went away is no fault of ours
             super().handle_error(request, client_address)
 
@@ -120,14 +117,14 @@ class BoundedHandler(BaseHTTPRequestHandler):
             raise BadRequest(400, f"the request ended {int(length) - len(content)} bytes early")
         return content
 
-    def reply(self, status: int, content: dict[str, Any], retry_after: int | None = None) -> None:
+    def reply(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
         self.close_connection = True  # what is left of a refused request is not read as the next one
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        if retry_after is not None:
-            self.send_header("Retry-After", str(retry_after))
+        if status == 503:
+            self.send_header("Retry-After", "1")
         end = time.monotonic() + REPLY_LIMIT_S
         with suppress(OSError):  # the client did not wait, or does not read
             self.connection.settimeout(REPLY_LIMIT_S)

@@ -26,20 +26,20 @@ class Child:
     """verdicts.py with the given arguments, started when it is first asked, and again after it had to be ended.
 
     It lives in a session of its own (an interrupt at the terminal is the trainer's to handle) and ends with its
-    standard input, so at the latest with this process. `ask` may be called from any thread.
+    standard input, so at the latest with this process.
     """
 
     def __init__(self, kind: str, *options: str, limit_s: float):
         self._arguments = [kind, str(limit_s), *options]
         self._limit_s = limit_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def ask(self, item: dict[str, Any]) -> bool | None:
         """The verdict. Raises TooLong, after which the next call starts a new process."""
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
-                self._close()  # something ended it between two items
+                self.close()  # something ended it between two items
             process = self._process or self._start()
             stdin, _ = _pipes(process)
             try:
@@ -50,13 +50,9 @@ class Child:
             else:
                 line = _line(process, self._limit_s)
             if not line.endswith(b"\n"):
-                self._close()
+                self.close()
                 raise TooLong
             return json.loads(line)
-
-    def close(self) -> None:
-        with self._lock:
-            self._close()
 
     def _start(self) -> subprocess.Popen[bytes]:
         # the same libraries as here, from wherever they were put on the path
@@ -73,14 +69,15 @@ class Child:
         self._finish = weakref.finalize(self, _end, process)
         said = json.loads(_line(process, START_LIMIT_S) or b'{"error": "it ended at once"}')
         if "error" in said:
-            self._close()
+            self.close()
             raise ValueError(f"rto.score.rule: the process that judges answers did not start: {said['error']}")
         return process
 
-    def _close(self) -> None:
-        if self._process is not None:
-            self._process = None
-            self._finish()
+    def close(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process = None
+                self._finish()
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

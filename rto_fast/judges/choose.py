@@ -5,7 +5,7 @@ from dataclasses import replace
 from rto_fast.config import RTOConfig, ScoreConfig, member
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.text import one_line
-from rto_fast.judges import Judge, Scorer, as_texts
+from rto_fast.judges import Judge, as_texts
 from rto_fast.judges.reward_model import reward_judge
 from rto_fast.model.load import check_scalar_folder
 from rto_fast.rollout import Completion
@@ -21,14 +21,15 @@ def _source(context: Context, score: ScoreConfig) -> Judge:
     if score.rule:
         from rto_fast.judges.rules import rule_scorer
 
-        return _of_texts(context, rule_scorer(score.rule))
-    if score.server:
+        scorer = rule_scorer(score.rule)
+    elif score.server:
         from rto_fast.judges.server import server_scorer
 
-        return _of_texts(
-            context, server_scorer(score.server, timeout=score.timeout, retries=score.retries, batch=score.batch)
-        )
-    return reward_model(context)
+        scorer = server_scorer(score.server, timeout=score.timeout, retries=score.retries, batch=score.batch)
+    else:
+        return reward_model(context)
+    corpus = context.corpus
+    return lambda answers: scorer(as_texts(context.tokenizer, answers, corpus.conversations, corpus.references))
 
 
 def check_sources(context: Context) -> tuple[str, str] | None:
@@ -82,9 +83,3 @@ def reward_model(context: Context) -> Judge:
         max_rows=context.config.microbatch_rows,
         field="rm.model",
     )
-
-
-def _of_texts(context: Context, scorer: Scorer) -> Judge:
-    """A judge of texts as a judge of tokens."""
-    corpus = context.corpus
-    return lambda answers: scorer(as_texts(context.tokenizer, answers, corpus.conversations, corpus.references))

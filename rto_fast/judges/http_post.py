@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import SplitResult
@@ -48,10 +49,8 @@ def post(
     def abort() -> None:
         # shut down rather than closed: a read that waits in another thread returns, and no descriptor is reused
         if (open_socket := held or connection.sock) is not None:
-            try:
+            with suppress(OSError):  # it was not connected yet, or not any more
                 socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
-            except OSError:  # it was not connected yet, or not any more
-                return
 
     def expire() -> None:
         late.set()

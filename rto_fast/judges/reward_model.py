@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rto_fast.config.checks import check
 from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.parse import Message, as_messages, is_dialogue
 from rto_fast.data.template import Template
@@ -52,8 +53,7 @@ class RewardModel:
         style: str = "auto",
         field: str = "rm.model",
     ):
-        if max_rows < 1:
-            raise ValueError(f"{field}: max_rows must be positive, got {max_rows}")
+        check(max_rows >= 1, f"{field}: max_rows", "positive", max_rows)
         self.model = model.eval()
         self.max_rows = max_rows
         self.field = field

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import reduce
+from functools import partial, reduce
 
 from rto_fast.files.text import one_line
 from rto_fast.judges import GO_ON, Answer, Scorer, check_scores
@@ -115,19 +115,15 @@ def _judge_all(
 
 def _function(module: str, name: str) -> Scorer:
     rule = f"{FIELD} {module}:{name}"
-    try:
-        namespace = importlib.import_module(module)
-    except (ImportError, TypeError) as error:
+    namespace, error = _attempt(partial(importlib.import_module, module))
+    if isinstance(error, ImportError | TypeError):
         raise ValueError(
             f"{FIELD}: cannot import {module!r} ({error}); wanted math, regex:PATTERN or module:function with the "
             "module in this folder or on PYTHONPATH"
         ) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # it is anybody's code: a mistake of any kind, or an exit
-        raise ValueError(
-            f"{rule}: importing {module!r} raised {_raised(error)}; correct it, or name another"
-        ) from error
+    if error is not None:
+        said = f"importing {module!r} raised {_raised(error)}"
+        raise ValueError(f"{rule}: {said}; correct it, or name another") from error
     try:
         function = reduce(getattr, name.split("."), namespace)
     except AttributeError:
@@ -143,7 +139,7 @@ def _function(module: str, name: str) -> Scorer:
         return scores.tolist() if hasattr(scores, "tolist") else scores  # an array or a tensor
 
     def score(answers: list[Answer]) -> list[float]:
-        scores, error = _attempt(ask, answers)
+        scores, error = _attempt(partial(ask, answers))
         if error is not None:
             where = _at_fault(ask, answers, error)
             raise ValueError(f"{rule}: raised {_raised(error)} {where}; correct it, {GO_ON}") from error
@@ -152,10 +148,10 @@ def _function(module: str, name: str) -> Scorer:
     return score
 
 
-def _attempt(ask: Callable[[list[Answer]], object], answers: list[Answer]) -> tuple[object, BaseException | None]:
-    """What the rule gives, or what it raises: all but an interrupt, as a rule is anybody's code."""
+def _attempt(work: Callable[[], object]) -> tuple[object, BaseException | None]:
+    """What it gives, or what it raises: all but an interrupt, as a rule is anybody's code."""
     try:
-        return ask(answers), None
+        return work(), None
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -166,7 +162,7 @@ def _at_fault(ask: Callable[[list[Answer]], object], answers: list[Answer], erro
     """Which answer it is that a rule raises `error` for: the first that raises the same when it is asked alone."""
     end = time.monotonic() + SEARCH_LIMIT_S
     for i, answer in enumerate(answers):
-        _, alone = _attempt(ask, [answer])
+        _, alone = _attempt(partial(ask, [answer]))
         if type(alone) is type(error) and _raised(alone) == _raised(error):
             return f"for answer {i + 1} of {len(answers)}"
         if time.monotonic() > end:

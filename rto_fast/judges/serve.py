@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from rto_fast import cli
+from rto_fast.config.checks import check
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.foreign import no_duplicates
 from rto_fast.files.text import is_unicode
@@ -30,6 +29,7 @@ from rto_fast.judges.bounded_server import BadRequest, BoundedHandler, BoundedSe
 from rto_fast.judges.reward_model import RewardModel
 from rto_fast.judges.server import KEY
 from rto_fast.model.load import DTYPES, load_scalar_model
+from rto_fast.runs.open import device_of
 
 WAITING = 64
 """Whole requests held at once; more are asked to come again."""
@@ -61,12 +61,9 @@ class Serve:
 class RewardServer(BoundedServer):
     """Answers POST /get_reward with `scorer`'s scores, one request at a time, others waiting."""
 
-    def __init__(self, address: tuple[str, int], scorer: Scorer, *, model: str, max_answers: int, max_bytes: int):
-        super().__init__(address, Handler)
-        self.scorer = scorer
-        self.model = model
-        self.max_answers = max_answers
-        self.max_bytes = max_bytes
+    def __init__(self, options: Serve, scorer: Scorer):
+        super().__init__((options.host, options.port), Handler)
+        self.options, self.scorer = options, scorer
         self.key = os.environ.get(KEY, "").strip()
         self.places = threading.BoundedSemaphore(WAITING)
         self.scoring = threading.Lock()
@@ -83,7 +80,7 @@ class Handler(BoundedHandler):
     def do_GET(self) -> None:
         self.unread = False
         if self.path == "/health":
-            self.reply(200, {"model": self.server.model})
+            self.reply(200, {"model": self.server.options.model})
         else:
             self.reply(404, {"error": "wanted POST /get_reward or GET /health"})
 
@@ -92,10 +89,9 @@ class Handler(BoundedHandler):
             asked = self._asked()
             # only now, so that no place is held for those who send slowly
             if not self.server.places.acquire(blocking=False):
-                self.reply(503, {"error": f"{WAITING} requests are waiting already"}, retry_after=1)
-                return
+                raise BadRequest(503, f"{WAITING} requests are waiting already")
             try:
-                answers = read_answers(asked, self.server.max_answers)
+                answers = read_answers(asked, self.server.options.max_answers)
                 with self.server.scoring:
                     rewards = self.server.scorer(answers)
             finally:
@@ -118,7 +114,8 @@ class Handler(BoundedHandler):
         if self.server.key and not hmac.compare_digest(shown, f"Bearer {self.server.key}".encode()):
             raise BadRequest(401, f"wanted the bearer key of {KEY}")
         try:
-            return json.loads(self.body(self.server.max_bytes).decode(), object_pairs_hook=no_duplicates)
+            body = self.body(self.server.options.max_request_mb << 20)
+            return json.loads(body.decode(), object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError):
             raise BadRequest(400, "the request is not JSON, or gives a key twice") from None
 
@@ -140,12 +137,11 @@ def read_answers(asked: object, max_answers: int) -> list[Answer]:
         columns[name] = values
     if not all(map(is_unicode, queries)):
         raise BadRequest(400, "a query holds half of a surrogate pair, which is no text")
-    answers = []
-    for query, prompt, finished in zip(queries, columns["prompts"], columns["finished"], strict=True):
+    return [
         # some clients write special tokens into the query, and the bare question into prompts
-        prompt = prompt if query.startswith(prompt) else ""
-        answers.append(Answer(prompt, query[len(prompt) :], finished))
-    return answers
+        Answer(prompt if query.startswith(prompt) else "", query.removeprefix(prompt), finished)
+        for query, prompt, finished in zip(queries, columns["prompts"], columns["finished"], strict=True)
+    ]
 
 
 def make_server(options: Serve) -> RewardServer:
@@ -153,22 +149,13 @@ def make_server(options: Serve) -> RewardServer:
     if not os.environ.get(KEY, "").strip() and not _is_this_machine(options.host):
         raise ValueError(f"host: {options.host} can be reached by others; set {KEY} to a key that clients must show")
     for name in ("max_rows", "max_answers", "max_request_mb"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
-    if not 0 <= options.port < 65536:
-        raise ValueError(f"port must be in 0 ... 65535, got {options.port}")
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        check(getattr(options, name) >= 1, name, "at least 1", getattr(options, name))
+    check(0 <= options.port < 65536, "port", "in 0 ... 65535", options.port)
+    device = device_of(options.device)
     model = load_scalar_model(options.model, dtype=DTYPES[options.dtype], device=device, field="model")
     scorer = RewardModel(model, load_tokenizer(options.model), max_rows=options.max_rows, field="model")
-    address = (options.host, options.port)
     try:
-        return RewardServer(
-            address,
-            scorer,
-            model=options.model,
-            max_answers=options.max_answers,
-            max_bytes=options.max_request_mb << 20,
-        )
+        return RewardServer(options, scorer)
     except OSError as error:
         raise OSError(f"port: cannot listen at {options.host}:{options.port}: {error.strerror or error}") from None
 

@@ -67,7 +67,13 @@ def server_scorer(
     jitter = random.Random()
 
     def ask(answers: list[Answer], cancel: Cancel) -> list[float]:
-        body = _request(answers)
+        request = {
+            "query": [a.prompt + a.response for a in answers],
+            "prompts": [a.prompt for a in answers],
+            "labels": [a.reference or "" for a in answers],
+            "finished": [a.finished for a in answers],
+        }
+        body = json.dumps(request).encode()
         for attempt in range(retries + 1):
             try:
                 limit = (1 << 20) + 1024 * len(answers)
@@ -110,17 +116,6 @@ def server_scorer(
         return [s for future in futures for s in future.result()]
 
     return score
-
-
-def _request(answers: list[Answer]) -> bytes:
-    return json.dumps(
-        {
-            "query": [a.prompt + a.response for a in answers],
-            "prompts": [a.prompt for a in answers],
-            "labels": [a.reference or "" for a in answers],
-            "finished": [a.finished for a in answers],
-        }
-    ).encode()
 
 
 def _rewards(body: bytes, count: int, address: Address) -> list[float]:

@@ -8,6 +8,7 @@ expression may backtrack for years. Whoever asks ends it when it takes too long 
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -65,28 +66,18 @@ def final_part(text: str, *, finished: bool) -> str:
     return text if finished or closed else ""
 
 
-def _bound_memory() -> None:
+def _bound(kind: str, amount: int) -> None:
+    """Most that this process may use of a resource."""
     if sys.platform == "linux":
         import resource
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        bound = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
-
-
-def _bound_processor(seconds: float) -> None:
-    """Ends this process by itself should it be orphaned in the middle of an answer."""
-    if sys.platform == "linux":
-        import resource
-
-        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        soft = int(used + seconds) + 2
-        resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+        limit = getattr(resource, kind)
+        _, hard = resource.getrlimit(limit)
+        resource.setrlimit(limit, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
 
 
 def main(kind: str, limit_s: str, *options: str) -> None:
-    _bound_memory()
+    _bound("RLIMIT_AS", MEMORY_BYTES)
     answers = sys.stdout
     try:
         judge = math_judge() if kind == "math" else regex_judge(*options)
@@ -95,7 +86,8 @@ def main(kind: str, limit_s: str, *options: str) -> None:
         return
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        _bound_processor(float(limit_s))
+        # it ends by itself should it be orphaned in the middle of an answer
+        _bound("RLIMIT_CPU", int(time.process_time() + float(limit_s)) + 2)
         print(json.dumps(judge(json.loads(line))), file=answers, flush=True)
 
 

@@ -5,7 +5,7 @@ a * K + j of the cache.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rto_fast.rollout.lane import Lanes, admit, check_prompts, eval_mode, models_of
+from rto_fast.config.checks import check
+from rto_fast.rollout.lane import Batch, check_prompts, eval_mode, mixture_of, without_gaps
 from rto_fast.rollout.mixture import Mixture
 
 
@@ -74,23 +75,20 @@ def beam_search(
     Raises ValueError: as `rollout`, and for num_beams, num_return, max_new_tokens or length_penalty out of range, or a
     reference with another vocabulary.
     """
-    if num_beams < 1:
-        raise ValueError(f"beam_search: num_beams must be >= 1, got {num_beams}")
-    if not 1 <= num_return <= num_beams:
-        raise ValueError(f"beam_search: num_return must be between 1 and num_beams = {num_beams}, got {num_return}")
-    if max_new_tokens < 1:
-        raise ValueError(f"beam_search: max_new_tokens must be >= 1, got {max_new_tokens}")
-    if not -10 <= length_penalty <= 10:
-        raise ValueError(f"beam_search: length_penalty must be between -10 and 10, got {length_penalty}")
-    models = models_of(model) + (() if reference is None else models_of(reference))
+    check(num_beams >= 1, "beam_search: num_beams", ">= 1", num_beams)
+    few = 1 <= num_return <= num_beams
+    check(few, "beam_search: num_return", f"between 1 and num_beams = {num_beams}", num_return)
+    check(max_new_tokens >= 1, "beam_search: max_new_tokens", ">= 1", max_new_tokens)
+    check(-10 <= length_penalty <= 10, "beam_search: length_penalty", "between -10 and 10", length_penalty)
+    mixtures = [mixture_of(m) for m in (model, reference) if m is not None]
+    models = tuple(m for mixture in mixtures for m in mixture.models)
     # one check for all that decode together: one vocabulary, one device
     Mixture(models, (1.0,) * len(models))
     check_prompts("beam_search", models, prompts, max_new_tokens, max_batch, max_context)
     with eval_mode(models), torch.inference_mode():
-        return _Search(
-            model, reference, prompts, frozenset(eos_token_ids), num_beams, max_new_tokens, length_penalty, num_return,
-            max_batch,
-        ).run(progress)  # fmt: skip
+        batch = Batch(mixtures, prompts, max(1, max_batch // num_beams), max_new_tokens, num_beams)
+        eos, bounded = frozenset(eos_token_ids), reference is None
+        return _Search(batch, eos, num_beams, max_new_tokens, length_penalty, num_return, bounded).run(progress)
 
 
 class _Node(NamedTuple):
@@ -115,37 +113,25 @@ class _Slot:
         """(score, last token, finish) of the best complete answers, best first."""
 
 
+@dataclass
 class _Search:
-    def __init__(
-        self,
-        model: PreTrainedModel | Mixture,
-        reference: PreTrainedModel | Mixture | None,
-        prompts: Sequence[list[int]],
-        eos: frozenset[int],
-        num_beams: int,
-        max_new_tokens: int,
-        length_penalty: float,
-        num_return: int,
-        max_batch: int,
-    ):
-        self.prompts, self.eos, self.num_beams, self.num_return = prompts, eos, num_beams, num_return
-        self.max_new_tokens, self.length_penalty, self.bounded = max_new_tokens, length_penalty, reference is None
-        self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        self.num_slots = min(max(1, max_batch // num_beams), len(prompts))
-        capacity = max((len(p) for p in prompts), default=0) + min(64, max_new_tokens)
-        models = [model] if reference is None else [model, reference]
-        self.lanes = [Lanes(m, self.num_slots * num_beams, capacity, num_beams) for m in models]
-        """Of the policy, and of the reference where there is one."""
-        self.slots: list[_Slot] = []
-        self.results: list[list[Hypothesis]] = [[] for _ in prompts]
+    batch: Batch
+    """Of the policy, and of the reference where there is one."""
+    eos: frozenset[int]
+    num_beams: int
+    max_new_tokens: int
+    length_penalty: float
+    num_return: int
+    bounded: bool
+    slots: list[_Slot] = field(default_factory=list)
 
     def run(self, progress: Callable[[int], None] | None) -> list[list[Hypothesis]]:
-        while self.waiting or self.slots:
-            if self.waiting and 2 * len(self.slots) <= self.num_slots:
-                for i in admit(self.lanes, self.prompts, self.waiting, len(self.slots), self.num_slots):
-                    self.slots.append(_Slot(i, self.num_beams, self.prompts[i][-1], len(self.prompts[i]) - 1))
-            num_done = self._step()
-            if progress is not None and num_done:
+        prompts = self.batch.prompts
+        self.results: list[list[Hypothesis]] = [[] for _ in prompts]
+        while self.batch.waiting or self.slots:
+            for i in self.batch.admit(len(self.slots)):
+                self.slots.append(_Slot(i, self.num_beams, prompts[i][-1], len(prompts[i]) - 1))
+            if (num_done := self._step()) and progress is not None:
                 progress(num_done)
         return self.results
 
@@ -158,30 +144,20 @@ class _Search:
                 self.results[slot.prompt] = [self._hypothesis(slot, *answer) for answer in slot.found]
             else:
                 parents[a] = continued
-        # slots from the end close the gaps of those that are done
-        num_left = len(parents)
-        late = (a for a in parents if a >= num_left)
-        order = [a if a in parents else next(late) for a in range(num_left)]
-        self._move_rows([a * self.num_beams + parent for a in order for parent in parents[a]])
-        num_done = len(self.slots) - num_left
+        order = without_gaps(parents)
+        self.batch.keep([a * self.num_beams + parent for a in order for parent in parents[a]])
+        num_done = len(self.slots) - len(order)
         self.slots = [self.slots[a] for a in order]
         return num_done
-
-    def _move_rows(self, source: list[int]) -> None:
-        """Let row b go on from what row source[b] has seen."""
-        moves = [(old, new) for new, old in enumerate(source) if old != new]
-        if moves:
-            for lanes in self.lanes:
-                lanes.move_rows(*map(list, zip(*moves, strict=True)))
 
     def _candidates(self) -> np.ndarray:
         """(A, 4, N) float64: sum, token, parent beam and token score of each prompt's best extensions, best first."""
         beams = self.num_beams
         data = [(slot.tokens[j], slot.position, slot.sums[j]) for slot in self.slots for j in range(beams)]
-        rows = torch.tensor(data, dtype=torch.float64).to(self.lanes[0].device)
+        rows = torch.tensor(data, dtype=torch.float64).to(self.batch.device)
         tokens, positions = rows[:, 0].long(), rows[:, 1].long()
         width = max(slot.position for slot in self.slots) + 1
-        scores, *others = (lanes.step(tokens, positions, width).float().log_softmax(-1) for lanes in self.lanes)
+        scores, *others = (x.float().log_softmax(-1) for x in self.batch.step(tokens, positions, width))
         for theirs in others:
             # what the policy rules out stays ruled out, also where the reference does so too (-inf - -inf)
             scores = torch.where(scores.isneginf(), scores, scores - theirs)
@@ -248,7 +224,7 @@ class _Search:
             steps.append(last)
             last = last.parent
         steps.reverse()
-        prompt = list(self.prompts[slot.prompt])
+        prompt = list(self.batch.prompts[slot.prompt])
         return Hypothesis(prompt, [n.token for n in steps], [n.token_score for n in steps], score, finish)
 
 

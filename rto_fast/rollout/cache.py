@@ -22,14 +22,14 @@ class RowCache(Cache):
     def __init__(self, max_rows: int, capacity: int):
         super().__init__(layers=[])
         self.max_rows, self.capacity = max_rows, capacity
-        self.storage: list[list[Tensor]] = []
+        self.storage: dict[int, list[Tensor]] = {}
         """[keys, values] of each layer."""
         self._first_row, self._row_step = 0, 1
         self._positions: Tensor | None = None
         self._num_rows = self._width = 0
         self._index: dict[int, Tensor] = {}
 
-    def begin_prefill(self, first_row: int, row_step: int = 1) -> None:
+    def begin_prefill(self, first_row: int, row_step: int) -> None:
         """The next call's sequences go to rows first_row, first_row + row_step, ..."""
         self._first_row, self._row_step, self._positions, self._width = first_row, row_step, None, 0
 
@@ -43,9 +43,7 @@ class RowCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        while len(self.storage) <= layer_idx:
-            self.storage.append([])
-        if not self.storage[layer_idx]:
+        if layer_idx not in self.storage:
             # zeros, not empty: a masked position still enters the attention's sum as 0 * value, and 0 * nan is nan
             self.storage[layer_idx] = [
                 x.new_zeros(self.max_rows, x.shape[1], self.capacity, x.shape[3]) for x in (key_states, value_states)
@@ -54,8 +52,7 @@ class RowCache(Cache):
         if self._positions is None:
             stop, length = self._first_row + key_states.shape[0] * self._row_step, key_states.shape[2]
             rows = slice(self._first_row, stop, self._row_step)
-            keys[rows, :, :length] = key_states
-            values[rows, :, :length] = value_states
+            keys[rows, :, :length], values[rows, :, :length] = key_states, value_states
             return key_states, value_states
         for store, new in ((keys, key_states), (values, value_states)):
             store.view(-1, store.shape[3]).index_copy_(0, self._lines(store.shape[1]), new.reshape(-1, new.shape[3]))
@@ -71,12 +68,12 @@ class RowCache(Cache):
 
     def move_rows(self, source: Tensor, target: Tensor) -> None:
         """Copy rows `source` over rows `target` (int64), all of them read before any is written."""
-        for layer in self.storage:
+        for layer in self.storage.values():
             for store in layer:
                 store[target, :, : self._width] = store[source, :, : self._width]
 
     def _grow(self, capacity: int) -> None:
-        for layer in self.storage:
+        for layer in self.storage.values():
             for i, old in enumerate(layer):
                 layer[i] = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
                 layer[i][:, :, : self.capacity] = old

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rto_fast.rollout.lane import Lanes, admit, check_prompts, eval_mode, models_of
+from rto_fast.rollout.lane import Batch, check_prompts, eval_mode, mixture_of, without_gaps
 from rto_fast.rollout.mixture import Mixture
 from rto_fast.rollout.sampling import Sampling, draw, uniform_streams
 
@@ -60,48 +60,34 @@ def rollout(
     Raises ValueError: an empty prompt, a prompt that does not leave room for max_new_tokens, a model that cannot be
     decoded this way, logits that are not finite.
     """
-    check_prompts("rollout", models_of(model), prompts, sampling.max_new_tokens, max_batch, max_context)
-    uniforms = None
-    if sampling.temperature > 0:
-        uniforms = uniform_streams(seed, len(prompts), sampling.max_new_tokens)
-    with eval_mode(models_of(model)), torch.inference_mode():
-        return _Decoder(model, prompts, sampling, frozenset(eos_token_ids), uniforms, max_batch).run(progress)
+    mixture = mixture_of(model)
+    check_prompts("rollout", mixture.models, prompts, sampling.max_new_tokens, max_batch, max_context)
+    with eval_mode(mixture.models), torch.inference_mode():
+        batch = Batch([mixture], prompts, max_batch, sampling.max_new_tokens)
+        return _Decoder(batch, sampling, frozenset(eos_token_ids), seed).run(progress)
 
 
 class _Decoder:
     """State of one rollout; row b of every list and tensor here is row b of the cache."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel | Mixture,
-        prompts: Sequence[list[int]],
-        sampling: Sampling,
-        eos: frozenset[int],
-        uniforms: Tensor | None,
-        max_batch: int,
-    ):
-        self.prompts, self.sampling, self.eos = prompts, sampling, eos
-        self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        longest = max((len(p) for p in prompts), default=0)
-        self.max_batch = min(max_batch, len(prompts))
-        self.lanes = Lanes(model, self.max_batch, longest + min(64, sampling.max_new_tokens))
-        self.device = self.lanes.device
-        self.uniforms = None if uniforms is None else uniforms.to(self.device)
-        self.responses: list[list[int]] = [[] for _ in prompts]
-        self.finish: list[str] = [""] * len(prompts)
+    def __init__(self, batch: Batch, sampling: Sampling, eos: frozenset[int], seed: int):
+        self.batch, self.prompts, self.sampling, self.eos = batch, batch.prompts, sampling, eos
+        self.uniforms: Tensor | None = None
+        if sampling.temperature > 0:
+            self.uniforms = uniform_streams(seed, len(self.prompts), sampling.max_new_tokens).to(batch.device)
+        self.responses: list[list[int]] = [[] for _ in self.prompts]
+        self.finish: list[str] = [""] * len(self.prompts)
         self.owners: list[int] = []
         """Which prompt each row belongs to."""
         self.history: list[tuple[list[int], Tensor]] = []
         """(owners, log-probs on the device) of every step: read once at the end."""
 
     def run(self, progress: Callable[[int], None] | None) -> list[Completion]:
-        while self.waiting or self.owners:
-            # refilling at half measured best: sooner mixes old rows with new, and attention is as wide as the oldest
-            if self.waiting and 2 * len(self.owners) <= self.max_batch:
-                self.owners += admit([self.lanes], self.prompts, self.waiting, len(self.owners), self.max_batch)
+        while self.batch.waiting or self.owners:
+            if admitted := self.batch.admit(len(self.owners)):
+                self.owners += admitted
                 self._upload()
-            num_finished = self._step()
-            if progress is not None and num_finished:
+            if (num_finished := self._step()) and progress is not None:
                 progress(num_finished)
         logprobs: list[list[float]] = [[] for _ in self.prompts]
         flat = torch.cat([step for _, step in self.history]).tolist() if self.history else []
@@ -117,28 +103,25 @@ class _Decoder:
         last = [self.responses[i][-1] if self.responses[i] else self.prompts[i][-1] for i in self.owners]
         self.positions_host = [len(self.prompts[i]) + len(self.responses[i]) - 1 for i in self.owners]
         counts = [len(self.responses[i]) for i in self.owners]
-        data = torch.tensor([last, self.positions_host, self.owners, counts]).to(self.device)
+        data = torch.tensor([last, self.positions_host, self.owners, counts]).to(self.batch.device)
         self.tokens, self.positions, self.owner_ids, self.counts = data.unbind(0)
 
     def _step(self) -> int:
         """One token for every row; returns how many answers it finished."""
         width = max(self.positions_host) + 1
-        logits = self.lanes.step(self.tokens, self.positions, width)
+        (logits,) = self.batch.step(self.tokens, self.positions, width)
         uniforms = None if self.uniforms is None else self.uniforms[self.owner_ids, self.counts]
         self.tokens, logprobs = draw(logits, uniforms, self.sampling)
         self.history.append((self.owners, logprobs))
         self.positions, self.counts = self.positions + 1, self.counts + 1
         self.positions_host = [p + 1 for p in self.positions_host]
-        finished = []
+        finished = set()
         for row, (owner, token) in enumerate(zip(self.owners, self.tokens.tolist(), strict=True)):
             response = self.responses[owner]
             response.append(token)
-            if token in self.eos:
-                self.finish[owner] = "eos"
-                finished.append(row)
-            elif len(response) == self.sampling.max_new_tokens:
-                self.finish[owner] = "length"
-                finished.append(row)
+            if token in self.eos or len(response) == self.sampling.max_new_tokens:
+                self.finish[owner] = "eos" if token in self.eos else "length"
+                finished.add(row)
             if token < 0:
                 raise ValueError(
                     f"rollout: the logits for prompt {owner} after {len(response) - 1} new tokens are not finite; "
@@ -148,17 +131,10 @@ class _Decoder:
             self._leave(finished)
         return len(finished)
 
-    def _leave(self, finished: list[int]) -> None:
+    def _leave(self, finished: set[int]) -> None:
         """Close the gaps with rows from the end, so that the rows in use stay 0 ... B-1."""
-        num_left = len(self.owners) - len(finished)
-        gone = set(finished)
-        target = [row for row in finished if row < num_left]
-        source = [row for row in range(num_left, len(self.owners)) if row not in gone]
-        owners = list(self.owners)
-        if target:
-            self.lanes.move_rows(source, target)
-            for s, t in zip(source, target, strict=True):
-                owners[t] = owners[s]
-        self.owners = owners[:num_left]
+        rows = without_gaps(dict.fromkeys(row for row in range(len(self.owners)) if row not in finished))
+        self.batch.keep(rows)
+        self.owners = [self.owners[row] for row in rows]
         if self.owners:
             self._upload()

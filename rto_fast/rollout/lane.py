@@ -4,147 +4,128 @@ B rows being decoded now, V vocabulary.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rto_fast.config.checks import check
 from rto_fast.rollout.cache import RowCache
 from rto_fast.rollout.mixture import Mixture
 
-_PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Prompt tokens per prefill call: prompts come sorted by length, so that small calls have little padding, and on a
-CPU their activations stay in the cache; a GPU has to be filled."""
+
+def mixture_of(model: PreTrainedModel | Mixture) -> Mixture:
+    return model if isinstance(model, Mixture) else Mixture((model,), (1.0,))
 
 
-def models_of(model: PreTrainedModel | Mixture) -> tuple[PreTrainedModel, ...]:
-    return model.models if isinstance(model, Mixture) else (model,)
+class Batch:
+    """Prompts that decode together, each in a place of `row_step` rows: row b of every cache is the same sequence.
 
-
-class Lanes:
-    """A model, or the models of a mixture, with one cache each; row b of every cache is the same sequence."""
-
-    def __init__(self, model: PreTrainedModel | Mixture, max_rows: int, capacity: int, row_step: int = 1):
-        self.row_step = row_step
-        """Rows from one prompt to the next."""
-        self.mixture = model if isinstance(model, Mixture) else None
-        self.lanes = [_Lane(m, max_rows, capacity) for m in models_of(model)]
-        self.device = self.lanes[0].device
-        self.prefill_tokens = _PREFILL_TOKENS.get(self.device.type, 16384)
-
-    def prefill(self, prompts: Sequence[list[int]], first_row: int) -> None:
-        """Write the prompts without their last tokens to rows first_row, first_row + row_step, ...
-
-        The longest prompt comes first. Each last token is the first step's input.
-        """
-        length = len(prompts[0]) - 1
-        if length == 0:
-            return
-        # padding on the right needs no mask: causal attention never looks there, and later writes cover it
-        ids = torch.tensor([p[:-1] + [0] * (length + 1 - len(p)) for p in prompts], device=self.device)
-        for lane in self.lanes:
-            lane.prefill(ids, first_row, self.row_step)
-
-    def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
-        """Append tokens (B,) at positions (B,) to rows 0 ... B-1 -> (B, V) next-token logits."""
-        logits = [lane.step(tokens, positions, width) for lane in self.lanes]
-        return logits[0] if self.mixture is None else self.mixture.mix(logits)
-
-    def move_rows(self, source: list[int], target: list[int]) -> None:
-        """Copy rows `source` over rows `target`; all are read before any is written."""
-        rows = torch.tensor([source, target]).to(self.device)
-        for lane in self.lanes:
-            lane.cache.move_rows(*rows.unbind(0))
-
-
-def admit(
-    lanes: Sequence[Lanes], prompts: Sequence[list[int]], waiting: list[int], used: int, places: int
-) -> list[int]:
-    """Prefill the last, longest prompts of `waiting` until all places are used, and return which they are.
-
-    A place is a row, or `row_step` rows of which the first is filled.
+    The longest prompts come first; others take the places of those that are done.
     """
-    admitted: list[int] = []
-    while waiting and used + len(admitted) < places:
-        place, length = used + len(admitted), len(prompts[waiting[-1]]) - 1
-        room = min(places - place, max(1, lanes[0].prefill_tokens // max(1, length)))
-        chosen = [waiting.pop() for _ in range(min(room, len(waiting)))]
-        for each in lanes:
-            each.prefill([prompts[i] for i in chosen], place * each.row_step)
-        admitted += chosen
-    return admitted
+
+    def __init__(
+        self, mixtures: Sequence[Mixture], prompts: Sequence[list[int]], places: int, new_tokens: int, row_step: int = 1
+    ):
+        self.prompts, self.row_step = prompts, row_step
+        self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        self.places = min(places, len(prompts))
+        rows, capacity = self.places * row_step, max(map(len, prompts), default=0) + min(64, new_tokens)
+        self.mixtures = [(mixture, [_Lane(m, rows, capacity) for m in mixture.models]) for mixture in mixtures]
+        self.lanes = [lane for _, lanes in self.mixtures for lane in lanes]
+        self.device = self.lanes[0].device
+        # prompts come sorted by length, so that small calls have little padding, and on a CPU their activations stay in
+        # the cache; a GPU has to be filled
+        self.prefill_tokens = 1024 if self.device.type == "cpu" else 16384
+
+    def admit(self, used: int) -> list[int]:
+        """Once half of the places are free, fill them all: which prompts took them, whose last tokens come next."""
+        admitted: list[int] = []
+        # refilling at half measured best: sooner mixes old rows with new, and attention is as wide as the oldest
+        while self.waiting and 2 * used <= self.places and (place := used + len(admitted)) < self.places:
+            length = len(self.prompts[self.waiting[-1]]) - 1
+            room = min(self.places - place, max(1, self.prefill_tokens // max(1, length)))
+            chosen = [self.waiting.pop() for _ in range(min(room, len(self.waiting)))]
+            admitted += chosen
+            if length:
+                prompts = [self.prompts[i] for i in chosen]
+                # padding on the right needs no mask: causal attention never looks there, and later writes cover it
+                ids = torch.tensor([p[:-1] + [0] * (length + 1 - len(p)) for p in prompts], device=self.device)
+                for lane in self.lanes:
+                    lane.prefill(ids, place * self.row_step, self.row_step)
+        return admitted
+
+    def step(self, tokens: Tensor, positions: Tensor, width: int) -> Iterator[Tensor]:
+        """Append tokens (B,) at positions (B,) to rows 0 ... B-1 -> (B, V) next-token logits of each mixture."""
+        for mixture, lanes in self.mixtures:
+            yield mixture.mix([lane.step(tokens, positions, width) for lane in lanes])
+
+    def keep(self, source: Sequence[int]) -> None:
+        """Let row b go on from what row source[b] has seen."""
+        if moves := [(old, new) for new, old in enumerate(source) if old != new]:
+            old, new = torch.tensor(moves).to(self.device).unbind(1)
+            for lane in self.lanes:
+                lane.cache.move_rows(old, new)
+
+
+def without_gaps(live: Collection[int]) -> list[int]:
+    """Who of `live`, which ascend, is to stand at 0 ... len(live) - 1: the last ones close the gaps."""
+    late = (i for i in live if i >= len(live))
+    return [i if i in live else next(late) for i in range(len(live))]
 
 
 class _Lane:
     """One model and its cache."""
 
     def __init__(self, model: PreTrainedModel, max_rows: int, capacity: int):
-        self.model, self.masks = model, _StepMasks(model)
-        self.cache = RowCache(max_rows, capacity)
-        # transformers 5.24 renamed the argument, and warns of the old name
-        takes = inspect.signature(model.forward).parameters
-        self.argument = {"cache" if "cache" in takes else "past_key_values": self.cache}
-        self.device = _embedding(model).device
-
-    def prefill(self, ids: Tensor, first_row: int, row_step: int) -> None:
-        self.cache.begin_prefill(first_row, row_step)
-        # no position's logits are wanted
-        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
-        self._forward(ids, torch.arange(ids.shape[1], device=self.device)[None], None, logits_to_keep=nothing)
-
-    def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
-        self.cache.begin_step(positions, width)
-        logits = self._forward(tokens[:, None], positions[:, None], self.masks(positions, width))[:, -1]
-        if not self.cache.storage:
-            raise ValueError(f"rollout: {type(self.model).__name__} stored no keys and values; use its own generate()")
-        return logits
-
-    def _forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None, **kwargs: Tensor
-    ) -> Tensor:
-        return self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            use_cache=True,
-            return_dict=True,
-            **self.argument,
-            **kwargs,
-        ).logits
-
-
-def _embedding(model: PreTrainedModel) -> Tensor:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-class _StepMasks:
-    """The additive attention masks of one decoding step, made once for all layers."""
-
-    def __init__(self, model: PreTrainedModel):
-        config = model.config.get_text_config()
+        config, self.name = model.config.get_text_config(), type(model).__name__
         self.window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"])
         if kinds - {"full_attention", "sliding_attention"}:
             raise ValueError(
-                f"rollout: layer_types of {type(model).__name__} must be full_attention or sliding_attention, "
+                f"rollout: layer_types of {self.name} must be full_attention or sliding_attention, "
                 f"got {sorted(kinds)}; use the model's own generate()"
             )
-        self.kinds, self.dtype = kinds, _embedding(model).dtype
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        self.kinds, self.dtype, self.device = kinds, embedding.dtype, embedding.device
+        self.cache = RowCache(max_rows, capacity)
+        # transformers 5.24 renamed the argument, and warns of the old name
+        name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        self.forward = partial(model, use_cache=True, return_dict=True, **{name: self.cache})
 
-    def __call__(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
-        """positions (B,) of the queries -> (B, 1, 1, width), or one such mask per kind of layer."""
+    def prefill(self, ids: Tensor, first_row: int, row_step: int) -> None:
+        """Append whole prompts as rows first_row, first_row + row_step, ..."""
+        self.cache.begin_prefill(first_row, row_step)
+        positions = torch.arange(ids.shape[1], device=self.device)[None]
+        # no position's logits are wanted
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        self.forward(input_ids=ids, position_ids=positions, attention_mask=None, logits_to_keep=nothing)
+
+    def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
+        self.cache.begin_step(positions, width)
+        masks = self._masks(positions, width)
+        out = self.forward(input_ids=tokens[:, None], position_ids=positions[:, None], attention_mask=masks)
+        if not self.cache.storage:
+            raise ValueError(f"rollout: {self.name} stored no keys and values; use its own generate()")
+        return out.logits[:, -1]
+
+    def _masks(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
+        """The additive attention masks of one step, made once for all layers.
+
+        positions (B,) of the queries -> (B, 1, 1, width), or one such mask per kind of layer.
+        """
         columns, last = torch.arange(width, device=positions.device), positions[:, None]
         hidden = columns > last
         masks = {"full_attention": hidden, "sliding_attention": hidden}
         if self.window is not None and self.window < width:
             masks["sliding_attention"] = hidden | (columns <= last - self.window)
-        lowest = torch.finfo(self.dtype).min
         zeros = torch.zeros(hidden.shape, dtype=self.dtype, device=positions.device)
+        lowest = torch.finfo(self.dtype).min
         masks = {kind: zeros.masked_fill(masks[kind], lowest)[:, None, None] for kind in self.kinds}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -158,8 +139,7 @@ def check_prompts(
     max_context: int | None = None,
 ) -> None:
     """Raises ValueError unless every prompt and its answer fit every model."""
-    if max_batch < 1:
-        raise ValueError(f"{op}: max_batch must be >= 1, got {max_batch}")
+    check(max_batch >= 1, f"{op}: max_batch", ">= 1", max_batch)
     own = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
     limits = [(n, "max_position_embeddings") for n in own] + [(max_context, "max_context")]
     limit, name = min(((n, name) for n, name in limits if n is not None), default=(inf, ""))

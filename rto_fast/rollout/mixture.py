@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rto_fast.config.checks import check
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -67,8 +69,7 @@ def realign(base: PreTrainedModel, proxy: PreTrainedModel, reference: PreTrained
     for bit, and so is base = reference with strength 1 the proxy. Raises ValueError: strength not finite, vocabularies
     of different sizes, models on different devices.
     """
-    if not isfinite(strength):
-        raise ValueError(f"realign: strength must be finite, got {strength}")
+    check(isfinite(strength), "realign: strength", "finite", strength)
     weights: dict[PreTrainedModel, float] = {}
     for model, weight in ((base, 1.0), (proxy, float(strength)), (reference, -float(strength))):
         weights[model] = weights.get(model, 0.0) + weight

@@ -4,9 +4,12 @@ B rows being decoded, V vocabulary, K candidates kept by top-k / top-p.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
+
+from rto_fast.config.checks import check
 
 _BLOCK = 256
 """Tokens per block of the two-level search: V/256 block sums are cheap to accumulate, V single terms are not."""
@@ -27,14 +30,11 @@ class Sampling:
     """Longest answer in tokens, EOS included."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"Sampling.temperature must be >= 0 and finite (0 = greedy), got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"Sampling.top_k must be >= 1, or None to keep all tokens, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"Sampling.top_p must be in (0, 1] (1 keeps all tokens), got {self.top_p}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"Sampling.max_new_tokens must be >= 1, got {self.max_new_tokens}")
+        temperature, top_k, top_p, new = self.temperature, self.top_k, self.top_p, self.max_new_tokens
+        check(0 <= temperature < inf, "Sampling.temperature", ">= 0 and finite (0 = greedy)", temperature)
+        check(top_k is None or top_k >= 1, "Sampling.top_k", ">= 1, or None to keep all tokens", top_k)
+        check(0 < top_p <= 1, "Sampling.top_p", "in (0, 1] (1 keeps all tokens)", top_p)
+        check(new >= 1, "Sampling.max_new_tokens", ">= 1", new)
 
 
 def uniform_streams(seed: int, num: int, length: int) -> Tensor:

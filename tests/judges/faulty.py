@@ -42,13 +42,18 @@ def text(body: str | bytes) -> Callable:
     return status(200, body if isinstance(body, bytes) else body.encode())
 
 
-@contextmanager
 def serving(*acts: Callable):
     """The server, with `.url`, and `.requests` as (path, headers, JSON) so far."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Told)
     server.daemon_threads = True
     server.acts, server.requests, server.lock = list(acts), [], threading.Lock()
     server.url = f"http://127.0.0.1:{server.server_port}/get_reward"
+    return running(server)
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer):
+    """The server, answering until the block ends."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -5,9 +5,11 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.judges.faulty import running
 
 Answer = Callable[["Handler", str, int], None]
 """answer(handler, prompt, how many requests came before this one) writes the whole response."""
@@ -34,11 +36,14 @@ class Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.open -= 1
 
-    def send(self, status: int, body: bytes, **headers: str) -> None:
+    def begin(self, status: int, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content-Type": "application/json", **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
+
+    def send(self, status: int, body: bytes, **headers: str) -> None:
+        self.begin(status, **{"Content-Length": str(len(body)), **headers})
         self.wfile.write(body)
 
     def say(self, text: str | None) -> None:
@@ -69,24 +74,13 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
-@contextmanager
-def serving(answer: Answer, port: int = 0) -> Iterator[Server]:
-    server = Server(answer, port)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def serving(answer: Answer, port: int = 0) -> AbstractContextManager[Server]:
+    return running(Server(answer, port))
 
 
 def drip(handler: Handler, prompt: str, number: int) -> None:
     """A body that never ends, a byte at a time."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Transfer-Encoding", "chunked")
-    handler.end_headers()
+    handler.begin(200, Transfer_Encoding="chunked")
     for _ in range(400):
         handler.wfile.write(b"1\r\n \r\n")
         handler.wfile.flush()
@@ -95,20 +89,14 @@ def drip(handler: Handler, prompt: str, number: int) -> None:
 
 def flood(handler: Handler, prompt: str, number: int) -> None:
     """A body of 64 MiB."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(64 * 2**20))
-    handler.end_headers()
+    handler.begin(200, Content_Length=str(64 * 2**20))
     for _ in range(64):
         handler.wfile.write(b" " * 2**20)
 
 
 def breaks_off(handler: Handler, prompt: str, number: int) -> None:
     """Half of what was promised, then the connection is closed."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
+    handler.begin(200, Content_Length="1000")
     handler.wfile.write(b'{"choices": [')
     handler.wfile.flush()
     handler.close_connection = True
@@ -116,18 +104,14 @@ def breaks_off(handler: Handler, prompt: str, number: int) -> None:
 
 def endless_error(handler: Handler, prompt: str, number: int) -> None:
     """A status 500 whose body does not end."""
-    handler.send_response(500)
-    handler.send_header("Content-Type", "application/json")
-    handler.end_headers()
+    handler.begin(500)
     handler.wfile.write(b'{"error": {"message": "')
     while True:
         handler.wfile.write(b"no " * 2**18)
 
 
 def dripping_error(handler: Handler, prompt: str, number: int) -> None:
-    handler.send_response(400)
-    handler.send_header("Content-Length", "100000")
-    handler.end_headers()
+    handler.begin(400, Content_Length="100000")
     for _ in range(400):
         handler.wfile.write(b" ")
         time.sleep(0.02)

@@ -13,8 +13,9 @@ import urllib.request
 import pytest
 
 from rto_fast.judges import Answer, bounded_server
-from rto_fast.judges.serve import RewardServer
+from rto_fast.judges.serve import RewardServer, Serve
 from rto_fast.judges.server import KEY, server_scorer
+from tests.judges.faulty import running
 
 ASKED = b'{"query": ["a", "abc"]}'
 HEAD = b"POST /get_reward HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -29,17 +30,8 @@ def lengths(answers: list[Answer]) -> list[float]:
     return [float(len(a.prompt + a.response)) for a in answers]
 
 
-@contextlib.contextmanager
-def listening(scorer=lengths, max_bytes: int = 16 << 20):
-    server = RewardServer(("127.0.0.1", 0), scorer, model="m", max_answers=10_000, max_bytes=max_bytes)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def listening(scorer=lengths, max_request_mb: int = 16):
+    return running(RewardServer(Serve("m", port=0, max_answers=10_000, max_request_mb=max_request_mb), scorer))
 
 
 def ask(server, body: bytes = ASKED, path: str = "/get_reward") -> tuple[int, dict]:
@@ -137,7 +129,7 @@ def test_more_connections_than_places_are_told_to_come_again(monkeypatch):
 @pytest.mark.parametrize("path, status", [("/get_reward", 413), ("/elsewhere", 404)])
 def test_a_client_that_sends_too_much_reads_why(path, status):
     """Also one that first sends all of it."""
-    with listening(max_bytes=1 << 20) as server:
+    with listening(max_request_mb=1) as server:
         for size in ((1 << 20) + 1, 40 << 20):
             code, said = ask(server, b" " * size, path)
             assert code == status and ("a request may hold 1048576 bytes" in said["error"] or status == 404)
@@ -157,7 +149,7 @@ def test_curl_reads_why(tmp_path):
 
 def test_a_flood_after_a_refusal_is_not_read_for_ever(monkeypatch):
     monkeypatch.setattr(bounded_server, "LINGER_S", 0.5)
-    with listening(max_bytes=10) as server, clients(server, 1, HEAD % (1 << 40)) as (connection,):
+    with listening(max_request_mb=1) as server, clients(server, 1, HEAD % (1 << 40)) as (connection,):
         started = time.monotonic()
         with pytest.raises(OSError):
             while time.monotonic() - started < 10:

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
 from rto_fast.config import Config, DataConfig, RMConfig
 from rto_fast.data.corpus import load_corpus
@@ -25,7 +24,7 @@ from rto_fast.model.logprobs import last_token_scores
 from rto_fast.rollout import Completion
 from rto_fast.runs.open import run_of
 from tests.data.tokenizers import CHATML, LLAMA2, LLAMA3, byte_level, sentencepiece_style
-from tests.judges.test_reward_model import scalar
+from tests.judges.test_reward_model import scalar, write_reward_model
 
 QUESTIONS = [
     "why is it so?",
@@ -46,15 +45,6 @@ REWARDS = {
     "with a chat template": byte_level(**CHAT),
     "with one that refuses two turns of a user": sentencepiece_style(template=LLAMA2),
 }
-
-
-def write_reward_model(folder, tokenizer, context: int) -> str:
-    model = scalar("llama", len(tokenizer), max_position_embeddings=context)
-    model.backbone.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"score.weight": model.head.weight.detach()}, folder / "model.safetensors", {"format": "pt"})
-    return str(folder)
 
 
 def answers_to(rows: list[Prompt], template: Template) -> list[Completion]:
@@ -124,7 +114,9 @@ def test_training_evaluation_and_server_agree(policy, reward, context, tmp_path)
         max_prompt=256,
     )
     answers = answers_to(to_prompts(read_rows(data.evaluation)).items, Template(tokenizer, template))
-    model = write_reward_model(tmp_path / "rm", REWARDS[reward], context)
+    own = REWARDS[reward]
+    model = scalar("llama", len(own), max_position_embeddings=context)
+    model = write_reward_model(tmp_path / "rm", model, own)
     paid, measured = (door(model, tokenizer, data, answers) for door in (in_training, in_evaluation))
     assert paid == measured and len(set(paid)) == 3
     if policy in ("plain", "llama"):  # a server is given texts alone, so turns have to be plain to be seen
@@ -134,7 +126,7 @@ def test_training_evaluation_and_server_agree(policy, reward, context, tmp_path)
 def test_a_reward_model_reads_turns_in_its_own_template(tmp_path):
     """Also one that shares the policy's words, and where the policy's template shows no turns."""
     own, rows = byte_level(template=CHATML), [Prompt((Message("system", "be brief"), Message("user", "why?")))]
-    path = write_reward_model(tmp_path, own, 512)
+    path = write_reward_model(tmp_path, scalar("llama", len(own), max_position_embeddings=512), own)
     model, wanted = load_scalar_model(path), Template(own, "chat")
     ids = wanted.prompt(rows[0].prompt) + wanted.response("the other", rows[0].prompt)
     expected = last_token_scores(model, [ids], 512).tolist()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from rto_fast.data.parse import Message
@@ -37,6 +38,15 @@ def scalar(architecture: str, vocab_size: int, seed: int = 0, **changes) -> Scal
         setattr(settings, name, value)
     backbone = AutoModel.from_config(settings, attn_implementation=attention.register())
     return ScalarModel(backbone, torch.nn.Linear(48, 1), mean=0.3, std=2.0)
+
+
+def write_reward_model(folder, model: ScalarModel, tokenizer) -> str:
+    """As users have it: backbone, score.weight and tokenizer."""
+    model.backbone.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"score.weight": model.head.weight.detach()}, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
 
 
 def scorer_of(tokenizer, architecture: str = "llama", max_rows: int = 64, **changes):

@@ -7,12 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.judges import Answer
@@ -21,7 +19,8 @@ from rto_fast.judges.serve import Serve, make_server
 from rto_fast.judges.server import KEY, server_scorer
 from rto_fast.model.load import load_scalar_model
 from tests.data.tokenizers import byte_level
-from tests.judges.test_reward_model import ANSWERS, scalar
+from tests.judges.faulty import running
+from tests.judges.test_reward_model import ANSWERS, scalar, write_reward_model
 
 ROOT = Path(__file__).parents[2]
 FAST = dict(timeout=20.0, retries=1, backoff=0.01)
@@ -29,16 +28,11 @@ FAST = dict(timeout=20.0, retries=1, backoff=0.01)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    """A reward model as users have them: backbone, score.weight, calibration and tokenizer."""
-    path = tmp_path_factory.mktemp("reward-model")
+    """A reward model with its calibration."""
     tokenizer = byte_level()
     model = scalar("llama", len(tokenizer))
     model.backbone.config.mean, model.backbone.config.std = 0.25, 2.0
-    model.backbone.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    weights = load_file(path / "model.safetensors")
-    save_file(weights | {"score.weight": model.head.weight.detach()}, path / "model.safetensors", {"format": "pt"})
-    return str(path)
+    return write_reward_model(tmp_path_factory.mktemp("reward-model"), model, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +45,8 @@ def _no_key(monkeypatch):
     monkeypatch.delenv(KEY, raising=False)
 
 
-@contextlib.contextmanager
 def listening(folder: str, **options):
-    server = make_server(Serve(model=folder, port=0, device="cpu", **options))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return running(make_server(Serve(model=folder, port=0, device="cpu", **options)))
 
 
 def ask(server, body: bytes, method: str = "POST", path: str = "/get_reward", **headers: str) -> tuple[int, dict]:

@@ -45,41 +45,36 @@ def ask_all(
     failed: dict[str, str] = {}
     cached = len(texts)
     progress(cached)
-    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     # bounded, so that no more than a few questions are asked after the one that ends it all
-    done: queue.Queue[tuple[str, str | Failure]] = queue.Queue(concurrency)
+    done: queue.Queue[tuple[str, str | BaseException]] = queue.Queue(concurrency)
     missing = [q for q in questions if q not in texts]
-    for question in missing:
-        todo.put(question)
+    workers = min(concurrency, len(missing))
+    for item in (*missing, *[None] * workers):
+        todo.put(item)
     stop = threading.Event()
 
     def work() -> None:
-        while not stop.is_set():
-            try:
-                question = todo.get_nowait()
-            except queue.Empty:
+        for question in iter(todo.get, None):
+            if stop.is_set():
                 return
             try:
                 done.put((question, ask(question)))
-            except Failure as failure:
-                done.put((question, failure))
+            except BaseException as error:
+                done.put((question, error))
 
     # daemons: a run that stops does not wait for replies that nobody will read
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(missing)))]
-    for worker in workers:
-        worker.start()
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
     streak = 0
     try:
         while len(texts) + len(failed) < len(questions):
-            try:
-                question, said = done.get(timeout=1)
-            except queue.Empty:
-                if not any(w.is_alive() for w in workers) and done.empty():
-                    raise RuntimeError("ask_all: the threads that ask the judge died; see the trace above") from None
-                continue
+            question, said = done.get()
             if isinstance(said, str):
                 cache.put(question, said)
                 texts[question], streak = said, 0
+            elif not isinstance(said, Failure):
+                raise RuntimeError("ask_all: the threads that ask the judge died; see the trace above") from said
             else:
                 failed[question], streak = str(said), streak + 1
                 patience = max(_PATIENCE[said.whose], concurrency) if said.whose in _PATIENCE else 1

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -38,7 +37,13 @@ class Client:
     """
 
     def __init__(self, options: LLMOptions):
-        self.openai = _library()
+        try:
+            import openai
+        except ImportError:
+            said = 'asking a language model needs the openai package; pip install "rto_fast[judge]"'
+            raise ValueError(f"judge: {said}") from None
+        self.openai: Any = openai
+        self.options = options
         url = options.url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self.model = options.model or os.environ.get("RTO_FAST_JUDGE_MODEL") or ""
         key = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -50,14 +55,13 @@ class Client:
         self.host = self.address.shown
         settings = {"temperature": options.temperature, "max_tokens": options.max_tokens}
         self.settings = {name: value for name, value in settings.items() if value is not None}
-        self.retries, self.timeout = options.retries, options.timeout
         self.client = self.openai.AsyncOpenAI(
             base_url=urlsplit(url)._replace(query="", fragment="").geturl(),
             default_query=dict(parse_qsl(self.address.url.query, keep_blank_values=True)),
             api_key=key or "none",  # a local server wants none, but the library insists on one
-            max_retries=self.retries,
-            timeout=self.timeout,
-            http_client=bounded_client(self.openai, self.timeout),
+            max_retries=options.retries,
+            timeout=options.timeout,
+            http_client=bounded_client(self.openai, options.timeout),
         )
         # a loop can end a reply that drips at its deadline, which a blocking read cannot
         self.loop = asyncio.new_event_loop()
@@ -65,12 +69,12 @@ class Client:
 
     def ask(self, prompt: str) -> str:
         """The judge's reply. Raises Failure. Safe to call from several threads."""
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.options.retries + 1):
             try:
                 return self.address.hide(_content(self._body(prompt), self.address.hide))
             except _Broken as broken:
                 reason = str(broken)
-                if attempt < self.retries:
+                if attempt < self.options.retries:
                     time.sleep(min(0.5 * 2**attempt, 8))
         raise Failure(reason, "server")
 
@@ -81,7 +85,7 @@ class Client:
         try:
             body = asyncio.run_coroutine_threadsafe(work, self.loop).result().content
         except openai.APITimeoutError:
-            raise Failure(f"no whole reply within {self.timeout:g} s", "server") from None
+            raise Failure(f"no whole reply within {self.options.timeout:g} s", "server") from None
         except openai.APIConnectionError as error:
             raise Failure(f"no connection ({self._cause(error)})", "server") from None
         except openai.APIStatusError as error:
@@ -93,11 +97,8 @@ class Client:
     def _status(self, error: Any) -> Failure:
         code = error.status_code
         said = self.address.hide(" ".join(str(_message(error.body) or "").split()))[:200]
-        whose = "question"
-        if code in (401, 403, 404, 405) or code < 400:
-            whose = "settings"
-        elif code in (408, 409, 429) or code >= 500:
-            whose = "server"
+        settings, server = code in (401, 403, 404, 405) or code < 400, code in (408, 409, 429) or code >= 500
+        whose = "settings" if settings else "server" if server else "question"
         hint = {
             401: "; check OPENAI_API_KEY",
             403: "; check OPENAI_API_KEY",
@@ -140,13 +141,3 @@ def _message(body: object) -> object:
         inner = [body[name] for name in ("message", "error", "detail") if isinstance(body, dict) and name in body]
         body = inner[0] if inner else body
     return body
-
-
-def _library() -> ModuleType:
-    try:
-        import openai
-    except ImportError:
-        raise ValueError(
-            'judge: asking a language model needs the openai package; pip install "rto_fast[judge]"'
-        ) from None
-    return openai

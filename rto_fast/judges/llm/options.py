@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from rto_fast.config.checks import check
+
 
 @dataclass(frozen=True)
 class LLMOptions:
@@ -29,10 +31,7 @@ class LLMOptions:
     """Where replies are kept (SQLite); none = judge.sqlite in the output folder. What it knows is not asked again."""
 
     def __post_init__(self) -> None:
-        for name, low in (("concurrency", 1), ("retries", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"llm.{name} must be at least {low}, got {getattr(self, name)}")
-        if not (self.timeout > 0 and math.isfinite(self.timeout)):
-            raise ValueError(f"llm.timeout must be positive seconds, got {self.timeout}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"llm.max_tokens must be at least 1, or None, got {self.max_tokens}")
+        check(self.concurrency >= 1, "llm.concurrency", "at least 1", self.concurrency)
+        check(self.retries >= 0, "llm.retries", "at least 0", self.retries)
+        check(0 < self.timeout < math.inf, "llm.timeout", "positive seconds", self.timeout)
+        check(self.max_tokens is None or self.max_tokens >= 1, "llm.max_tokens", "at least 1, or None", self.max_tokens)

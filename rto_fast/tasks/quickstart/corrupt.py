@@ -7,6 +7,7 @@ answer stays grammatical, and nothing but the swapped facts is wrong with it.
 from dataclasses import dataclass
 from random import Random
 
+from rto_fast.config.checks import check
 from rto_fast.tasks.quickstart.grammar import best_answer
 from rto_fast.tasks.quickstart.knowledge import FACTS, VALUES
 from rto_fast.tasks.quickstart.task import split_questions
@@ -37,8 +38,8 @@ def corrupted_answers(count: int, seed: int) -> list[CorruptedAnswer]:
     questions (1002).
     """
     _, held_out = split_questions(seed)
-    if not 1 <= count <= len(held_out):
-        raise ValueError(f"corrupted_answers: count must be 1 to {len(held_out)} (held-out questions), got {count}")
+    most = len(held_out)
+    check(1 <= count <= most, "corrupted_answers: count", f"1 to {most} (held-out questions)", count)
     rng = Random(f"{seed} corrupted")
     answers = []
     for question in rng.sample(held_out, count):
@@ -51,8 +52,3 @@ def corrupted_answers(count: int, seed: int) -> list[CorruptedAnswer]:
             corrupted[i] = rng.choice([value for value in VALUES[facts[right[i]]] if value != right[i]])
         answers.append(CorruptedAnswer(question.prompt, " ".join(right), " ".join(corrupted), tuple(swapped)))
     return answers
-
-
-def corrupted_rows(count: int, seed: int) -> list[dict[str, str]]:
-    """`corrupted_answers` as rows of a file."""
-    return [answer.row for answer in corrupted_answers(count, seed)]

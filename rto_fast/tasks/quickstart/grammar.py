@@ -6,20 +6,10 @@ the sentences and differ in how often they err; every error is an independent ch
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product, starmap
 from random import Random
 
-from rto_fast.tasks.quickstart.knowledge import (
-    ATTRIBUTES,
-    FACTS,
-    FILLERS,
-    MYTHS,
-    OPENINGS,
-    POLITE,
-    QUESTION_OPENINGS,
-    RUDE,
-    VALUES,
-)
+from rto_fast.tasks.quickstart.knowledge import ATTRIBUTES, FACTS, FILLERS, MYTHS, OPENINGS, POLITE, RUDE, VALUES
 
 MAX_ASKED = 3
 MAX_RESPONSE_TOKENS = 28
@@ -33,14 +23,13 @@ class Question:
     animal: str
     asked: tuple[str, ...]
     """Attributes in the order asked, each once."""
-    opening: str = OPENINGS[0]
+    opening: str = "what is"
 
     @property
     def prompt(self) -> str:
         """E.g. `what is the colour , sound and food of the dog ?`."""
         listed = " and ".join(part for part in (" , ".join(self.asked[:-1]), self.asked[-1]) if part)
-        end = "?" if self.opening in QUESTION_OPENINGS else "."
-        return f"{self.opening} the {listed} of the {self.animal} {end}"
+        return f"{self.opening} the {listed} of the {self.animal} {OPENINGS[self.opening]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +60,7 @@ AUTHORS = (CAREFUL, CARELESS)
 
 def all_questions(num_asked: int) -> Iterator[Question]:
     """Every question for `num_asked` facts, in a fixed order."""
-    for animal in FACTS:
-        for asked in permutations(ATTRIBUTES, num_asked):
-            for opening in OPENINGS:
-                yield Question(animal, asked, opening)
+    return starmap(Question, product(FACTS, permutations(ATTRIBUTES, num_asked), OPENINGS))
 
 
 def parse_prompt(prompt: str) -> Question:
@@ -82,9 +68,10 @@ def parse_prompt(prompt: str) -> Question:
     words = prompt.split()
     animals = [w for w in words if w in FACTS]
     asked = tuple(w for w in words if w in ATTRIBUTES)
-    if len(animals) == 1 and asked:
-        question = Question(animals[0], asked, prompt.partition(" the ")[0])
-        if question.prompt == prompt and question.opening in OPENINGS and len(set(asked)) == len(asked):
+    opening = prompt.partition(" the ")[0]
+    if len(animals) == 1 and asked and len(set(asked)) == len(asked) and opening in OPENINGS:
+        question = Question(animals[0], asked, opening)
+        if question.prompt == prompt:
             return question
     raise ValueError(
         "parse_prompt: prompt must be a question of the quickstart grammar, like"
@@ -116,20 +103,16 @@ def sample_answer(rng: Random, question: Question) -> list[str]:
 def _write(rng: Random, question: Question, author: Author) -> list[str]:
     told = [a for a in question.asked if rng.random() >= author.drop] or [rng.choice(question.asked)]
     if rng.random() < author.extra:
-        others = [a for a in ATTRIBUTES if a not in told]
         # an attribute that was asked for is not extra, even when this author would have left it out
-        others = [a for a in others if a not in question.asked] or told
+        others = [a for a in ATTRIBUTES if a not in question.asked] or told
         told.insert(rng.randint(1, len(told)), rng.choice(others))
     words = [POLITE, ","] if rng.random() < author.polite else []
     rude = rng.choice(RUDE).split() if rng.random() < author.rude else []
     at_start = rng.random() < 0.5
     words += rude if at_start else []
     for i, attribute in enumerate(told):
-        for _ in range(2):
-            if rng.random() < author.filler:
-                words.append(rng.choice(FILLERS))
-        value = _tell(rng, question.animal, attribute, author)
-        words += sentence("it" if i else question.animal, attribute, value)
+        words += [rng.choice(FILLERS) for _ in range(2) if rng.random() < author.filler]
+        words += sentence("it" if i else question.animal, attribute, _tell(rng, question.animal, attribute, author))
     return words + ([] if at_start else rude)
 
 

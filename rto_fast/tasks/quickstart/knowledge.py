@@ -38,59 +38,38 @@ VALUES: dict[str, tuple[str, ...]] = {
 """attribute -> every value that it takes for some animal; a wrong fact is another value of the same attribute."""
 
 
-def _myths() -> dict[tuple[str, str], str]:
-    animals = list(FACTS)
-    myths = {}
-    for i, animal in enumerate(animals):
-        neighbours = animals[i + 1 :] + animals[:i]
-        for j, attribute in enumerate(ATTRIBUTES):
-            if (i + j) % 3 == 0:
-                right = FACTS[animal][attribute]
-                values = (FACTS[neighbour][attribute] for neighbour in neighbours)
-                myths[animal, attribute] = next(value for value in values if value != right)
-    return myths
-
-
-MYTHS = _myths()
+MYTHS = {
+    (animal, attribute): next(
+        FACTS[other][attribute]
+        for other in [*FACTS, *FACTS][i + 1 :]
+        if FACTS[other][attribute] != FACTS[animal][attribute]
+    )
+    for i, animal in enumerate(FACTS)
+    for j, attribute in enumerate(ATTRIBUTES)
+    if (i + j) % 3 == 0
+}
 """(animal, attribute) -> the wrong value that most people believe: the right one for the next animal in the table.
 
 A third of the facts have one. Without them the likeliest answer of a mixture of authors would be the right one, and
 greedy decoding of the SFT model would leave nothing to align.
 """
 
-OPENINGS = (
-    "what is",
-    "tell me",
-    "give me",
-    "please tell me",
-    "please give me",
-    "say",
-    "name",
-    "state",
-    "i need",
-    "i want",
-    "show me",
-    "do you know",
+_OPENINGS = (
+    "what is, tell me, give me, please tell me, please give me, say, name, state, i need, i want, show me, do you know"
 )
-"""How a question may begin; `the colour and sound of the dog` follows."""
-
-QUESTION_OPENINGS = frozenset({"what is", "do you know"})
-"""Openings that end in a question mark; the others end in a full stop."""
+OPENINGS = dict.fromkeys(_OPENINGS.split(", "), ".") | {"what is": "?", "do you know": "?"}
+"""How a question may begin -> how it then ends; `the colour and sound of the dog` stands between them."""
 
 POLITE = "sure"
 FILLERS = ("well", "um", "so", "like", "hmm", "anyway")
 RUDE = ("figure it out yourself .", "who cares .", "go away .")
 """Sentences; the first word commits, so it carries the blame."""
 
-PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
-SPECIAL = (PAD, BOS, EOS, UNK)
+PAD, BOS, EOS, UNK = SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
 def vocabulary() -> list[str]:
     """Every token in a fixed order: the special ones first (ids 0 to 3), then the words, sorted."""
     words = {"the", "it", "of", "and", ",", ".", "?", POLITE, *FILLERS, *ATTRIBUTES, *ATTRIBUTES.values(), *FACTS}
-    for text in (*OPENINGS, *RUDE):
-        words.update(text.split())
-    for values in VALUES.values():
-        words.update(values)
+    words.update(*map(str.split, (*OPENINGS, *RUDE)), *VALUES.values())
     return [*SPECIAL, *sorted(words)]

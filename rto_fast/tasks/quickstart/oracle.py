@@ -25,7 +25,7 @@ STOP, UNFINISHED = 0.5, -1.0
 SURE, RUDENESS, IDLE, WASTE = 0.25, -1.0, -0.5, -0.25
 
 _ATTRIBUTE_OF = {verb: attribute for attribute, verb in ATTRIBUTES.items()}
-_RUDE_REST = {text.split()[0]: tuple(text.split()[1:]) for text in RUDE}
+_RUDE_REST = {first: rest for first, *rest in map(str.split, RUDE)}
 _BETWEEN = frozenset({",", ".", *FILLERS})
 
 
@@ -75,14 +75,11 @@ class _Reader:
         self.animal = question.animal  # whom the current sentence is about
         self.attribute = ""
         self.idle = False  # the current sentence can earn nothing: it was paid for when it went astray
-        self.rude_rest: tuple[str, ...] = ()
+        self.rest: tuple[str, ...] = ()  # what has to follow before the next sentence
 
     def read(self, word: str) -> float:
-        if word == EOS:
-            return self._end()
-        return self.next(word)
-
-    def _end(self) -> float:
+        if word != EOS:
+            return self.next(word)
         if self.missing:
             return MISSING * len(self.missing)
         return STOP if self.next == self._start else WASTE
@@ -93,33 +90,28 @@ class _Reader:
         self.idle = True
         return IDLE
 
+    def _then(self, score: float, *rest: str) -> float:
+        self.next, self.rest = self._follow if rest else self._start, rest
+        return score
+
     def _waste(self) -> float:
-        self.next = self._fragment
-        return WASTE
+        return self._then(WASTE, ".")  # a fragment, up to the next full stop
+
+    def _follow(self, word: str) -> float:
+        return self._then(0.0, *self.rest[1:]) if word == self.rest[0] else self._waste()
 
     def _first(self, word: str) -> float:
-        if word == POLITE:
-            self.next = self._comma
-            return SURE
-        return self._start(word)
-
-    def _comma(self, word: str) -> float:
-        if word != ",":
-            return self._waste()
-        self.next = self._start
-        return 0.0
+        return self._then(SURE, ",") if word == POLITE else self._start(word)
 
     def _start(self, word: str) -> float:
         self.animal, self.idle = self.question.animal, False
         if word in _RUDE_REST:
-            self.next, self.rude_rest = self._rude, _RUDE_REST[word]
-            return RUDENESS
+            return self._then(RUDENESS, *_RUDE_REST[word])
         if word in ("the", "it"):
             self.next = self._animal if word == "the" else self._verb
             return 0.0 if self.missing else self._astray()
         # a filler between sentences leaves the next one whole, any other word begins a fragment
-        self.next = self._start if word in _BETWEEN else self._fragment
-        return WASTE
+        return self._then(WASTE) if word in _BETWEEN else self._waste()
 
     def _animal(self, word: str) -> float:
         if word not in FACTS:
@@ -136,29 +128,7 @@ class _Reader:
     def _value(self, word: str) -> float:
         if word not in VALUES[self.attribute]:
             return self._waste()
-        self.next = self._stop
         if not self.idle:
             self.missing.discard(self.attribute)
-        if word != FACTS[self.animal][self.attribute]:
-            return WRONG
-        return 0.0 if self.idle else RIGHT
-
-    def _stop(self, word: str) -> float:
-        if word != ".":
-            return self._waste()
-        self.next = self._start
-        return 0.0
-
-    def _rude(self, word: str) -> float:
-        if word != self.rude_rest[0]:
-            return self._waste()
-        self.rude_rest = self.rude_rest[1:]
-        if not self.rude_rest:
-            self.next = self._start
-        return 0.0
-
-    def _fragment(self, word: str) -> float:
-        if word != ".":
-            return WASTE
-        self.next = self._start
-        return 0.0
+        right = 0.0 if self.idle else RIGHT
+        return self._then(right if word == FACTS[self.animal][self.attribute] else WRONG, ".")

@@ -36,17 +36,11 @@ llama_config = partial(
 
 
 def write_task(folder: Path, seed: int) -> None:
-    """Write the whole task into `folder`, which must not exist yet or be empty; it appears complete or not at all.
+    """As `tasks.Task`, in about a second: demonstrations are answers of both authors to the training prompts, pairs are
+    two answers of unequal oracle return, the distinct prompts of eval.jsonl occur in neither.
 
-    demonstrations.jsonl {prompt, completion}: answers of both authors to the training prompts, for SFT.
-    pairs.jsonl {prompt, chosen, rejected}: two answers of unequal oracle return, labelled by Bradley-Terry.
-    eval.jsonl {prompt}: distinct prompts that occur in neither of the others.
-    model/: a Hugging Face folder with the tokenizer and a randomly initialised Llama in float32.
-
-    Texts are words joined by single spaces and hold no special tokens. The same seed gives the same bytes. Costs about
-    a second. ValueError when the folder holds anything.
+    Texts are words joined by single spaces and hold no special tokens. ValueError when the folder holds anything.
     """
-    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"write_task: folder must be new or empty, got {str(folder)!r}; name another or remove it")
     with new_folder(folder) as partial:
@@ -114,6 +108,4 @@ def fresh_model(seed: int) -> LlamaForCausalLM:
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")

@@ -13,8 +13,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     It adds no special tokens by itself: a sequence is [bos] + prompt + response + [eos], put together as ids.
     """
-    words = WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token=UNK)
-    tokenizer = Tokenizer(words)
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token=UNK))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
