@@ -31,13 +31,8 @@ CSS = """<style>
 
 def panels(curves: Mapping[str, Sequence[Point]], beta: float) -> str:
     """A figure per curve, a key above them and a table of the numbers below."""
-    ends = [
-        getattr(p, f) + s * getattr(p, f"{f}_ci95")
-        for c in curves.values()
-        for p in c
-        for f, _, _ in _LINES
-        for s in (-1, 1)
-    ]
+    means = [point.mean(field) for points in curves.values() for point in points for field, _, _ in _LINES]
+    ends = [mean + sign * ci95 for mean, ci95 in means for sign in (-1, 1)]
     step = _tick(max(ends) - min(ends))
     low, high = math.floor(min(ends) / step) * step, math.ceil(max(ends) / step) * step
     key = "".join(
@@ -82,7 +77,7 @@ def _svg(name: str, points: Sequence[Point], low: float, high: float, step: floa
         parts.append(f'<text x="{x(p.step):.1f}" y="{_H - 16}" text-anchor="middle">{p.step}</text>')
     parts.append(f'<text x="{(_W + _LEFT) / 2:.0f}" y="{_H - 2}" text-anchor="middle">DPO steps</text>')
     for field, css, _ in _LINES:
-        line = [(x(p.step), getattr(p, field), getattr(p, f"{field}_ci95")) for p in points]
+        line = [(x(p.step), *p.mean(field)) for p in points]
         if css != "kl":
             edge = [(a, m + c) for a, m, c in line] + [(a, m - c) for a, m, c in reversed(line)]
             parts.append(f'<path class="band lk-{css}" d="{_path(edge, y)}Z"/>')
@@ -98,7 +93,7 @@ def _table(name: str, points: Sequence[Point]) -> str:
     head = "".join(f"<th>{x}</th>" for x in ("step", *(n for _, _, n in _LINES), "accuracy"))
     rows = "".join(
         f"<tr><td>{p.step}</td>"
-        + "".join(f"<td>{getattr(p, f):+.3f} ± {getattr(p, f + '_ci95'):.3f}</td>" for f, _, _ in _LINES)
+        + "".join("<td>{:+.3f} ± {:.3f}</td>".format(*p.mean(field)) for field, _, _ in _LINES)
         + f"<td>{p.accuracy:.2f}</td></tr>"
         for p in points
     )

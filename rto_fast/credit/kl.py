@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.data.encode import EncodedDemonstration
+from rto_fast.kernels.linear_logprob.reference import logits_reference
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.packing import microbatches, pack
 from rto_fast.rollout import Completion
@@ -36,24 +37,17 @@ def kl_per_answer(
         (ref_hidden, ref_head), (hidden, head) = (m(packed, lambda *out: out) for m in (reference, model))
         ref_hidden, hidden = packed.responses(ref_hidden), packed.responses(hidden)
         chunk = max(1, _CHUNK_MB * 2**20 // (16 * ref_head.weight.shape[0]))
-        kl = torch.cat(
-            [
-                _kl(_logprobs(x, ref_head), _logprobs(y, head))
-                for x, y in zip(ref_hidden.split(chunk), hidden.split(chunk), strict=True)
-            ]
-        )
-        offsets = packed.response_cu_seqlens.tolist()
-        for i, start, end in zip(group, offsets, offsets[1:], strict=False):
-            out[i] = kl[start:end].double().sum().item()
+        chunks = zip(ref_hidden.split(chunk), hidden.split(chunk), strict=True)
+        kl = torch.cat([_kl(_logprobs(x, ref_head), _logprobs(y, head)) for x, y in chunks])
+        for i, states in zip(group, kl.split(packed.response_lengths), strict=True):
+            out[i] = states.double().sum().item()
     return out
 
 
 def _logprobs(hidden: Tensor, head: Head) -> Tensor:
     """(R, V) float32 log-probs of the next token."""
-    logits = hidden.float() @ head.weight.float().T
-    logits = logits if head.bias is None else logits + head.bias.float()
-    logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-    return (logits / head.temperature).log_softmax(-1)
+    head = head.to(torch.float32)
+    return logits_reference(hidden.float(), head.weight, **head.options()).log_softmax(-1)
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

@@ -23,45 +23,14 @@ over beta is the change of the log-likelihood. Rewards are per answer, in nats t
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from rto_fast import cli
+from rto_fast.credit.options import Follow, Watch
 from rto_fast.files.disk import write_whole
-
-if TYPE_CHECKING:
-    from rto_fast.credit.follow import Curve
-
-
-@dataclass(frozen=True)
-class Follow:
-    """Follow implicit rewards and likelihoods of chosen and rejected answers while DPO trains, with and without SFT
-    first, against -beta KL (eq. 16 of "From r to Q*").
-
-    A minute on one idle core for the quickstart, several on a busy one. Nothing of the run is changed.
-    """
-
-    run: str
-    """Folder of a finished run: its model, data, sft and dpo settings."""
-    steps: int = 60
-    """Optimizer steps of DPO from each start."""
-    answers: int = 256
-    """Pairs, and answers sampled from pi_ref, to measure on."""
-    points: int = 6
-    """How often to measure on the way."""
-    starts: tuple[str, ...] = ("chosen", "demonstrations", "none")
-    """SFT before DPO: on the chosen answers, on the run's demonstrations, or none."""
-    seed: int | None = None
-    """none = the run's."""
-    device: str = "auto"
-    """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with a model. Only for models you have read."""
-    output: str | None = None
-    """Folder for likelihood.html and likelihood.json. none = the run's folder."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -78,14 +47,14 @@ def follow(options: Follow) -> dict[str, Any]:
     from rto_fast.credit.chart import panels
     from rto_fast.credit.follow import STARTS, dpo_from, start_model, starts_of
     from rto_fast.credit.page import page
-    from rto_fast.credit.source import from_run
+    from rto_fast.credit.source import open_source
 
     for name, least in (("steps", 1), ("answers", 2), ("points", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"{name}: must be at least {least}, got {getattr(options, name)}")
     if unknown := [s for s in options.starts if s not in STARTS]:
         raise ValueError(f"starts: must be of {', '.join(STARTS)}, got {unknown[0]!r}")
-    source = from_run(options.run, device=options.device, trusted=options.trust_remote_code)
+    source = open_source(Watch(options.run or ".", device=options.device, trust_remote_code=options.trust_remote_code))
     config = source.run.config
     seed = config.seed if options.seed is None else options.seed
     curves = {}
@@ -93,9 +62,9 @@ def follow(options: Follow) -> dict[str, Any]:
         bar = tqdm(desc=start, unit="step", leave=False, disable=not sys.stderr.isatty())
         with bar, source.run.precision():
             model = start_model(source, start, seed, bar.update)
-            curve = dpo_from(model, source, options.steps, options.answers, options.points, seed, bar.update)
+            curve = dpo_from(model, source, options, seed, bar.update)
         curves[start] = curve
-        print("\n".join(_table(start, curve)) + "\n", flush=True)
+        print("\n".join(curve.lines(STARTS[start])) + "\n", flush=True)
     figures = {"beta": config.dpo.beta, "steps": options.steps, "curves": {k: c.plain() for k, c in curves.items()}}
     folder = Path(options.output or options.run).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,24 +74,6 @@ def follow(options: Follow) -> dict[str, Any]:
     write_whole(folder / "likelihood.html", html)
     print(f"written: {folder / 'likelihood.html'}, {folder / 'likelihood.json'}")
     return figures
-
-
-def _table(start: str, curve: "Curve") -> list[str]:
-    from rto_fast.credit.follow import STARTS
-
-    logp = ", ".join(f"{name} {value:.1f}" for name, value in curve.logprobs.items())
-    lines = [f"{STARTS[start]}: log pi_ref of {logp} nats per answer"]
-    lines.append(f"  {'step':>4} {'chosen':>15} {'rejected':>15} {'E_ref[reward]':>15} {'-beta KL':>15} {'acc':>6}")
-    for p in curve.points:
-        cells = [(p.chosen, p.chosen_ci95), (p.rejected, p.rejected_ci95), (p.own, p.own_ci95)]
-        cells.append((p.minus_beta_kl, p.minus_beta_kl_ci95))
-        lines.append(f"  {p.step:>4} " + " ".join(f"{x:+.3f} +- {c:.3f}" for x, c in cells) + f" {p.accuracy:>6.2f}")
-    last = curve.points[-1]
-    lines.append(
-        f"  eq. 16: E_ref[reward] - (-beta KL) = {last.gap:+.4f} +- {last.gap_ci95:.4f}; log-likelihood of chosen "
-        f"{last.chosen / curve.beta:+.2f}, of rejected {last.rejected / curve.beta:+.2f} nats"
-    )
-    return lines
 
 
 if __name__ == "__main__":

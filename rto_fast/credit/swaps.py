@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from math import comb
+from typing import Any
 
 import numpy as np
 
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.evaluate.heatmap import Heatmap
+from rto_fast.evaluate.policies import interval
 from rto_fast.evaluate.stats import Estimate, credit_auc, win_rate
 from rto_fast.evaluate.token_rewards import TokenRewards
 
@@ -30,6 +32,26 @@ class Ranking:
     """P(reward of a token left alone > reward of a swapped one), over all answers together"""
     gap: float
     """Mean reward of the tokens left alone minus that of the swapped ones"""
+
+    def figures(self) -> dict[str, Any]:
+        """As credit.json has them."""
+        intervals = {name: interval(getattr(self, name)) for name in ("lowest", "tokens", "auc")}
+        ends = {"low": self.lowest.low, "high": self.lowest.high}
+        return {**vars(self), **intervals, "lowest": intervals["lowest"] | ends}
+
+    def lines(self, left_out: int) -> dict[str, str]:
+        """As people read them: name -> text."""
+        lost = f"; {left_out} without some tokens of their own left out" if left_out else ""
+        lowest, tokens = (
+            "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * x for x in share)) for share in (self.lowest, self.tokens)
+        )
+        auc = "{:.3f} [{:.3f}, {:.3f}]".format(*self.auc)
+        return {
+            "corrupted answers": f"{self.answers}, with {self.swapped} swapped tokens{lost}",
+            "swapped tokens are the lowest": f"{lowest} of answers; by chance {100 * self.chance:.2g} %",
+            "swapped tokens among the lowest": f"{tokens} of tokens",
+            "AUC of swapped against the rest": f"{auc}, means {self.gap:.3f} apart",
+        }
 
 
 def swapped_places(right: Sequence[int], corrupted: Sequence[int]) -> list[int]:
@@ -71,11 +93,11 @@ def _share(hits: Sequence[bool | np.bool_]) -> Estimate:
 
 def rank_corrupted(
     scorer: TokenRewards, pairs: Sequence[EncodedPair], examples: int
-) -> tuple[Ranking, list[Heatmap], int]:
+) -> tuple[dict[str, Any], dict[str, str], list[Heatmap]]:
     """Rank the swapped tokens of (chosen = right, rejected = corrupted) pairs.
 
-    Returns the ranking, maps of the first `examples` cases (right, corrupted), and how many pairs were left out since
-    nothing, or everything, of the corrupted answer differs. ValueError when none is left.
+    Returns the ranking's figures and lines, and maps of the first `examples` cases (right, corrupted). A pair is left
+    out where nothing, or everything, of the corrupted answer differs; ValueError when none is left.
     """
     places = [swapped_places(p.chosen, p.rejected) for p in pairs]
     usable = [i for i, (pair, x) in enumerate(zip(pairs, places, strict=True)) if 0 < len(x) < len(pair.rejected)]
@@ -93,4 +115,4 @@ def rank_corrupted(
         signs = [-1 if t in places[i] else 0 for t in range(len(pairs[i].rejected))]
         maps.append(scorer.heatmap(f"case {i + 1}, right", right, scorer.rewards([right])[0].tolist()))
         maps.append(scorer.heatmap(f"case {i + 1}, corrupted", answers[number], rewards[number].tolist(), signs))
-    return ranking, maps, len(pairs) - len(usable)
+    return ranking.figures(), ranking.lines(len(pairs) - len(usable)), maps

@@ -36,9 +36,7 @@ def terminal(heatmap: Heatmap, width: int = 100, *, scale: float | None = None, 
 
 
 def _coloured(heatmap: Heatmap, width: int, scale: float) -> list[str]:
-    lines: list[str] = []
-    line, used = "", 0
-    shown = shown_tokens(heatmap)
+    lines, used, shown = [""], 0, shown_tokens(heatmap)
     starts = [k for k, (_, space, text) in enumerate(shown) if k == 0 or space or text == "␣"]
     for start, end in pairwise([*starts, len(shown)]):
         # a word of several tokens stays on one line where it can
@@ -46,16 +44,14 @@ def _coloured(heatmap: Heatmap, width: int, scale: float) -> list[str]:
         for k, (i, space, text) in enumerate(shown[start:end]):
             size = _columns(text)
             if used and used + (len(space) + size if k else room) > width:
-                lines, line, used, space = [*lines, line], "", 0, ""
-            wrong = heatmap.signs is not None and heatmap.signs[i] < 0
-            mark = _UNDERLINED if wrong else ""
-            line += (
-                (_paint(space, 0.0) + _OFF if space else "") + _paint(mark + text, heatmap.rewards[i] / scale) + _OFF
-            )
+                lines, used, space = [*lines, ""], 0, ""
+            mark = _UNDERLINED if heatmap.signs is not None and heatmap.signs[i] < 0 else ""
+            lines[-1] += _paint(space, 0.0) + _OFF if space else ""
+            lines[-1] += _paint(mark + text, heatmap.rewards[i] / scale) + _OFF
             used += len(space) + size
             if heatmap.tokens[i].endswith("\n"):
-                lines, line, used = [*lines, line], "", 0
-    return [*lines, *([line] if line else []), *left_out(heatmap)]
+                lines, used = [*lines, ""], 0
+    return [*filter(None, lines), *left_out(heatmap)]
 
 
 def _paint(text: str, v: float) -> str:
@@ -71,8 +67,7 @@ def _paint(text: str, v: float) -> str:
 
 
 def _numbered(heatmap: Heatmap, width: int) -> list[str]:
-    lines: list[str] = []
-    rows, used, shown = ["", "", ""], 0, shown_tokens(heatmap)
+    rows, used, shown = [""] * 3, 0, shown_tokens(heatmap)
     # columns part all tokens, so where words have several of them a word's beginning is marked
     sub_words = any(not b and s[-1].isalnum() and t[0].isalnum() for (_, _, s), (_, b, t) in pairwise(shown))
     for i, space, text in shown:
@@ -81,12 +76,11 @@ def _numbered(heatmap: Heatmap, width: int) -> list[str]:
         mark = "" if heatmap.signs is None else {-1: "x", 0: "", 1: "o"}[heatmap.signs[i]]
         size = max(_columns(text), len(number))
         if used and used + size > width:
-            lines, rows, used = [*lines, *(r.rstrip() for r in rows if r.strip())], ["", "", ""], 0
-        rows = [
-            r + x + " " * (size - _columns(x) + 1) for r, x in zip(rows, (text, number, mark.center(6)), strict=True)
-        ]
+            rows, used = rows + [""] * 3, 0
+        for row, cell in enumerate((text, number, mark.center(6)), -3):
+            rows[row] += cell + " " * (size - _columns(cell) + 1)
         used += size + 1
-    return [*lines, *(r.rstrip() for r in rows if r.strip()), *left_out(heatmap)]
+    return [*filter(None, map(str.rstrip, rows)), *left_out(heatmap)]
 
 
 def _columns(text: str) -> int:

@@ -20,10 +20,9 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
     from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
-    from rto_fast.decode.experiments import num_rows, open_lab
-    from rto_fast.decode.findings import over_optimised
+    from rto_fast.decode.experiments import Lab, num_rows
     from rto_fast.decode.source import open_source
-    from rto_fast.decode.tables import TABLES, as_text
+    from rto_fast.decode.tables import TABLES, as_text, over_optimised
 
     output = Path(options.output or Path(options.run or ".", "decode.json")).expanduser()
     if output.is_dir() or not output.parent.is_dir():
@@ -41,7 +40,7 @@ def decode(options: Options, say: Callable[[str], None] = print) -> dict[str, An
     results: dict[str, Any] = {"judge": source.judge, "prompts": len(source.prompts), "beta": source.beta}
     results["sample_prompts"] = source.texts(source.prompts[: options.samples])
     with source.run.precision(), tqdm(total=total, desc="decode", unit="row", dynamic_ncols=True, **quiet) as bar:
-        lab = open_lab(source, options, bar.update)
+        lab = Lab(source, options, bar.update)
         results["baselines"] = {name: baseline.summary() for name, baseline in lab.baselines.items()}
         results["over_optimised"] = {}
         for table in TABLES:

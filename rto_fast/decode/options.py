@@ -71,11 +71,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.run is not None:
             check_run(Path(self.run).expanduser())
-        else:
-            missing = [name for name in ("dpo", "reference", "prompts") if getattr(self, name) is None]
-            if missing:
-                flags = ", ".join(f"--{name}" for name in missing)
-                raise ValueError(f"run: give --run with a finished run's folder, or {flags} as well")
+        elif missing := [f"--{name}" for name in ("dpo", "reference", "prompts") if getattr(self, name) is None]:
+            raise ValueError(f"run: give --run with a finished run's folder, or {', '.join(missing)} as well")
         for name in ("beams", "best_of"):
             if any(n < 1 for n in getattr(self, name)):
                 raise ValueError(f"{name}: must be whole numbers from 1 on, got {getattr(self, name)}")
@@ -85,8 +82,7 @@ class Options:
             raise ValueError(f"strengths: must be finite, got {self.strengths}")
         least = {"num_prompts": 2, "max_prompt": 1, "max_new_tokens": 1, "max_batch": 1, "samples": 0}
         for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and given < value:
+            if (given := getattr(self, name)) is not None and given < value:
                 raise ValueError(f"{name}: must be {value} or more, got {given}")
         if not (self.beams and self.search) and not self.best_of and not self.strengths:
             raise ValueError("beams: nothing to do; name beams, best_of or strengths")

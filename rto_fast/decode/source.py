@@ -2,25 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast import tasks
-from rto_fast.config import Config
 from rto_fast.data.corpus import held_out_rows, template_of
-from rto_fast.data.encode import Asks, encode_prompts
+from rto_fast.data.encode import encode_prompts
 from rto_fast.data.read import read_rows
-from rto_fast.data.rows import (
-    Demonstration,
-    Normalised,
-    Pair,
-    Prompt,
-    detect_kind,
-    to_demonstrations,
-    to_pairs,
-    to_prompts,
-)
+from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
 from rto_fast.decode.options import Options
 from rto_fast.evaluate.policies import Evaluation, answer_logprobs
@@ -29,7 +20,7 @@ from rto_fast.rollout import Completion, Sampling, realign
 from rto_fast.rollout.lane import check_prompts
 from rto_fast.runs.open import Run, eos_token_ids, open_run
 
-_NORMALISE: dict[str, Callable[..., Normalised[Pair] | Normalised[Demonstration] | Normalised[Prompt]]] = {
+_NORMALISE: dict[str, Callable[..., Normalised[Any]]] = {
     "pairs": to_pairs,
     "demonstrations": to_demonstrations,
     "prompts": to_prompts,
@@ -59,19 +50,17 @@ class Source:
         """As people read them; special tokens are shown."""
         return self.tokenizer.batch_decode(sequences)
 
-    def logprobs(self, model: LanguageModel, answers: Sequence[Completion]) -> np.ndarray:
-        """(answers,) summed log-probs."""
-        return np.array([x.sum() for x in answer_logprobs(model, answers, **self.run.limits)])
+    def logprobs(self, answers: Sequence[Completion]) -> np.ndarray:
+        """(2, answers) summed log-probs, under pi_dpo and under pi_ref."""
+        scored = (answer_logprobs(m, answers, **self.run.limits) for m in (self.dpo, self.reference))
+        return np.array([[x.sum() for x in logprobs] for logprobs in scored])
 
-    def measure(
-        self, answers: list[Completion], dpo: np.ndarray, reference: np.ndarray, own: np.ndarray | None = None
-    ) -> Evaluation:
-        """The answers' figures, from their summed log-probs under pi_dpo, pi_ref and what they were sampled from."""
-        oracle = None
-        if self.oracle is not None:
-            oracle = np.array([self.oracle.answer_return(a.prompt, a.response) for a in answers])
-        kl = (dpo if own is None else own) - reference
-        return Evaluation(answers, kl, self.beta * (dpo - reference), oracle)
+    def measure(self, answers: list[Completion], logprobs: np.ndarray, own: np.ndarray | None = None) -> Evaluation:
+        """The answers' figures, from their `logprobs` and their summed log-probs under what they were sampled from."""
+        dpo, reference = logprobs
+        judge, kl = self.oracle, (dpo if own is None else own) - reference
+        returns = None if judge is None else np.array([judge.answer_return(a.prompt, a.response) for a in answers])
+        return Evaluation(answers, kl, self.beta * (dpo - reference), returns)
 
 
 def open_source(options: Options) -> Source:
@@ -80,7 +69,7 @@ def open_source(options: Options) -> Source:
     config = run.config
     models, tokenizer = _load(options, run)
     template = template_of(config.data, tokenizer)
-    prompts = _encode(options, config, template)
+    prompts = _prompts(options, run, template)
     given = lambda flag, default: default if flag is None else flag  # noqa: E731
     new_tokens = given(options.max_new_tokens, config.max_new_tokens if options.run else 128)
     for model in models.values():  # before anything is decoded: do all fit together?
@@ -103,13 +92,12 @@ def open_source(options: Options) -> Source:
 
 
 def _load(options: Options, run: Run) -> tuple[dict[str, LanguageModel], PreTrainedTokenizerBase]:
-    """The models by their flags' names, and the tokenizer that they share."""
-    paths = {
-        "dpo": _path(options.dpo, run) or run.stage_path("dpo"),
-        "reference": _path(options.reference, run) or run.stage_path("sft"),
-    }
-    if policy := _path(options.policy, run):
-        paths["policy"] = policy
+    """The models by their flags' names, and the tokenizer that they share. A flag gives a path, or a stage's name."""
+    paths = {"dpo": run.stage_path("dpo"), "reference": run.stage_path("sft")}
+    for name in ("dpo", "reference", "policy"):
+        if given := getattr(options, name):
+            stage = run.folder / given
+            paths[name] = str(stage) if (stage / "config.json").is_file() else given
     loaded: dict[str, LanguageModel] = {}
     for name, path in paths.items():
         # a model that is named twice is one model, and runs once in a mixture
@@ -118,27 +106,18 @@ def _load(options: Options, run: Run) -> tuple[dict[str, LanguageModel], PreTrai
     return {name: loaded[path] for name, path in paths.items()}, run.shared_tokenizer(paths)
 
 
-def _path(given: str | None, run: Run) -> str | None:
-    """A stage of the run by its name, or the path as it is."""
-    if given and (run.folder / given / "config.json").is_file():
-        return str(run.folder / given)
-    return given
-
-
-def _encode(options: Options, config: Config, template: Template) -> list[list[int]]:
+def _prompts(options: Options, run: Run, template: Template) -> list[list[int]]:
     """The distinct prompts as token ids, in order: those of the flag's file, else those of the run's evaluation."""
-    max_prompt = options.max_prompt or config.data.max_prompt
-    rows = _rows(options.prompts, config) if options.prompts else held_out_rows(config.data, config.seed)
-    encoded, _ = encode_prompts(rows, template, max_length=config.data.max_length, max_prompt=max_prompt)
-    prompts = [list(p) for p in dict.fromkeys(map(tuple, encoded))]
-    own = config.eval.prompts if options.run and not options.prompts else 0
-    count = options.num_prompts or own or len(prompts)
-    if len(prompts[:count]) < 2:
-        raise ValueError(f"prompts: needs at least 2 distinct prompts for an interval, got {len(prompts[:count])}")
-    return prompts[:count]
-
-
-def _rows(file: str, config: Config) -> Sequence[Asks]:
-    """A file's prompts as the data module knows them."""
-    raw, columns = read_rows(file), config.data.columns
-    return _NORMALISE[detect_kind(raw[0], columns)](raw, columns=columns).items
+    data, own = run.config.data, 0
+    if options.prompts:
+        raw = read_rows(options.prompts)
+        rows = _NORMALISE[detect_kind(raw[0], data.columns)](raw, columns=data.columns).items
+    else:
+        rows, own = held_out_rows(data, run.config.seed), run.config.eval.prompts
+    max_prompt = options.max_prompt or data.max_prompt
+    encoded, _ = encode_prompts(rows, template, max_length=data.max_length, max_prompt=max_prompt)
+    distinct = [list(p) for p in dict.fromkeys(map(tuple, encoded))]
+    prompts = distinct[: options.num_prompts or own or None]
+    if len(prompts) < 2:
+        raise ValueError(f"prompts: needs at least 2 distinct prompts for an interval, got {len(prompts)}")
+    return prompts

@@ -47,9 +47,10 @@ def random_policy(vocab: int, depth: int, g: torch.Generator, scale: float = 1.0
     return [rows.log_softmax(1) for rows in random_table(vocab, depth, g, scale)]
 
 
-def distance(a: Conditionals, b: Conditionals) -> float:
-    """max |a - b| over two tables."""
-    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+def distance(a: Tensor | Conditionals, b: Tensor | Conditionals) -> float:
+    """max |a - b| over two tensors or two tables."""
+    pairs = [(a, b)] if isinstance(a, Tensor) and isinstance(b, Tensor) else zip(a, b, strict=True)
+    return max(float((x - y).abs().max()) for x, y in pairs)
 
 
 def exact(claim: str, errors: Iterable[float]) -> Check:

@@ -17,9 +17,9 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
@@ -34,13 +34,7 @@ from rto_fast.rl.collect import Collector
 from rto_fast.rl.score import Models
 from rto_fast.rollout import Completion
 from rto_fast.stages.rto import RTO
-from rto_fast.theory.token_tree import (
-    conditional_logprobs,
-    optimal_objective,
-    optimal_sequence_logprobs,
-    regret,
-    sequence_logprobs,
-)
+from rto_fast.theory import token_tree
 from rto_fast.training import loop
 from rto_fast.training.seeds import derive
 
@@ -94,30 +88,15 @@ def tree_model(vocab: int, seed: int) -> LanguageModel:
         return LanguageModel(AutoModelForCausalLM.from_config(config, attn_implementation=attention.register()))
 
 
+@torch.no_grad()
 def exact(model: LanguageModel, vocab: int, depth: int) -> list[Tensor]:
     """The model's conditionals on every prefix, in float64."""
 
     def next_logprobs(given: Tensor) -> Tensor:
-        tokens = torch.cat([torch.full((len(given), 1), START), given], 1)
+        tokens = torch.nn.functional.pad(given, (1, 0), value=START)
         return model.hf(tokens, use_cache=False).logits[:, -1].double().log_softmax(1)
 
-    with torch.no_grad():
-        return conditional_logprobs(next_logprobs, vocab, depth)
-
-
-class _Watched:
-    """A stage, and a function called with the number of iterations that the policy has behind it."""
-
-    def __init__(self, stage: RTO, watch: Callable[[int], None]):
-        self.num_steps, self.loss, self.note = stage.num_steps, stage.loss, stage.note
-        self.stage, self.watch = stage, watch
-
-    def steps(self) -> Iterator[loop.Step[Any]]:
-        for step in self.stage.steps():
-            if "iteration" in step.metrics:
-                self.watch(int(step.metrics["iteration"]) - 1)
-            yield step
-        self.watch(self.stage.iterations)
+    return token_tree.conditional_logprobs(next_logprobs, vocab, depth)
 
 
 def settings(experiment: Experiment, name: str, deviation: float) -> RTOConfig:
@@ -143,16 +122,16 @@ def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lamb
     reference, dpo = tree_model(e.vocab, derive(e.seed, "ref")), tree_model(e.vocab, derive(e.seed, "dpo"))
     policy = copy.deepcopy(reference)
     ref_rows, dpo_rows = exact(reference, e.vocab, e.depth), exact(dpo, e.vocab, e.depth)
-    log_ratio = sequence_logprobs(dpo_rows) - sequence_logprobs(ref_rows)
-    best = optimal_sequence_logprobs(ref_rows, dpo_rows, e.beta_1, e.beta_2).exp()
+    log_ratio = token_tree.sequence_logprobs(dpo_rows) - token_tree.sequence_logprobs(ref_rows)
+    best = token_tree.optimal_sequence_logprobs(ref_rows, dpo_rows, e.beta_1, e.beta_2).exp()
     mean = best @ log_ratio
     config = settings(e, name, deviation=e.beta_1 * float((best @ (log_ratio - mean).square()).sqrt()))
     critic = None if config.critic.kind == "group" else critic_from(reference)
     state = loop.make_state(config.optim, {"policy": policy, "critic": critic}, critic=config.critic.lr)
 
     def scorer(answers: list[Completion]) -> list[float]:
-        places = e.vocab ** torch.arange(e.depth - 1, -1, -1)
-        return log_ratio[torch.tensor([a.response for a in answers]) @ places].tolist()
+        tokens = torch.tensor([a.response for a in answers])
+        return log_ratio.view([e.vocab] * e.depth)[tokens.unbind(1)].tolist()
 
     collector = Collector(
         models=Models(policy, reference, dpo, critic),
@@ -170,14 +149,16 @@ def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lamb
     stage = RTO(collector, state)
     regrets: dict[str, float] = {}
 
-    def watch(done: int) -> None:
-        if done % e.every == 0 or done == e.iterations:
+    def watch(state: loop.TrainState) -> None:
+        done, within = divmod(state.step, stage.num_steps // stage.iterations)
+        if not within and (done % e.every == 0 or done == e.iterations):
             rows = exact(policy, e.vocab, e.depth)
-            regrets[str(done)] = float(regret(rows, ref_rows, dpo_rows, e.beta_1, e.beta_2))
+            regrets[str(done)] = float(token_tree.regret(rows, ref_rows, dpo_rows, e.beta_1, e.beta_2))
             note(f"{name:10} {done:4} iterations: regret {regrets[str(done)]:.4f}")
 
-    note(f"{name:10} J* = {float(optimal_objective(ref_rows, dpo_rows, e.beta_1, e.beta_2)):.4f}")
-    loop.train(_Watched(stage, watch), state, lambda *_: None, log_every=10**9)
+    note(f"{name:10} J* = {float(token_tree.optimal_objective(ref_rows, dpo_rows, e.beta_1, e.beta_2)):.4f}")
+    watch(state)
+    loop.train(stage, state, lambda *_: None, log_every=10**9, after_step=watch)
     return regrets
 
 

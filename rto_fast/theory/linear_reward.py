@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.theory.check import random_policy
-from rto_fast.theory.soft_q import optimal_policy, returns
+from rto_fast.theory.soft_q import Table, optimal_policy, policy_q, returns
 from rto_fast.theory.token_tree import Conditionals, sequence_logprobs
 
 
@@ -31,10 +31,6 @@ class Problem:
     norm: float
     """B, the bound on |theta|."""
 
-    @property
-    def depth(self) -> int:
-        return len(self.ref)
-
     def reward(self, theta: Tensor) -> list[Tensor]:
         """D tensors (V^d, V): phi^T theta."""
         return [phi @ theta for phi in self.features]
@@ -43,13 +39,17 @@ class Problem:
         """D tensors (V^d, V): the log-probs of the best policy under phi^T theta, exactly."""
         return optimal_policy(self.reward(theta), self.ref, self.beta)
 
+    def value(self, policy: Conditionals, reward: Table) -> Tensor:
+        """(): V^pi of the first state under a token reward."""
+        return policy_q(policy, reward, self.ref, self.beta)[1][0]
+
     def answers(self) -> Tensor:
         """(V^D, K): sum_h phi(s_h, a_h) of every sequence."""
         return torch.stack([returns([phi[..., k] for phi in self.features]) for k in range(len(self.theta))], 1)
 
     def flatness(self) -> float:
         """Upsilon = 1 / (2 + exp(-2HLB) + exp(2HLB)): the least slope of the sigmoid at any |x^T theta| <= 2HLB."""
-        z = 2 * self.depth * self.largest * self.norm
+        z = 2 * len(self.ref) * self.largest * self.norm
         return 1 / (2 + math.exp(-z) + math.exp(z))
 
 
@@ -157,13 +157,12 @@ def _newton(pairs: Pairs, mu: float, theta: Tensor) -> Tensor:
     for _ in range(100):
         if gradient.norm() <= rounding:
             break
-        step, size = torch.linalg.solve(hessian, gradient), 1.0
-        while size > 1e-9:
-            trial = theta - size * step
+        step = torch.linalg.solve(hessian, gradient)
+        for halvings in range(30):
+            trial = theta - 0.5**halvings * step
             trial_gradient, trial_hessian = derivatives(trial)
             if trial_gradient.norm() < gradient.norm():
                 break
-            size /= 2
         else:
             break
         theta, gradient, hessian = trial, trial_gradient, trial_hessian

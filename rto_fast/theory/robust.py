@@ -13,13 +13,19 @@ value of theta is an upper bound of the game, the worst case of its policy a low
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from rto_fast.theory.linear_reward import Problem
+from rto_fast.theory.check import Check
+from rto_fast.theory.linear_reward import Problem, radius
+from rto_fast.theory.pessimism import DELTA, RIDGE, SIZES, Draw, bounded, draws, problems, sub_optimality, widths
 from rto_fast.theory.soft_q import expect
 from rto_fast.theory.token_tree import Conditionals, sequence_logprobs
+
+GAP = 1e-9
+"""The largest duality gap that counts as solved."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,8 @@ class ConfidenceSet:
         Theta with its minimum in closed form. The best w makes the bound the minimum (strong duality); it is
         bisected, and any w gives a valid bound.
         """
-        low, high, best = 0.0, 1.0, torch.tensor(-math.inf, dtype=direction.dtype)
-        for w in (0.0, 1.0):
-            best = torch.maximum(best, self._ellipsoid(direction, w)[0])
+        low, high = 0.0, 1.0
+        best = torch.maximum(*(self._ellipsoid(direction, w)[0] for w in (low, high)))
         for _ in range(60):
             w = (low + high) / 2
             bound, point = self._ellipsoid(direction, w)
@@ -97,7 +102,9 @@ def variant_b1(problem: Problem, allowed: ConfidenceSet) -> Robust:
             f"{allowed.rho}, {allowed.norm} and {allowed.center.norm().item():.6g}"
         )
     answers, ref = problem.answers(), sequence_logprobs(problem.ref)
-    theta, precision = _inside(allowed), 1.0
+    # strictly inside of both: theta_MLE pulled towards 0 by at most half of what the ellipsoid allows
+    length = float((allowed.center @ allowed.covariance @ allowed.center).sqrt())
+    theta, precision = allowed.center * (1 - min(0.5, 0.5 * allowed.rho / max(length, 1e-300))), 1.0
     while precision < 1e13:
         theta = _centre(answers, ref, problem.beta, allowed, theta, precision)
         precision *= 30
@@ -105,13 +112,6 @@ def variant_b1(problem: Problem, allowed: ConfidenceSet) -> Robust:
     best = problem.beta * (ref + answers @ theta / problem.beta).logsumexp(0)
     worst = worst_value(problem, policy, allowed)
     return Robust(policy, theta, worst, float(best) - worst)
-
-
-def _inside(allowed: ConfidenceSet) -> Tensor:
-    """A point strictly inside of both: theta_MLE pulled towards 0 by at most half of what the ellipsoid allows."""
-    center = allowed.center
-    length = float((center @ allowed.covariance @ center).sqrt())
-    return center * (1 - min(0.5, 0.5 * allowed.rho / max(length, 1e-300)))
 
 
 def _centre(
@@ -147,3 +147,77 @@ def _centre(
             break
         theta = theta - size * step
     return theta
+
+
+Solved = tuple[Draw, ConfidenceSet, Robust, tuple[float, float, float]]
+"""A draw, the set that its solution is robust to, the solution, and its `pessimism.Figures`."""
+
+
+def theorem_b_1(seed: int, count: int) -> list[Check]:
+    proved, smallest = [], []
+    for problem, g in problems(seed, max(3, count // 5)):
+        rho = radius(problem, RIDGE, DELTA)
+        run = draws(problem, SIZES, g)
+        proved.append([_solve(draw, rho) for draw in run])
+        smallest.append([_solve(draw, draw.error) for draw in run])
+    gaps = [result.gap for _, _, result, _ in chain(*proved, *smallest)]
+    return [
+        Check(
+            "eq. B.1 solved: duality gap of every run",
+            f"within {GAP:.0e}",
+            f"{min(gaps):.0e} to {max(gaps):.0e}",
+            -GAP <= min(gaps) and max(gaps) <= GAP,
+        ),
+        _ordered([*chain(*proved, *smallest)]),
+        *_bounded("rho proved", proved, 0.05),
+        *_bounded("rho smallest", smallest, 0.15),
+        _sharper([draw for draw, *_ in chain(*proved)]),
+    ]
+
+
+def _solve(draw: Draw, rho: float) -> Solved:
+    problem, allowed = draw.problem, ConfidenceSet(draw.theta, draw.covariance, rho, draw.problem.norm)
+    result, bound = variant_b1(problem, allowed), 2 * rho * _reach(draw)
+    return draw, allowed, result, (sub_optimality(problem, result.policy), bound, bound)
+
+
+def _reach(draw: Draw) -> float:
+    """|E_{d*} phi|_{Sigma^-1}."""
+    seen = mean_features(draw.problem, draw.problem.plan(draw.problem.theta))
+    return float((seen @ torch.linalg.solve(draw.covariance, seen)).sqrt())
+
+
+def _ordered(solved: list[Solved]) -> Check:
+    """V_hat^{pi*} <= V_hat^{pi_hat} <= V^{pi_hat}: the two steps of the proof."""
+    steps = []
+    for draw, allowed, result, _ in solved:
+        problem = draw.problem
+        true = float(problem.value(result.policy, problem.reward(problem.theta)))
+        best = worst_value(problem, problem.plan(problem.theta), allowed)
+        steps.append(min(result.worst - best, true - result.worst))
+    return Check(
+        "eq. B.2, B.3: worst case of pi* <= worst case of pi_hat <= value of pi_hat",
+        "steps >= 0",
+        f"min {min(steps):.1e}",
+        min(steps) >= -GAP,
+    )
+
+
+def _bounded(name: str, runs: list[list[Solved]], tolerance: float) -> list[Check]:
+    """With the proved rho Theta is the whole ball until |D| = 2^14, and SubOpt stands still so long."""
+    figures = [[figures for *_, figures in run] for run in runs]
+    return bounded(f"Theorem B.1, {name}", "right-hand side", figures, tolerance, below=0, rounding=GAP)
+
+
+def _sharper(fitted: list[Draw]) -> Check:
+    """|E phi| <= E |phi|: at equal rho B.1's right-hand side is below the first term of Theorem 4.2."""
+    ratios = []
+    for draw in fitted:
+        problem = draw.problem
+        ratios.append(_reach(draw) / float(expect(problem.plan(problem.theta), widths(problem, draw.covariance))))
+    return Check(
+        "Theorem B.1 / first term of Theorem 4.2, at equal rho",
+        "<= 1",
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        max(ratios) <= 1,
+    )

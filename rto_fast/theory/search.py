@@ -23,10 +23,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rto_fast.theory.check import Check, generator, random_policy
 from rto_fast.theory.token_tree import Conditionals, conditionals_of, prefixes, sequence_logprobs
 
 TOLERANCE = 1e-9
 """Nats by which a prefix may lie under A^-xi through rounding alone."""
+FIGURE_2 = (1 / 2, 1 / 4, 1 / 12, 1 / 24, 1 / 32, 1 / 32, 1 / 32, 1 / 32)
+"""pi* of Figure 2's eight answers: the best has 1/2, its sibling 1/4, the stars and daggers are ours, below 1/8."""
+GAMES = ((2, 2), (2, 3), (2, 4), (3, 2), (3, 3), (4, 2))
+"""(A, H) of the needle games that are played out with token rewards."""
+SENTENCE_GAMES = ((2, 2), (2, 3), (3, 2))
 
 Ask = Callable[[tuple[int, ...]], Sequence[float]]
 """An answer of H tokens -> its H token rewards log pi*(y_h | y_<h)."""
@@ -51,13 +57,12 @@ def level_bound(vocab: int, depth: int, xi: float) -> int:
 def frontier(best: Conditionals, xi: float) -> tuple[int, int]:
     """|N| (eq. 3.7) and the number n_H of answers with pi*(y) >= A^-xi, counted on the whole tree."""
     threshold = -xi * math.log(best[0].shape[1]) - TOLERANCE
-    light, reached, above = 0, best[0].new_zeros(1), torch.ones(1, dtype=torch.bool)
+    light, reached = 0, best[0].new_zeros(1)
     for rows in best:
         children = reached[:, None] + rows
-        light += int(((children < threshold) & above[:, None]).sum())
+        light += int(((children < threshold) & (reached >= threshold)[:, None]).sum())
         reached = children.flatten()
-        above = (children >= threshold).flatten()
-    return light, int(above.sum())
+    return light, int((reached >= threshold).sum())
 
 
 def token_search(
@@ -92,15 +97,8 @@ def token_search(
 
 def asker(best: Conditionals) -> Ask:
     """Token rewards of a tabulated pi*."""
-
-    def ask(path: tuple[int, ...]) -> list[float]:
-        row, rewards = 0, []
-        for rows, token in zip(best, path, strict=True):
-            rewards.append(float(rows[row, token]))
-            row = row * rows.shape[1] + token
-        return rewards
-
-    return ask
+    tables = [rows.reshape([rows.shape[1]] * h) for h, rows in enumerate(best, 1)]
+    return lambda path: [float(table[path[:h]]) for h, table in enumerate(tables, 1)]
 
 
 def needle(vocab: int, depth: int, answer: int, rest: float = 0.01) -> Tensor:
@@ -141,3 +139,92 @@ def needle_game(vocab: int, depth: int, token_rewards: bool) -> int:
     asks = [asker(conditionals_of(table, vocab)) for table in tables]
     paths = [tuple(path) for path in prefixes(vocab, depth).tolist()]
     return best_worst_case([[tuple(round(r, 6) for r in asks[j](path)) for j in answers] for path in paths])
+
+
+def figure_2() -> Check:
+    """A = 2, H = 3, xi = 1: the paper counts at most A^2 = 4 samples."""
+    best = conditionals_of(torch.tensor(FIGURE_2, dtype=torch.float64).log(), 2)
+    found, queries = zip(*(token_search(asker(best), 2, 3, 1.0, generator(seed)) for seed in range(10)), strict=True)
+    bound = printed_bound(2, 3, 1.0)
+    return Check(
+        "Prop 3.2, the tree of Figure 2 (A 2, H 3, xi 1), 10 random orders",
+        f"<= {bound:.0f}",
+        str(max(queries)),
+        set(found) == {(0, 0, 0)} and max(queries) <= bound,
+    )
+
+
+def random_trees(seed: int, count: int) -> list[Check]:
+    """Random pi*, from nearly uniform to peaked, with the smallest xi; the answers are asked for in random order."""
+    found = exact = within = 0
+    over, worst, share = 0, 0.0, 0.0
+    for i in range(count):
+        g = generator(seed + i)
+        vocab, depth = ((2, 4), (2, 6), (3, 4), (4, 3), (2, 8))[i % 5]
+        best = random_policy(vocab, depth, g, scale=(1.0, 2.0, 4.0)[i % 3])
+        xi = smallest_xi(best)
+        answer, queries = token_search(asker(best), vocab, depth, xi, g)
+        found += answer == tuple(prefixes(vocab, depth)[int(sequence_logprobs(best).argmax())].tolist())
+        exact += queries == sum(frontier(best, xi))
+        within += queries <= level_bound(vocab, depth, xi)
+        ratio = queries / printed_bound(vocab, depth, xi)
+        over, worst, share = over + (ratio > 1 + 1e-9), max(worst, ratio), max(share, queries / vocab**depth)
+    return [
+        Check("random pi*: the search ends at the best answer", f"{count} of {count}", f"{found}", found == count),
+        Check("random pi*: queries = |N| + answers above A^-xi", f"{count} of {count}", f"{exact}", exact == count),
+        Check(
+            "random pi*: queries <= 1 + (A-1) sum_h<H min(A^h, floor A^xi) <= A^H",
+            f"{count} of {count}",
+            f"{within}, at most {share:.2f} A^H",
+            within == count and share <= 1,
+        ),
+        Check(
+            "Prop 3.2 as printed: queries <= A^min(xi+1, H)",
+            f"{count} of {count}",
+            f"{count - over}, at worst {worst:.1f} times over",
+            over > 0,
+            printed=False,
+        ),
+    ]
+
+
+def needles() -> list[Check]:
+    """One answer has probability 0.99, the others share the rest evenly."""
+    token = {size: needle_game(*size, token_rewards=True) for size in GAMES}
+    sentence = {size: needle_game(*size, token_rewards=False) for size in SENTENCE_GAMES}
+    xi = -math.log(0.99)
+    over = [size for size, queries in token.items() if queries > printed_bound(*size, xi / math.log(size[0])) + 1e-9]
+    hay = conditionals_of(needle(2, 10, 1023), 2)
+    answer, queries = token_search(asker(hay), 2, 10, smallest_xi(hay))
+    bound = level_bound(2, 10, smallest_xi(hay))
+    return [
+        Check(
+            "needles, token rewards: the best learner asks (A-1) H, game played out",
+            ", ".join(str((a - 1) * h) for a, h in GAMES),
+            ", ".join(str(n) for n in token.values()),
+            all(n == (a - 1) * h for (a, h), n in token.items()),
+        ),
+        Check(
+            "Prop 3.2 as printed, for the best such learner (A 3, H 3, xi 0.009)",
+            f"<= {printed_bound(3, 3, xi / math.log(3)):.2f}",
+            f"{token[3, 3]} needed; over in {len(over)} of {len(GAMES)} sizes",
+            (3, 3) in over,
+            printed=False,
+        ),
+        Check(
+            "needles, sentence rewards: A^H less the last, which is known unasked",
+            ", ".join(f"{a}^{h}-1" for a, h in SENTENCE_GAMES),
+            ", ".join(str(n) for n in sentence.values()),
+            all(n == a**h - 1 for (a, h), n in sentence.items()),
+        ),
+        Check(
+            "a needle, A 2, H 10, token rewards: the search, against A^H = 1024",
+            f"<= {bound}",
+            str(queries),
+            answer == (1,) * 10 and queries <= bound,
+        ),
+    ]
+
+
+def proposition_3_2(seed: int, count: int) -> list[Check]:
+    return [figure_2(), *random_trees(seed, count), *needles()]

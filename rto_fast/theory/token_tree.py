@@ -22,16 +22,12 @@ from torch import Tensor
 Conditionals = Sequence[Tensor]
 
 
-def prefixes(vocab: int, length: int, device: torch.device | str = "cpu") -> Tensor:
+def prefixes(vocab: int, length: int) -> Tensor:
     """(V^d, d) int64: every prefix of d = `length` tokens, in the order that the rows of a policy have."""
-    index = torch.arange(vocab**length, device=device)
-    places = vocab ** torch.arange(length - 1, -1, -1, device=device)
-    return index[:, None] // places % vocab
+    return torch.arange(vocab**length)[:, None] // vocab ** torch.arange(length - 1, -1, -1) % vocab
 
 
-def conditional_logprobs(
-    next_logprobs: Callable[[Tensor], Tensor], vocab: int, depth: int, device: torch.device | str = "cpu"
-) -> list[Tensor]:
+def conditional_logprobs(next_logprobs: Callable[[Tensor], Tensor], vocab: int, depth: int) -> list[Tensor]:
     """Tabulate a model: next_logprobs maps prefixes (N, d) int64, d = 0 ... D-1, to log-probs (N, V) of the next token.
 
     They are cast to float64 and normalised again, since float32 log-probs sum to 1 only to about 1e-6. A ValueError
@@ -41,7 +37,7 @@ def conditional_logprobs(
         raise ValueError(f"conditional_logprobs: vocab and depth must be >= 1, got {vocab} and {depth}")
     policy = []
     for length in range(depth):
-        given = prefixes(vocab, length, device)
+        given = prefixes(vocab, length)
         rows = next_logprobs(given).double()
         if rows.shape != (len(given), vocab):
             raise ValueError(
@@ -76,11 +72,6 @@ def conditionals_of(logprobs: Tensor, vocab: int) -> list[Tensor]:
     return policy[::-1]
 
 
-def log_partition(ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float) -> Tensor:
-    """() log Z, Z = sum_y pi_ref(y) (pi_dpo(y) / pi_ref(y))^(beta_1 / beta_2)."""
-    return _tilted(ref, dpo, beta_1, beta_2).logsumexp(0)
-
-
 def optimal_sequence_logprobs(ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float) -> Tensor:
     """(V^D,) log pi*(y), by the closed form over whole sequences."""
     return _tilted(ref, dpo, beta_1, beta_2).log_softmax(0)
@@ -88,12 +79,12 @@ def optimal_sequence_logprobs(ref: Conditionals, dpo: Conditionals, beta_1: floa
 
 def optimal_objective(ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float) -> Tensor:
     """() J* = beta_2 log Z: >= 0 where beta_1 >= beta_2, <= 0 where 0 <= beta_1 <= beta_2 (Hoelder)."""
-    return beta_2 * log_partition(ref, dpo, beta_1, beta_2)
+    return beta_2 * _tilted(ref, dpo, beta_1, beta_2).logsumexp(0)
 
 
 def objective(policy: Conditionals, ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float) -> Tensor:
     """() J(pi), exactly: the expectation is taken token by token, from the leaves up."""
-    _check(ref, dpo, beta_1, beta_2, policy)
+    _check(ref, dpo, beta_1, beta_2, policy=policy)
     value = ref[-1].new_zeros(ref[-1].numel())
     for rows, ref_rows, dpo_rows in zip(reversed(policy), reversed(ref), reversed(dpo), strict=True):
         finite = rows.masked_fill(rows == -math.inf, 0.0)  # p log p is 0 where p is 0
@@ -123,14 +114,12 @@ def _tilted(ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float) 
     return ref_logprobs + (beta_1 / beta_2) * (sequence_logprobs(dpo) - ref_logprobs)
 
 
-def _check(
-    ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float, policy: Conditionals | None = None
-) -> None:
+def _check(ref: Conditionals, dpo: Conditionals, beta_1: float, beta_2: float, **more: Conditionals) -> None:
     if not math.isfinite(beta_1):
         raise ValueError(f"token_tree: beta_1 must be finite, got {beta_1}")
     if not (math.isfinite(beta_2) and beta_2 > 0):
         raise ValueError(f"token_tree: beta_2 must be > 0, got {beta_2}; without a KL term the best policy is greedy")
-    check_tables("token_tree", ref=ref, dpo=dpo, **({} if policy is None else {"policy": policy}))
+    check_tables("token_tree", ref=ref, dpo=dpo, **more)
     for name, rows in (("ref", ref), ("dpo", dpo)):
         for d, r in enumerate(rows):
             if not r.isfinite().all():

@@ -6,7 +6,8 @@ import tomli_w
 from rto_fast.config import Config, DataConfig, ModelConfig
 from rto_fast.config.recipe import plain
 from rto_fast.credit.follow import starts_of
-from rto_fast.credit.source import from_models, from_run
+from rto_fast.credit.options import Watch
+from rto_fast.credit.source import open_source
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.model.load import load_language_model
 from tests.tiny_run import WORDS, write_model, write_pairs
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
 
 
 def test_held_out_and_training_pairs_are_apart(folder):
-    source = from_run(str(folder), device="cpu")
+    source = open_source(Watch(str(folder), device="cpu"))
     shown, trained = source.pairs(None), source.corpus.pairs
     assert 0 < len(shown) <= 6 and len(shown) + len(trained) == 24
     assert not {tuple(p.prompt) for p in shown} & {tuple(p.prompt) for p in trained}
@@ -38,4 +39,4 @@ def test_held_out_and_training_pairs_are_apart(folder):
 def test_models_of_two_tokenizers_are_refused(folder, tmp_path):
     other = write_model(tmp_path / "other", [*WORDS[:-1], "!"])
     with pytest.raises(ValueError, match="reference"):
-        from_models(str(folder / "dpo"), str(other), device="cpu")
+        open_source(Watch(dpo=str(folder / "dpo"), reference=str(other), device="cpu"))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rto_fast.credit.source import from_run
+from rto_fast.credit.options import Watch
+from rto_fast.credit.source import open_source
 from rto_fast.data.encode import EncodedDemonstration, EncodedPair
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.evaluate.token_rewards import TokenRewards, pair_heatmaps, pieces, whole_characters
@@ -13,7 +14,7 @@ from tests.tiny import SHARED
 
 @pytest.fixture(scope="module")
 def source(run):
-    return from_run(str(run), device="cpu")
+    return open_source(Watch(str(run), device="cpu"))
 
 
 def test_rewards_are_the_log_ratio_of_the_models_own_logits(source):

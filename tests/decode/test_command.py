@@ -8,8 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from rto_fast.config.recipe import load_recipe, plain
 from rto_fast.decode.__main__ import main
-from rto_fast.decode.findings import over_optimised
-from rto_fast.decode.tables import TABLES, as_text, over_optimised_text
+from rto_fast.decode.tables import TABLES, as_text, over_optimised, over_optimised_text
 from rto_fast.tasks.quickstart.task import fresh_model, write_task
 from tests.tiny_run import write_model, write_pairs
 

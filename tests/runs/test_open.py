@@ -22,7 +22,8 @@ from rto_fast.config import (
 )
 from rto_fast.config.recipe import plain
 from rto_fast.credit.__main__ import main as credit
-from rto_fast.credit.source import from_run
+from rto_fast.credit.options import Watch
+from rto_fast.credit.source import open_source as open_credited
 from rto_fast.data.corpus import load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.decode.options import Options as DecodeOptions
@@ -105,7 +106,7 @@ def test_models_are_looked_at_in_the_runs_type(dtype, tmp_path):
     config = Config(data=data_of(tmp_path), model=ModelConfig(path="x", dtype=dtype))
     run = str(write_run(tmp_path / "run", config, *WHOLE))
     wanted = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    scorer = from_run(run, device="cpu").scorer
+    scorer = open_credited(Watch(run, device="cpu")).scorer
     assert scorer.dpo.hf.dtype == scorer.reference.hf.dtype == wanted
     decoded = open_source(DecodeOptions(run=run, device="cpu"))
     assert decoded.dpo.hf.dtype == wanted
@@ -120,12 +121,12 @@ def test_without_sft_the_base_is_pi_ref_for_everyone(tmp_path):
     run = str(write_run(tmp_path / "run", config, "dpo", "rto"))
     assert subject(Options(run=run, device="cpu")).reference == base
     assert evaluate(["--run", run, "--device", "cpu", "--num-prompts", "4"]) == 0
-    assert from_run(run, device="cpu").reference_path == base
+    assert open_credited(Watch(run, device="cpu")).reference_path == base
     assert credit(["--run", run, "--device", "cpu"]) == 0
     assert open_source(DecodeOptions(run=run, device="cpu")).reference is not None
     # a model that is given comes first
     given = write_run(tmp_path / "run", Config(**vars(config) | {"sft": SFTConfig(model=str(tmp_path / "run/dpo"))}))
-    assert from_run(str(given), device="cpu").reference_path == str(tmp_path / "run/dpo")
+    assert open_credited(Watch(str(given), device="cpu")).reference_path == str(tmp_path / "run/dpo")
 
 
 def test_credit_trains_on_no_row_that_the_run_removed(tmp_path):
@@ -135,7 +136,7 @@ def test_credit_trains_on_no_row_that_the_run_removed(tmp_path):
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"prompt": f" {p} "}) + "\n" for p in asked))
     data = data_of(tmp_path, held_out=0, evaluation=str(tmp_path / "eval.jsonl"))
     run = write_run(tmp_path / "run", Config(data=data), "sft", "dpo")
-    source = from_run(str(run), device="cpu")
+    source = open_credited(Watch(str(run), device="cpu"))
     known = load_corpus(data, load_tokenizer(run / "sft"), 0)
     assert 0 < len(known.pairs) < 24
     assert source.corpus.pairs == source.pairs(None) == known.pairs
@@ -148,12 +149,12 @@ def test_the_models_own_end_ends_credits_answers_too(tmp_path):
     (run / "dpo/generation_config.json").write_text('{"eos_token_id": [2, 9]}')
     for stage in ("sft", "dpo"):
         (run / stage / "manifest.json").unlink(missing_ok=True)
-    assert from_run(str(run), device="cpu").eos_token_ids == (2, 9)
+    assert open_credited(Watch(str(run), device="cpu")).eos_token_ids == (2, 9)
     assert open_source(DecodeOptions(run=str(run), device="cpu")).eos_token_ids == (2, 9)
 
 
 def test_beta_of_the_run_is_everyones(tmp_path):
     run = str(write_run(tmp_path / "run", Config(data=data_of(tmp_path), dpo=DPOConfig(beta=0.37)), *WHOLE))
     assert subject(Options(run=run, device="cpu")).beta == 0.37
-    assert from_run(run, device="cpu").scorer.beta == 0.37
+    assert open_credited(Watch(run, device="cpu")).scorer.beta == 0.37
     assert open_source(DecodeOptions(run=run, device="cpu")).beta == 0.37

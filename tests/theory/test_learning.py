@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rto_fast.theory import check_learning, linear_reward, pessimism
+from rto_fast.theory import linear_reward, pessimism
 from rto_fast.theory.check import generator
-from rto_fast.theory.check_learning import DELTA, RIDGE, draws, problems
 from rto_fast.theory.linear_reward import Pairs, fit, fit_gap, negative_loglik, random_problem, sample_pairs
+from rto_fast.theory.pessimism import DELTA, RIDGE, draws, problems
 from rto_fast.theory.soft_q import optimal_policy, policy_q, returns
 
 
@@ -20,7 +20,7 @@ def small(seed, norm=1.0, dim=3):
 
 @pytest.mark.parametrize("section", ["lemma_a_1", "theorem_4_2"])
 def test_every_claim_is_as_stated(section):
-    checks = getattr(check_learning, section)(0, 15)
+    checks = getattr(pessimism, section)(0, 15)
     assert all(check.passed for check in checks), [c for c in checks if not c.passed]
 
 
@@ -134,14 +134,14 @@ def optimistic(problem, theta, covariance, rho):
 @pytest.mark.parametrize(
     ("module", "name", "broken", "section"),
     [
-        (check_learning, "fit", lambda pairs, norm: -true_fit(pairs, norm), "lemma_a_1"),
-        (check_learning, "fit", lambda pairs, norm: true_fit(pairs, 1e3), "lemma_a_1"),
-        (check_learning, "radius", lambda problem, ridge, delta: 1.0, "lemma_a_1"),
-        (check_learning, "radius", lambda problem, ridge, delta: 0.02, "theorem_4_2"),
+        (pessimism, "fit", lambda pairs, norm: -true_fit(pairs, norm), "lemma_a_1"),
+        (pessimism, "fit", lambda pairs, norm: true_fit(pairs, 1e3), "lemma_a_1"),
+        (pessimism, "radius", lambda problem, ridge, delta: 1.0, "lemma_a_1"),
+        (pessimism, "radius", lambda problem, ridge, delta: 0.02, "theorem_4_2"),
         (pessimism, "widths", lambda p, c: true_widths(p, torch.linalg.inv(c)), "theorem_4_2"),
         (pessimism, "pessimistic_reward", optimistic, "theorem_4_2"),
         (
-            check_learning,
+            pessimism,
             "algorithm_1",
             lambda *a: replace(true_a1(*a), coverage=true_a1(*a).coverage / 40),
             "theorem_4_2",
@@ -150,8 +150,8 @@ def optimistic(problem, theta, covariance, rho):
 )
 def test_broken_mathematics_is_noticed(monkeypatch, module, name, broken, section):
     monkeypatch.setattr(module, name, broken)
-    monkeypatch.setattr(check_learning, "problems", lambda seed, count: problems(seed, min(count, 2)))
-    assert not all(check.passed for check in getattr(check_learning, section)(0, 6))
+    monkeypatch.setattr(pessimism, "problems", lambda seed, count: problems(seed, min(count, 2)))
+    assert not all(check.passed for check in getattr(pessimism, section)(0, 6))
 
 
 def test_rho_grows_with_confidence_dimension_and_scale():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rto_fast.theory import check_robust, robust
+from rto_fast.theory import robust
 from rto_fast.theory.check import generator, random_policy
-from rto_fast.theory.check_learning import draws, problems
 from rto_fast.theory.linear_reward import random_problem, sample_pairs
+from rto_fast.theory.pessimism import draws, problems
 from rto_fast.theory.robust import ConfidenceSet, variant_b1, worst_value
 from rto_fast.theory.soft_q import optimal_policy
 
@@ -20,7 +20,7 @@ def allowed(rho, norm=1.0):
 
 
 def test_every_claim_is_as_stated():
-    checks = check_robust.theorem_b_1(0, 15)
+    checks = robust.theorem_b_1(0, 15)
     assert all(check.passed for check in checks), [c for c in checks if not c.passed]
 
 
@@ -89,14 +89,14 @@ def not_robust(problem, theta):
 @pytest.mark.parametrize(
     ("target", "name", "broken"),
     [
-        (check_robust, "variant_b1", not_robust),
+        (robust, "variant_b1", not_robust),
         (ConfidenceSet, "lowest", lambda self, direction: self._ellipsoid(direction, 0.0)[0]),
         (ConfidenceSet, "lowest", lambda self, direction: true_lowest(self, direction) + 1e-3),
-        (check_robust, "radius", lambda problem, ridge, delta: 0.02),
-        (check_robust, "_reach", lambda draw: 0.01 * float(draw.covariance.diagonal().mean()) ** -0.5),
+        (robust, "radius", lambda problem, ridge, delta: 0.02),
+        (robust, "_reach", lambda draw: 0.01 * float(draw.covariance.diagonal().mean()) ** -0.5),
     ],
 )
 def test_broken_mathematics_is_noticed(monkeypatch, target, name, broken):
     monkeypatch.setattr(target, name, broken)
-    monkeypatch.setattr(check_robust, "problems", lambda seed, count: problems(seed, 1))
-    assert not all(check.passed for check in check_robust.theorem_b_1(0, 6))
+    monkeypatch.setattr(robust, "problems", lambda seed, count: problems(seed, 1))
+    assert not all(check.passed for check in robust.theorem_b_1(0, 6))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rto_fast.theory import check_search, search
+from rto_fast.theory import search
 from rto_fast.theory.check import generator, random_policy
 from rto_fast.theory.token_tree import conditionals_of, prefixes, sequence_logprobs
 
@@ -14,7 +14,7 @@ true_search, true_frontier = search.token_search, search.frontier
 
 @pytest.mark.parametrize("seed", [0, 500])
 def test_every_claim_is_as_stated(seed):
-    checks = check_search.proposition_3_2(seed, 20)
+    checks = search.proposition_3_2(seed, 20)
     assert len(checks) == 9 and all(check.passed for check in checks), [c for c in checks if not c.passed]
 
 
@@ -93,4 +93,4 @@ def last_answer(ask, vocab, depth, xi, g=None):
 )
 def test_broken_mathematics_is_noticed(monkeypatch, name, broken):
     monkeypatch.setattr(search, name, broken)
-    assert not all(check.passed for check in check_search.proposition_3_2(0, 10))
+    assert not all(check.passed for check in search.proposition_3_2(0, 10))

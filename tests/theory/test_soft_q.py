@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rto_fast.theory import check_soft_q, soft_q
+from rto_fast.theory import soft_q
 from rto_fast.theory.check import generator, random_policy, random_table
 from rto_fast.theory.token_tree import optimal_objective, optimal_sequence_logprobs, sequence_logprobs
 
@@ -16,7 +16,7 @@ true_q, true_values = soft_q.optimal_q, soft_q.values_of
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("seed", [1000, 2000])
 def test_every_claim_is_as_stated(section, seed):
-    checks = getattr(check_soft_q, section)(seed, 15)
+    checks = getattr(soft_q, section)(seed, 15)
     assert checks and all(check.passed for check in checks), [c for c in checks if not c.passed]
 
 
@@ -95,7 +95,7 @@ def wrong_sign(policy, ref, beta):
 def test_broken_mathematics_is_noticed(monkeypatch, name, broken, sections):
     monkeypatch.setattr(soft_q, name, broken)
     for section in sections:
-        assert not all(check.passed for check in getattr(check_soft_q, section)(0, 6)), section
+        assert not all(check.passed for check in getattr(soft_q, section)(0, 6)), section
 
 
 @pytest.mark.parametrize(
