@@ -6,32 +6,21 @@ was cut and dropped. Nothing is written. A mistake is one line on stderr and exi
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from rto_fast import cli
 from rto_fast.data.dropped import dropped, loss
-from rto_fast.data.encode import EncodingReport, Limits, encode_demonstrations, encode_pairs, encode_prompts
+from rto_fast.data.encode import ENCODE, EncodingReport, Limits
 from rto_fast.data.markers import marked
 from rto_fast.data.read import read_rows
-from rto_fast.data.rows import Normalised, detect_kind, to_demonstrations, to_pairs, to_prompts
+from rto_fast.data.rows import NORMALISE, Normalised, detect_kind
 from rto_fast.data.show import TokenPrinter, table
 from rto_fast.data.template import Template
 from rto_fast.data.tokenizer import load_tokenizer
-
-_NORMALISE: dict[str, Callable[..., Normalised[Any]]] = {
-    "pairs": to_pairs,
-    "demonstrations": to_demonstrations,
-    "prompts": to_prompts,
-}
-_ENCODE: dict[str, Callable[..., tuple[list[Any], EncodingReport]]] = {
-    "pairs": encode_pairs,
-    "demonstrations": encode_demonstrations,
-    "prompts": encode_prompts,
-}
 
 
 def as_in_train(name: str) -> Any:
@@ -94,14 +83,14 @@ def inspect(options: Inspect) -> Iterator[str]:
         raise ValueError(f"rows: must be 0 or more, got {options.rows}")
     raw = read_rows(options.path, subset=options.subset, split=options.split, limit=options.limit)
     kind = detect_kind(raw[0], options.columns) if options.kind == "auto" else options.kind
-    rows = _NORMALISE[kind](raw, columns=options.columns)
+    rows = NORMALISE[kind](raw, columns=options.columns)
     tokenizer = load_tokenizer(options.model.path)
     template = Template(tokenizer, options.template, options.parse_special)
     context = _context(options.model.path)
     max_length = (context or 2048) if options.max_length is None else options.max_length
     max_prompt = max(1, max_length // 2) if options.max_prompt is None else options.max_prompt
     limits = Limits(max_length=max_length, max_prompt=max_prompt)
-    items, report = _ENCODE[kind](rows.items, template, **limits)
+    items, report = ENCODE[kind](rows.items, template, **limits)
 
     bos = "none" if template.bos_id is None else f"{tokenizer.bos_token} ({template.bos_id})"
     eos = f"{tokenizer.convert_ids_to_tokens(template.eos_id)} ({template.eos_id})"
@@ -114,7 +103,7 @@ def inspect(options: Inspect) -> Iterator[str]:
     if context and max_length > context:
         yield f"warning   max_length {max_length} is more than the model's context of {context} tokens"
     yield ""
-    yield from _examples(options, template, kind, items, rows, report.kept)
+    yield from _examples(options, template, items, rows, report.kept)
     yield from table(report.lengths)
     yield ""
     yield from _summary(raw, rows, report, template, items)
@@ -125,23 +114,17 @@ def inspect(options: Inspect) -> Iterator[str]:
 
 
 def _examples(
-    options: Inspect, template: Template, kind: str, items: list[Any], rows: Normalised[Any], kept: list[int]
+    options: Inspect, template: Template, items: list[Any], rows: Normalised[Any], kept: list[int]
 ) -> Iterator[str]:
-    names = {"pairs": ("prompt", "chosen", "rejected"), "demonstrations": ("prompt", "response"), "prompts": ()}[kind]
-    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
+    unicode = (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf")
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     printer = TokenPrinter(
-        template.tokenizer,
-        template.eos_id,
-        colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
-        ids=options.ids,
-        whole=options.whole,
-        unicode=encoding.startswith("utf"),
+        template.tokenizer, template.eos_id, colour=colour, ids=options.ids, whole=options.whole, unicode=unicode
     )
     for item, i in zip(items[: options.rows], kept, strict=False):
         yield f"row {rows.rows[i] + 1}"
         whole = len(template.prompt(rows.items[i].prompt))
-        for name in names or ("prompt",):
-            tokens = getattr(item, name) if names else item
+        for name, tokens in _lists(item).items():
             weight = int(name != "prompt")
             cut = f", cut at the left from {whole}" if weight == 0 and len(tokens) < whole else ""
             yield f"  {name}: {len(tokens)} tokens of weight {weight}{cut}"
@@ -164,10 +147,15 @@ def _summary(
         yield f"  rows that spell out a special token, {how}: {report.literal_specials}"
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        lists = [x for item in items for x in ([item] if isinstance(item, list) else astuple(item))]
+        lists = [tokens for item in items for tokens in _lists(item).values()]
         if found := sum(x.count(unknown) for x in lists):
             share = 100 * found / sum(map(len, lists))
             yield f"  unknown to the tokenizer ({tokenizer.unk_token}): {share:.2g} % of the tokens"
+
+
+def _lists(item: Any) -> dict[str, list[int]]:
+    """An encoded row's token ids by name."""
+    return {"prompt": item} if isinstance(item, list) else asdict(item)
 
 
 def _context(path: str) -> int | None:

@@ -1,32 +1,22 @@
 """Everything a run learns from and is measured on, as token ids: pairs, demonstrations, prompts, held-out prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.config import DataConfig
 from rto_fast.data.digest import RowDigests
 from rto_fast.data.dropped import dropped, loss
-from rto_fast.data.encode import (
-    EncodedDemonstration,
-    EncodedPair,
-    EncodingReport,
-    Limits,
-    encode_demonstrations,
-    encode_pairs,
-    encode_prompts,
-)
+from rto_fast.data.encode import ENCODE, Encoded, EncodedDemonstration, EncodedPair, EncodingReport, Limits
 from rto_fast.data.held_out import HeldOut, split
 from rto_fast.data.markers import marked
 from rto_fast.data.parse import Message
 from rto_fast.data.read import read_rows
 from rto_fast.data.rows import Normalised, to_demonstrations, to_pairs, to_prompts
 from rto_fast.data.template import Template
-
-T = TypeVar("T", EncodedPair, EncodedDemonstration, list[int])
 
 
 @dataclass(frozen=True)
@@ -88,57 +78,52 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     evaluation = sources["evaluation"].found.items if config.evaluation else kept_out
     conversations: dict[tuple[int, ...], tuple[Message, ...]] = {}
 
-    def known(
-        encode: Callable[..., tuple[list[T], EncodingReport]], rows: list[Any], **options: object
-    ) -> tuple[list[T], EncodingReport]:
+    def known(kind: str, rows: list[Any], **options: object) -> Encoded[Any]:
         """Rows encoded, their conversations noted."""
-        items, report = encode(rows, template, **limits, **options)
+        items, report = ENCODE[kind](rows, template, **limits, **options)
         if template.style != "none":
             for item, row in zip(items, report.kept, strict=True):
                 conversations.setdefault(tuple(item if isinstance(item, list) else item.prompt), rows[row].prompt)
         return items, report
 
-    asked = known(encode_prompts, evaluation)[0] if evaluation else []
-    kept = known(encode_prompts, kept_out)[0] if kept_out and config.evaluation else []
+    asked = known("prompts", evaluation)[0] if evaluation else []
+    kept = known("prompts", kept_out)[0] if kept_out and config.evaluation else []
     without = HeldOut([*evaluation, *kept_out], [*asked, *kept])
     notes: list[str] = []
     warnings: list[str] = []
 
-    def encoded(what: str, encode: Callable[..., tuple[list[T], EncodingReport]]) -> list[T]:
+    def encoded(what: str) -> list[Any]:
         if what not in sources:
             return []
-        items, report = known(encode, sources[what].train, without=without, field=_field(what))
+        items, report = known(what, sources[what].train, without=without, field=_field(what))
         notes.append(_note(what, sources[what].found, report))
         lost = loss(_field(what), sources[what].found, report, limits, config.allow_dropped)
         warnings.extend(filter(None, [lost, marked(_field(what), report, template)]))
         return items
 
-    pairs = encoded("pairs", encode_pairs)
-    held_out = known(encode_pairs, kept_out)[0] if pairs and kept_out else []
-    prompts = _distinct(encoded("prompts", encode_prompts) or [p.prompt for p in pairs])
-    demonstrations = encoded("demonstrations", encode_demonstrations)
-    demonstrations = demonstrations or [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
+    pairs = encoded("pairs")
+    held_out = known("pairs", kept_out)[0] if pairs and kept_out else []
+    prompts = _distinct(encoded("prompts") or [p.prompt for p in pairs])
+    demonstrations = encoded("demonstrations") or [EncodedDemonstration(p.prompt, p.chosen) for p in pairs]
     references: dict[tuple[int, ...], str] = {}
     for what in ("prompts", "evaluation"):
         if what in sources:
             references |= _references(sources[what], template, limits, config.columns.get("reference"))
     evaluation = _distinct(asked)
     notes.append(f"{len(prompts)} distinct prompts to roll out from, {len(evaluation)} held out for evaluation")
-    eos, ends = template.eos_token_ids, _sentence_ends(tokenizer)
-    digests = {_field(what): source.digests for what, source in sources.items()}
     return Corpus(
-        pairs,
-        demonstrations,
-        prompts,
-        held_out,
-        evaluation,
-        eos,
-        ends,
-        references,
-        conversations,
-        notes,
-        warnings,
-        digests,
+        pairs=pairs,
+        demonstrations=demonstrations,
+        prompts=prompts,
+        held_out=held_out,
+        evaluation=evaluation,
+        eos_token_ids=template.eos_token_ids,
+        sentence_end_ids=_sentence_ends(tokenizer),
+        references=references,
+        conversations=conversations,
+        notes=notes,
+        warnings=warnings,
+        digests={_field(what): source.digests for what, source in sources.items()},
     )
 
 
@@ -193,7 +178,7 @@ def _references(source: _Source, template: Template, limits: Limits, column: str
         if column is not None:
             raise ValueError(f"data.columns: reference={column}, but row 1 of the prompts has no column {column!r}")
         return {}
-    encoded, report = encode_prompts(asked.items, template, **limits)
+    encoded, report = ENCODE["prompts"](asked.items, template, **limits)
     answers: dict[tuple[int, ...], str] = {}
     for prompt, kept in zip(encoded, report.kept, strict=True):
         if (answer := rows[asked.rows[kept]].get(name)) is not None:
@@ -215,5 +200,5 @@ def _note(what: str, source: Normalised[Any], report: EncodingReport) -> str:
 
 def _sentence_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens whose text ends a sentence: . ! ? or a line break."""
-    texts: Callable[[int], str] = lambda i: str(tokenizer.decode([i])).rstrip(" ")  # noqa: E731
-    return frozenset(i for i in range(len(tokenizer)) if texts(i).endswith((".", "!", "?", "\n")))
+    texts = (str(tokenizer.decode([i])).rstrip(" ") for i in range(len(tokenizer)))
+    return frozenset(i for i, text in enumerate(texts) if text.endswith((".", "!", "?", "\n")))

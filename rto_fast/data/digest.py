@@ -6,13 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class _Entry:
-    """What one file has given so far."""
-
-    def __init__(self) -> None:
-        self.rows, self.sha256 = 0, hashlib.sha256()
-
-
 class RowDigests:
     """sha256 of the rows of every file, by the file's name; a row that is not read does not count.
 
@@ -21,19 +14,21 @@ class RowDigests:
     """
 
     def __init__(self) -> None:
-        self._files: dict[str, _Entry] = {}
+        self._files: dict[str, tuple[int, Any]] = {}
+        """How many rows a file has given so far, and their hash."""
 
     def over(self, name: str, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The same rows, hashed on their way."""
-        entry = self._files[name] = _Entry()
-        for row in rows:
-            entry.rows += 1
-            entry.sha256.update(_encode(row).encode() + b"\n")
+        sha256 = hashlib.sha256()
+        self._files[name] = (0, sha256)
+        for number, row in enumerate(rows, 1):
+            self._files[name] = (number, sha256)
+            sha256.update(_encode(row).encode() + b"\n")
             yield row
 
     def stated(self) -> dict[str, str]:
         """By file: how many rows, and their digest."""
-        return {name: f"{e.rows} rows, sha256 {e.sha256.hexdigest()}" for name, e in self._files.items()}
+        return {name: f"{rows} rows, sha256 {sha256.hexdigest()}" for name, (rows, sha256) in self._files.items()}
 
 
 def _plain(value: object) -> str:

@@ -1,13 +1,12 @@
 """Rows to token ids: what is cut, what is dropped, and how long the rest is."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Required, TypedDict, TypeVar, Unpack
+from typing import Any, NotRequired, TypedDict, TypeVar, Unpack
 
 from rto_fast.data.held_out import HeldOut
-from rto_fast.data.parse import Message
-from rto_fast.data.rows import Demonstration, Pair
+from rto_fast.data.rows import Demonstration, Pair, Prompt
 from rto_fast.data.template import Template
 
 MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN = 2**20, 64
@@ -16,20 +15,7 @@ TOO_LONG = "text far beyond max_length"
 _CHUNK, _CHUNK_CHARACTERS = 1024, 2**24
 
 E = TypeVar("E")
-
-
-class Asks(Protocol):
-    """A row with a prompt."""
-
-    @property
-    def prompt(self) -> tuple[Message, ...]: ...
-
-
-class Limits(TypedDict):
-    """Numbers of tokens, as the functions below take them."""
-
-    max_length: int
-    max_prompt: int | None
+Asks = Pair | Demonstration | Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +56,30 @@ class EncodingReport:
     the kept rows' numbers of tokens."""
 
 
-class Options(TypedDict, total=False):
-    """What every `encode_...` takes by name."""
+Encoded = tuple[list[E], EncodingReport]
 
-    max_length: Required[int]
+
+class Limits(TypedDict):
+    """Numbers of tokens."""
+
+    max_length: int
     """A row is dropped when prompt + response (either of two) is longer; responses are never cut, for one without its
     EOS would teach not to stop."""
-    max_prompt: int | None
+    max_prompt: NotRequired[int | None]
     """A longer prompt keeps its BOS and its last tokens, max_prompt together; None (the default): max_length // 2. It
     is cut the same way for every stage, whatever the response, so that all of them see one prompt."""
+
+
+class Options(Limits, total=False):
+    """What every `encode_...` takes by name."""
+
     without: HeldOut | None
     """Prompts that are held out: a row that asks one is dropped."""
     field: str
     """What the rows are called in errors; "data" by default."""
 
 
-def encode_pairs(
-    pairs: Sequence[Pair], template: Template, **options: Unpack[Options]
-) -> tuple[list[EncodedPair], EncodingReport]:
+def encode_pairs(pairs: Sequence[Pair], template: Template, **options: Unpack[Options]) -> Encoded[EncodedPair]:
     """`Pair`s -> token ids.
 
     Dropped, by reason: "response does not fit", "empty response" (nothing but EOS), "responses equal as tokens",
@@ -103,18 +95,23 @@ def encode_pairs(
 
 def encode_demonstrations(
     demonstrations: Sequence[Demonstration | Pair], template: Template, **options: Unpack[Options]
-) -> tuple[list[EncodedDemonstration], EncodingReport]:
+) -> Encoded[EncodedDemonstration]:
     """`Demonstration`s -> token ids; `Pair`s are taken too, for their chosen answer. As `encode_pairs`."""
     name = "completion" if demonstrations and hasattr(demonstrations[0], "completion") else "chosen"
     return _encode(demonstrations, template, (name,), EncodedDemonstration, **options)
 
 
-def encode_prompts(
-    prompts: Sequence[Asks], template: Template, **options: Unpack[Options]
-) -> tuple[list[list[int]], EncodingReport]:
+def encode_prompts(prompts: Sequence[Asks], template: Template, **options: Unpack[Options]) -> Encoded[list[int]]:
     """Anything with a `prompt` -> the prompt's token ids, cut as in `encode_pairs`; max_length is the context that
     prompt and answer share, of which at least one token stays for the answer."""
     return _encode(prompts, template, (), lambda prompt: prompt, **options)
+
+
+ENCODE: dict[str, Callable[..., Encoded[Any]]] = {
+    "pairs": encode_pairs,
+    "demonstrations": encode_demonstrations,
+    "prompts": encode_prompts,
+}
 
 
 def _encode(
@@ -127,7 +124,7 @@ def _encode(
     max_prompt: int | None = None,
     without: HeldOut | None = None,
     field: str = "data",
-) -> tuple[list[E], EncodingReport]:
+) -> Encoded[E]:
     if max_length < 2:
         raise ValueError(f"data.max_length: must be at least 2 (a prompt token and an answer token), got {max_length}")
     if max_prompt is None:
@@ -137,18 +134,13 @@ def _encode(
             f"data.max_prompt: must be at least 1 and below max_length = {max_length}, so that an answer fits behind "
             f"the prompt, got {max_prompt}"
         )
-    items: list[E] = []
+    tokens: list[tuple[list[int], ...]] = []
     kept: list[int] = []
     dropped: Counter[str] = Counter()
     marks: Counter[str] = Counter()
     cut, literal, refusal = 0, 0, ""
-    # a demonstration's response may come from a column `completion` or `chosen`
-    names = ("prompt", *answers) if len(answers) != 1 else ("prompt", "response")
-    lengths: dict[str, list[int]] = {name: [] for name in names}
     longest = max(MAX_CHARACTERS, MAX_CHARACTERS_PER_TOKEN * max_length)
-    for numbered, far in _chunks(rows, answers, longest):
-        if far:
-            dropped[TOO_LONG] += far
+    for numbered in _chunks(rows, answers, longest, dropped):
         chunk = [row for _, row in numbered]
         refused: dict[int, str] = {}
         prompts = template.prompts([row.prompt for row in chunk], refused)
@@ -156,15 +148,14 @@ def _encode(
         encoded = [template.responses([getattr(r, name) for r in chunk], [r.prompt for r in chunk]) for name in answers]
         for place, ((i, row), prompt, *responses) in enumerate(zip(numbered, prompts, *encoded, strict=True)):
             short = _cut_left(prompt, max_prompt, template.bos_id)
-            reason = (
-                "refused by the chat template" if place in refused else _reason(template, short, responses, max_length)
-            )
-            if reason is None and without is not None and without.holds(row, short):
+            reason = "refused by the chat template" if place in refused else ""
+            reason = reason or _reason(template, short, responses, max_length)
+            if not reason and without is not None and without.holds(row, short):
                 reason = HeldOut.REASON
             if reason:
                 dropped[reason] += 1
                 continue
-            items.append(make(short, *responses))
+            tokens.append((short, *responses))
             kept.append(i)
             cut += len(short) < len(prompt)
             texts = [m.content for m in row.prompt]
@@ -172,9 +163,7 @@ def _encode(
             if mark := template.marker_in(row.prompt):
                 marks[mark] += 1
             literal += any(map(template.has_literal_special, texts))
-            for name, ids in zip(names, (short, *responses), strict=True):
-                lengths[name].append(len(ids))
-    if not items:
+    if not tokens:
         counts = ", ".join(f"{n} x {reason}" for reason, n in dropped.most_common()) or "there are no rows"
         fixes = {
             "response does not fit": "; raise data.max_length",
@@ -186,28 +175,31 @@ def _encode(
             f"{field}: none of the {len(rows)} rows is left with max_length {max_length} and max_prompt {max_prompt}: "
             f"{counts}{advice}"
         )
-    quantiles = {name: _quantiles(x) for name, x in lengths.items()}
-    return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, dict(marks), quantiles)
+    # a demonstration's response may come from a column `completion` or `chosen`
+    names = ("prompt", *answers) if len(answers) != 1 else ("prompt", "response")
+    lengths = {name: _quantiles(ids) for name, ids in zip(names, zip(*tokens, strict=True), strict=True)}
+    items = [make(*ids) for ids in tokens]
+    return items, EncodingReport(len(rows), kept, dict(dropped), cut, literal, dict(marks), lengths)
 
 
 def _chunks(
-    rows: Sequence[Asks], answers: tuple[str, ...], longest: int
-) -> Iterator[tuple[list[tuple[int, Any]], int]]:
-    """Rows to encode together, with their numbers, and how many between them have a text above `longest` characters:
-    to tokenise those may take minutes and gigabytes."""
+    rows: Sequence[Asks], answers: tuple[str, ...], longest: int, dropped: Counter[str]
+) -> Iterator[list[tuple[int, Any]]]:
+    """Rows to encode together, with their numbers; those with a text above `longest` characters are dropped: to
+    tokenise one may take minutes and gigabytes."""
     chunk: list[tuple[int, Any]] = []
-    characters = far = 0
+    characters = 0
     for i, row in enumerate(rows):
         lengths = [sum(len(m.content) for m in row.prompt), *(len(getattr(row, name)) for name in answers)]
         if max(lengths) > longest:
-            far += 1
+            dropped[TOO_LONG] += 1
             continue
         if len(chunk) == _CHUNK or characters + sum(lengths) > _CHUNK_CHARACTERS:
-            yield chunk, far
-            chunk, characters, far = [], 0, 0
+            yield chunk
+            chunk, characters = [], 0
         chunk.append((i, row))
         characters += sum(lengths)
-    yield chunk, far
+    yield chunk
 
 
 def _cut_left(prompt: list[int], max_prompt: int, bos_id: int | None) -> list[int]:
@@ -218,7 +210,7 @@ def _cut_left(prompt: list[int], max_prompt: int, bos_id: int | None) -> list[in
     return prompt[len(prompt) - max_prompt :]
 
 
-def _reason(template: Template, prompt: list[int], responses: list[list[int]], max_length: int) -> str | None:
+def _reason(template: Template, prompt: list[int], responses: list[list[int]], max_length: int) -> str:
     if not prompt:
         return "prompt has no token"
     if not all(responses):
@@ -229,10 +221,10 @@ def _reason(template: Template, prompt: list[int], responses: list[list[int]], m
         return "response does not fit"
     if len(responses) == 2 and responses[0] == responses[1]:
         return "responses equal as tokens"
-    return None
+    return ""
 
 
-def _quantiles(lengths: list[int]) -> dict[str, int]:
-    s = sorted(lengths)
+def _quantiles(sequences: Iterable[list[int]]) -> dict[str, int]:
+    s = sorted(map(len, sequences))
     at = {"min": 0.0, "10%": 0.1, "50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
     return {name: s[round(q * (len(s) - 1))] for name, q in at.items()} | {"sum": sum(s)}

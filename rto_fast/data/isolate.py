@@ -14,18 +14,14 @@ from typing import Any
 from rto_fast.files.text import one_line
 
 
-class Exhausted(Exception):
-    """The child needed more than it was given, or died."""
-
-
-def in_child(work: Callable[[], Any], *, seconds: float, megabytes: int) -> Any:
+def in_child(work: Callable[[], Any], what: str, fix: str, *, seconds: float, megabytes: int) -> Any:
     """work() as JSON sees it, computed by a forked child.
 
     seconds    of processor time, after which the child is killed, whatever it does
     megabytes  more than this process has now
 
-    Raises Exhausted, with what happened; what work() raises is one kind of that. Where there is no fork (Windows) it
-    runs here. Cost: one fork, some milliseconds.
+    Raises ValueError, `what` cannot be used, with the reason (it needed more, died, or what work() raised) and the
+    `fix`. Where there is no fork (Windows) it runs here. Cost: one fork, some milliseconds.
     """
     if not hasattr(os, "fork"):
         return work()
@@ -45,13 +41,12 @@ def in_child(work: Callable[[], Any], *, seconds: float, megabytes: int) -> Any:
         raise
     finally:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    problem = f"it needs more than {megabytes} MiB or breaks the interpreter (exit status {status})"
     if status == -signal.SIGPROF:
-        raise Exhausted(f"it does not end within {seconds:g} s")
-    if status:
-        raise Exhausted(f"it needs more than {megabytes} MiB or breaks the interpreter (exit status {status})")
-    answer = json.loads(said)
+        problem = f"it does not end within {seconds:g} s"
+    answer = {"error": problem} if status else json.loads(said)
     if "error" in answer:
-        raise Exhausted(answer["error"])
+        raise ValueError(f"{what} cannot be used: {answer['error']}; {fix}")
     return answer["result"]
 
 

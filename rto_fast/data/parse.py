@@ -36,7 +36,11 @@ def as_messages(value: object) -> tuple[Message, ...]:
     if isinstance(value, str):
         if is_written_list(value):
             raise BadContent("message list written as text", "write the rows as .jsonl with message lists in them")
-        return _turns(value) if is_dialogue(value) else (Message("user", value),)
+        if not is_dialogue(value):
+            return (Message("user", value),)
+        turns = _turns(value)
+        # a dialogue that is a prompt ends in an open "Assistant:", which the template writes itself
+        return turns[:-1] if turns[-1] == Message("assistant", "") else turns
     if not isinstance(value, list | tuple):
         raise TypeError(f"wanted a string or a list of messages, got {type(value).__name__}")
     return tuple(_message(m) for m in value)
@@ -57,11 +61,9 @@ def _message(value: object) -> Message:
         if not all(isinstance(p, str) for p in parts):
             raise TypeError("a message holds something else than text")
         content = "".join(parts)
-    if content is None:
-        content = ""
-    if not isinstance(content, str):
+    if not isinstance(content, str | None):
         raise TypeError(f"a message's content must be a string, got {type(content).__name__}")
-    return Message(_ROLES.get(role.lower(), role.lower()), content)
+    return Message(_ROLES.get(role.lower(), role.lower()), content or "")
 
 
 def is_written_list(text: str) -> bool:
@@ -75,25 +77,22 @@ def is_dialogue(text: str) -> bool:
 
 
 def _turns(text: str) -> tuple[Message, ...]:
-    # a dialogue that is a prompt ends in an open "Assistant:", which the template writes itself
-    pieces = _TURN.split("\n\n" + text.strip())[1:]
-    turns = [Message(_ROLES.get(r.lower(), r.lower()), c.strip()) for r, c in zip(*[iter(pieces)] * 2, strict=True)]
-    return tuple(turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns)
+    pieces = _TURN.split("\n\n" + text.strip())
+    roles = ("user" if name == "Human" else "assistant" for name in pieces[1::2])
+    return tuple(Message(role, text.strip()) for role, text in zip(roles, pieces[2::2], strict=True))
 
 
 def split_dialogue(text: str) -> tuple[tuple[Message, ...], str]:
     """A dialogue string -> (history, the last assistant turn)."""
-    pieces = _TURN.split("\n\n" + text.strip())
-    if pieces[-2] != "Assistant":
-        raise BadContent("last turn is not the assistant's", "the dialogue ends in a Human turn")
-    history = text.strip()[: -len(pieces[-1])] if pieces[-1] else text.strip()
-    return _turns(history), pieces[-1].strip()
+    return split_conversation(_turns(text), "the dialogue ends in a Human turn")
 
 
-def split_conversation(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
-    """A message list -> (history, the last assistant turn)."""
+def split_conversation(
+    messages: tuple[Message, ...], otherwise: str = "the conversation does not end in an assistant turn"
+) -> tuple[tuple[Message, ...], str]:
+    """A message list -> (history, the last assistant turn); `otherwise`: what is wrong where there is none."""
     if not messages or messages[-1].role != "assistant":
-        raise BadContent("last turn is not the assistant's", "the conversation does not end in an assistant turn")
+        raise BadContent("last turn is not the assistant's", otherwise)
     return messages[:-1], messages[-1].content
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from io import BufferedIOBase
 from itertools import chain, islice
 from pathlib import Path
@@ -51,9 +50,9 @@ def read_rows(
     field   what the path is called in errors
     digests  is given the digest of every file's rows
 
-    Raises ValueError, one line, naming the file (and the line in it) for what is missing or malformed: broken JSON,
-    a row that is not an object, a key given twice, NaN, Infinity or a number beyond
-    floats, text that is not UTF-8, a line above 64 MiB.
+    Raises ValueError, one line, naming the file (and the line in it) for what is missing or malformed: broken JSON, a
+    row that is not an object, a key given twice, NaN, Infinity or a number beyond floats, text that is not UTF-8, a
+    line above 64 MiB.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"data: limit must be at least 1, got {limit}")
@@ -120,11 +119,10 @@ def _files_of_split(path: Path, split: str | None, field: str) -> list[Path]:
         names = ", ".join(f.name for f in files[:12])
         raise ValueError(f"data.split: {str(path)!r} has no file for split {split or 'train'!r}; it holds {names}")
     stems = [f.parent / f.name.split(".")[0] for f in wanted]
-    for stem, file in zip(stems, wanted, strict=True):
-        # the same data in two forms would be trained on twice
-        if stems.count(stem) > 1:
-            twins = ", ".join(f.name for s, f in zip(stems, wanted, strict=True) if s == stem)
-            raise ValueError(f"{field}: {twins} in {str(file.parent)!r} look like copies; give the path of one of them")
+    # the same data in two forms would be trained on twice
+    if copied := next((stem for stem in stems if stems.count(stem) > 1), None):
+        twins = ", ".join(f.name for stem, f in zip(stems, wanted, strict=True) if stem == copied)
+        raise ValueError(f"{field}: {twins} in {str(copied.parent)!r} look like copies; give the path of one of them")
     return wanted
 
 
@@ -136,63 +134,44 @@ def _read_file(path: Path, field: str) -> Iterator[dict[str, Any]]:
     if not path.name.endswith(SUFFIXES) or not path.is_file():
         found = f" ({what})" if (what := irregular(path)) else ""
         raise ValueError(f"{field}: cannot read {str(path)!r}{found}; wanted a file ending in {', '.join(SUFFIXES)}")
-    if path.name.endswith(".parquet"):
-        return _parquet(path)
-    if (kind := Path(path.name.removesuffix(".gz")).suffix) in DELIMITERS:
-        return _guarded(path, _separated(path, kind))
-    return _guarded(path, _json_lines(path) if ".jsonl" in path.suffixes else _json(path))
+    return _parquet(path) if path.name.endswith(".parquet") else _text(path)
 
 
-def _guarded(path: Path, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same rows; a broken .gz or an unreadable file becomes a ValueError that names it."""
+def _text(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of all but .parquet. A broken .gz or an unreadable file becomes a ValueError that names it."""
+    kind = Path(path.name.removesuffix(".gz")).suffix
     try:
-        yield from rows
+        with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed as file:
+            if kind in DELIMITERS:
+                yield from read_separated(file, path, kind, MAX_LINE_BYTES)
+                return
+            # many files named .json hold one object per line
+            lines = ".jsonl" in path.suffixes or file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+            file.seek(0)
+            yield from _json_lines(file, path) if lines else _json(file, path)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: not a whole gzip file ({error})") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[BufferedIOBase]:
-    with open_regular(path) as file:
-        if path.suffix == ".gz":
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                yield unpacked
-        else:
-            yield file
+def _json_lines(file: BufferedIOBase, path: Path) -> Iterator[dict[str, Any]]:
+    blank, allowance = 0, Allowance(path)
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+        where = f"{path}, line {number}"
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"{where}: longer than {MAX_LINE_BYTES // 2**20} MiB; one row per line")
+        blank = 0 if line.strip(b"\xef\xbb\xbf \t\r\n") else blank + 1
+        if blank > MAX_BLANK_LINES:
+            raise ValueError(f"{where}: more than {MAX_BLANK_LINES:,} blank lines; remove them")
+        allowance.take_json(line)
+        if not blank:
+            yield _object(_parse(line, where), where)
 
 
-def _separated(path: Path, kind: str) -> Iterator[dict[str, Any]]:
-    with _open(path) as file:
-        yield from read_separated(file, path, kind, MAX_LINE_BYTES)
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    number = blank = 0
+def _json(file: BufferedIOBase, path: Path) -> Iterator[dict[str, Any]]:
     allowance = Allowance(path)
-    with _open(path) as file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"{path}, line {number}: longer than {MAX_LINE_BYTES // 2**20} MiB; one row per line")
-            blank = 0 if line.strip(b"\xef\xbb\xbf \t\r\n") else blank + 1
-            if blank > MAX_BLANK_LINES:
-                raise ValueError(f"{path}, line {number}: more than {MAX_BLANK_LINES:,} blank lines; remove them")
-            allowance.take_json(line)
-            if not blank:
-                yield _object(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
-
-
-def _json(path: Path) -> Iterator[dict[str, Any]]:
-    allowance = Allowance(path)
-    with _open(path) as file:
-        text = file.read(1024)
-        lines = text.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
-        text += b"" if lines else file.read(min(MAX_JSON_BYTES, allowance.left) + 1)
-    if lines:  # many files named .json hold one object per line
-        yield from _json_lines(path)
-        return
+    text = file.read(min(MAX_JSON_BYTES, allowance.left) + 1)
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"{path}: larger than {MAX_JSON_BYTES // 2**30} GiB; write it as .jsonl, one row per line")
     allowance.take_json(text)
@@ -206,10 +185,7 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 def _parse(text: bytes, where: str) -> Any:
     try:
         return json.loads(
-            text.decode("utf-8-sig"),
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            object_pairs_hook=no_duplicates,
+            text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=no_duplicates
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None

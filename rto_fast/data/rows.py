@@ -19,11 +19,13 @@ from rto_fast.data.parse import (
     split_conversation,
     split_dialogue,
 )
-from rto_fast.data.question import ANSWERS, asked
+from rto_fast.data.question import ANSWERS, TURNS, asked
 from rto_fast.data.row import COLUMNS, Row, names_of
 from rto_fast.files.text import is_unicode
 
-T = TypeVar("T")
+Rows = Sequence[Mapping[str, Any]]
+Columns = Mapping[str, str] | None
+T = TypeVar("T", bound="Pair | Prompt | Demonstration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,7 @@ class Normalised(Generic[T]):
     """The form of the first row, in words."""
 
 
-def to_pairs(
-    rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, strict: bool = False
-) -> Normalised[Pair]:
+def to_pairs(rows: Rows, *, columns: Columns = None, strict: bool = False) -> Normalised[Pair]:
     """Rows -> `Pair`s. Understood are, by the types of their columns,
 
     chosen, rejected          whole dialogues "\\n\\nHuman: ...\\n\\nAssistant: ..." (HH-RLHF), split before the last
@@ -84,25 +84,28 @@ def to_pairs(
     return _normalise(rows, _pair, columns, strict)
 
 
-def to_prompts(
-    rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, strict: bool = False
-) -> Normalised[Prompt]:
+def to_prompts(rows: Rows, *, columns: Columns = None, strict: bool = False) -> Normalised[Prompt]:
     """Rows -> `Prompt`s: a prompt column (message list, dialogue string, question) or what stands for it, the prompt of
     a preference row, or of a `messages` (`conversations`) row without its last turn. Arguments and errors as in
     `to_pairs`."""
     return _normalise(rows, _prompt, columns, strict)
 
 
-def to_demonstrations(
-    rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, strict: bool = False
-) -> Normalised[Demonstration]:
+def to_demonstrations(rows: Rows, *, columns: Columns = None, strict: bool = False) -> Normalised[Demonstration]:
     """Rows -> `Demonstration`s: prompt (or what stands for it) + completion (output, response), messages or
     conversations (the last assistant turn is the completion), the chosen answer of a preference row, or text (no
     prompt). Arguments and errors as in `to_pairs`."""
     return _normalise(rows, _demonstration, columns, strict)
 
 
-def detect_kind(row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> str:
+NORMALISE: dict[str, Callable[..., Normalised[Any]]] = {
+    "pairs": to_pairs,
+    "demonstrations": to_demonstrations,
+    "prompts": to_prompts,
+}
+
+
+def detect_kind(row: Mapping[str, Any], columns: Columns = None) -> str:
     """ "pairs", "demonstrations" or "prompts", from the columns of one row."""
     columns = _checked(columns, row)
     found = {name for name in COLUMNS if columns.get(name, name) in row}
@@ -127,10 +130,7 @@ def _pair(row: Row) -> Pair:
         raise BadContent("empty response", f"column {'chosen' if chosen is None else 'rejected'!r} is null")
     if isinstance(chosen, list) != isinstance(rejected, list):
         raise row.wrong("rejected", f"a {type(chosen).__name__} like 'chosen'", rejected)
-    if isinstance(chosen, list):
-        pair = _pair_of_messages(row, chosen, rejected)
-    else:
-        pair = _pair_of_strings(row, chosen, rejected)
+    pair = (_pair_of_messages if isinstance(chosen, list) else _pair_of_strings)(row, chosen, rejected)
     for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         row.text(name, text)
     if pair.chosen.strip() == pair.rejected.strip():
@@ -144,8 +144,7 @@ def _pair_of_messages(row: Row, one: list[Any], two: list[Any]) -> Pair:
         row.form = f"{row.asks_in_words} + message lists chosen, rejected"
         return Pair(row.prompt(), only_assistant(chosen), only_assistant(rejected))
     row.form = "whole conversations as message lists chosen, rejected"
-    (history, good), (other, bad) = split_conversation(chosen), split_conversation(rejected)
-    return Pair(row.behind_system(_shared(history, other)), good, bad)
+    return _whole(row, split_conversation(chosen), split_conversation(rejected))
 
 
 def _pair_of_strings(row: Row, chosen: Any, rejected: Any) -> Pair:
@@ -156,8 +155,7 @@ def _pair_of_strings(row: Row, chosen: Any, rejected: Any) -> Pair:
         raise BadContent("message list written as text", "write the rows as .jsonl with message lists in them")
     if is_dialogue(chosen) and is_dialogue(rejected):
         row.form = "whole Human/Assistant dialogues as strings chosen, rejected (HH-RLHF)"
-        (history, good), (other, bad) = split_dialogue(chosen), split_dialogue(rejected)
-        return Pair(row.behind_system(_shared(history, other)), good, bad)
+        return _whole(row, split_dialogue(chosen), split_dialogue(rejected))
     if row.asks:
         row.form = f"{row.asks_in_words} + strings chosen, rejected"
         return Pair(row.prompt(), chosen, rejected)
@@ -170,12 +168,13 @@ def _pair_of_strings(row: Row, chosen: Any, rejected: Any) -> Pair:
     return Pair((Message("text", prompt),), good, bad)
 
 
-def _shared(history: tuple[Message, ...], other: tuple[Message, ...]) -> tuple[Message, ...]:
+def _whole(row: Row, one: tuple[tuple[Message, ...], str], two: tuple[tuple[Message, ...], str]) -> Pair:
+    (history, chosen), (other, rejected) = one, two
     if history != other:
         raise BadContent("histories differ", "chosen and rejected differ before their last turn")
     if not history or not history[-1].content.strip():
         raise BadContent("empty prompt", "the turn before the response is blank or missing")
-    return history
+    return Pair(row.behind_system(history), chosen, rejected)
 
 
 def _prompt(row: Row) -> Prompt:
@@ -194,8 +193,12 @@ def _prompt(row: Row) -> Prompt:
 def _demonstration(row: Row) -> Demonstration:
     answer = "completion"
     if answer not in row:
+        if "chosen" in row and "rejected" in row:
+            pair = _pair(row)
+            return Demonstration(pair.prompt, pair.chosen)
         if "chosen" in row:
-            return _chosen(row)
+            row.form = f"{' + '.join(row.asks) or 'prompt'} + chosen"
+            return Demonstration(row.prompt(), row.text("chosen"))
         if turns := _turns(row):
             row.form = f"{turns}, the last assistant turn is the response"
             prompt, completion = split_conversation(row.messages(turns))
@@ -214,20 +217,10 @@ def _demonstration(row: Row) -> Demonstration:
 
 def _turns(row: Row) -> str:
     """The column of a whole conversation, or ""."""
-    return next((name for name in ("messages", "conversations") if name in row), "")
+    return next((name for name in TURNS if name in row), "")
 
 
-def _chosen(row: Row) -> Demonstration:
-    if "rejected" in row:
-        pair = _pair(row)
-        return Demonstration(pair.prompt, pair.chosen)
-    row.form = f"{' + '.join(row.asks) or 'prompt'} + chosen"
-    return Demonstration(row.prompt(), row.text("chosen"))
-
-
-def _normalise(
-    rows: Sequence[Mapping[str, Any]], parse: Callable[[Row], T], columns: Mapping[str, str] | None, strict: bool
-) -> Normalised[T]:
+def _normalise(rows: Rows, parse: Callable[[Row], T], columns: Columns, strict: bool) -> Normalised[T]:
     columns = _checked(columns, rows[0] if rows else {})
     items: list[T] = []
     kept: list[int] = []
@@ -239,7 +232,9 @@ def _normalise(
             if raw.get("tools") not in (None, "", "[]", []):
                 raise BadContent("tool use", "column 'tools' is not read")
             item = parse(row)
-            _check_unicode(item)
+            answers = [getattr(item, name, "") for name in ("chosen", "rejected", "completion")]
+            if not all(map(is_unicode, [*answers, *(m.content for m in item.prompt)])):
+                raise BadContent("not Unicode text", "a string holds half a surrogate pair")
             items.append(item)
             kept.append(i)
         except BadContent as bad:
@@ -254,7 +249,7 @@ def _normalise(
     return Normalised(items, kept, dict(dropped), form)
 
 
-def _checked(columns: Mapping[str, str] | None, row: Mapping[str, Any]) -> dict[str, str]:
+def _checked(columns: Columns, row: Mapping[str, Any]) -> dict[str, str]:
     columns = dict(columns or {})
     columns.pop("reference", None)  # the right answers to prompts, which `corpus` looks up
     for name, actual in columns.items():
@@ -265,9 +260,3 @@ def _checked(columns: Mapping[str, str] | None, row: Mapping[str, Any]) -> dict[
                 f"data.columns: {name}={actual}, but row 1 has no column {actual!r}; found {names_of(row)}"
             )
     return columns
-
-
-def _check_unicode(item: Any) -> None:
-    answers = [getattr(item, name, "") for name in ("chosen", "rejected", "completion")]
-    if not all(map(is_unicode, [*answers, *(m.content for m in item.prompt)])):
-        raise BadContent("not Unicode text", "a string holds half a surrogate pair")

@@ -26,56 +26,44 @@ def read_separated(file: BufferedIOBase, path: Path, kind: str, max_bytes: int) 
     delimiter, delimiters = DELIMITERS[kind]
     # process-wide, and a text of an answer may be longer than the 128 KiB that it is at first
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
-    lines = _Lines(file, path, max_bytes)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    allowance = Allowance(path)
     header: list[str] = []
-    while True:
-        first = lines.number + 1
-        lines.taken = 0
-        try:
-            texts = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(f"{path}, the row from line {first}: not valid {kind[1:].upper()} ({error})") from None
-        if texts is None:
-            return
-        if not texts:
-            continue
-        if not header:
-            header = _named([text.strip() for text in texts], f"{path}, line {first}")
-        elif len(texts) != len(header):
-            raise ValueError(
-                f"{path}, line {first}: {len(texts)} texts where the first line names {len(header)} columns; a text "
-                f"with {delimiters} or line breaks in it must stand between quotation marks"
-            )
-        else:
-            lines.allowance.take(VALUE_BYTES * len(texts))
-            yield {name: text for name, text in zip(header, texts, strict=True) if name}
+    first, taken = 1, 0  # the line that a row begins with, and its bytes so far
 
-
-class _Lines:
-    """The lines of a file as text, counted."""
-
-    def __init__(self, file: BufferedIOBase, path: Path, max_bytes: int):
-        self.file, self.path, self.max_bytes = file, path, max_bytes
-        self.allowance = Allowance(path)
-        self.number = self.taken = self.blank = 0
-
-    def __iter__(self) -> Iterator[str]:
-        while line := self.file.readline(self.max_bytes + 1):
-            self.number += 1
-            self.taken += len(line)
-            where = f"{self.path}, line {self.number}"
-            if self.taken > self.max_bytes:
-                limit = f"{self.max_bytes // 2**20} MiB"
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        blank = 0
+        for number, line in enumerate(iter(lambda: file.readline(max_bytes + 1), b""), 1):
+            taken += len(line)
+            where = f"{path}, line {number}"
+            if taken > max_bytes:
+                limit = f"{max_bytes // 2**20} MiB"
                 raise ValueError(f"{where}: a row longer than {limit}; is a quotation mark before it left open?")
-            self.blank = 0 if line.strip() else self.blank + 1
-            if self.blank > MAX_BLANK_LINES:
+            blank = 0 if line.strip() else blank + 1
+            if blank > MAX_BLANK_LINES:
                 raise ValueError(f"{where}: more than {MAX_BLANK_LINES:,} blank lines; remove them")
-            self.allowance.take(len(line))
+            allowance.take(len(line))
             try:
-                yield line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    try:
+        for texts in reader:
+            if texts and not header:
+                header = _named([text.strip() for text in texts], f"{path}, line {first}")
+            elif texts and len(texts) != len(header):
+                raise ValueError(
+                    f"{path}, line {first}: {len(texts)} texts where the first line names {len(header)} columns; a "
+                    f"text with {delimiters} or line breaks in it must stand between quotation marks"
+                )
+            elif texts:
+                allowance.take(VALUE_BYTES * len(texts))
+                yield {name: text for name, text in zip(header, texts, strict=True) if name}
+            first, taken = reader.line_num + 1, 0
+    except csv.Error as error:
+        raise ValueError(f"{path}, the row from line {first}: not valid {kind[1:].upper()} ({error})") from None
 
 
 def _named(header: list[str], where: str) -> list[str]:

@@ -2,37 +2,30 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _DIM, _GREEN, _BOLD, _RED, _OFF = "\033[2m", "\033[32m", "\033[1m", "\033[31m", "\033[0m"
 
-
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 """Character -> byte of byte-level vocabularies (GPT-2's)."""
 
 
+@dataclass(frozen=True)
 class TokenPrinter:
     """Writes token ids as lines "weight | token | token ...", in colour only where asked.
 
     A space is written as an underline sign, everything unprintable as an escape (data must not drive the terminal).
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        eos_id: int,
-        *,
-        colour: bool,
-        ids: bool,
-        whole: bool,
-        unicode: bool = True,
-    ):
-        self.tokenizer, self.eos_id = tokenizer, eos_id
-        self.colour, self.ids, self.whole = colour, ids, whole
-        self.space = "▁" if unicode else "_"
-        self.width = max(40, min(160, shutil.get_terminal_size((120, 20)).columns))
+    tokenizer: PreTrainedTokenizerBase
+    eos_id: int
+    colour: bool
+    ids: bool
+    whole: bool
+    unicode: bool = True
 
     def lines(self, tokens: Sequence[int], weight: int, *, first: bool) -> list[str]:
         """`first`: whether these tokens open the sequence, so that a BOS is one (it may have the id of EOS)."""
@@ -44,9 +37,10 @@ class TokenPrinter:
         return [self._paint(f"    {weight} |{line}", weight) for line in lines]
 
     def _wrap(self, names: list[str]) -> list[str]:
+        width = max(40, min(160, shutil.get_terminal_size((120, 20)).columns))
         lines, line = [], ""
         for name in names:
-            if line and len(line) + len(name) + 9 > self.width:
+            if line and len(line) + len(name) + 9 > width:
                 lines.append(line)
                 line = ""
             line += name + "|"
@@ -78,7 +72,7 @@ class TokenPrinter:
 
     def _escape(self, text: str) -> str:
         out = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.replace("|", "\\|"))
-        return out.replace(" ", self.space) or "''"
+        return out.replace(" ", "▁" if self.unicode else "_") or "''"
 
     def _paint(self, line: str, weight: int) -> str:
         if not self.colour:

@@ -6,11 +6,12 @@ one with the first of the other, and the prompt of a rollout would not be the pr
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from rto_fast.data.isolate import Exhausted, in_child
+from rto_fast.data.isolate import in_child
 from rto_fast.data.parse import Message
 from rto_fast.files.text import is_unicode, one_line
 
@@ -19,11 +20,11 @@ STYLES = ("auto", "chat", "plain", "none")
 SECONDS, SECONDS_EACH, MEGABYTES = 3.0, 0.1, 1024
 """What a chat template may use for a number of conversations: so long, and so much longer for each."""
 
-_PLAIN_NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 _PROBE, _ANSWER = "qqprobeqq", "qqanswerqq"
 _QUESTION = " ".join(f"qqword{i}qq" for i in range(100))
 _MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|start_of_role|>", "[/INST]", "<|assistant|>")
 """What well-known chat templates write, so that a text of another model's is known too."""
+_FIX = "fix chat_template in tokenizer_config.json, or use --data.template plain"
 
 
 class TemplateRefusal(ValueError):
@@ -67,6 +68,8 @@ class Template:
         specials = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         specials |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._specials = specials
+        # a private character for each
+        self._hidden = {name: chr(0xF0000 + i) for i, name in enumerate(specials)}
         self._literal = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))))
         self._lead = " " if self.style == "plain" else ""
         # texts that the chat template wrote before they came here
@@ -104,9 +107,7 @@ class Template:
 
     def _chat(self, conversations: Sequence[Sequence[Message]], refused: dict[int, str] | None) -> list[list[int]]:
         literal = [
-            not self.parse_special
-            and not _is_raw(messages)
-            and any(self.has_literal_special(m.content) for m in messages)
+            not (self.parse_special or _is_raw(messages)) and any(self.has_literal_special(m.content) for m in messages)
             for messages in conversations
         ]
         asked = [self._quoted(m) if quoted else m for m, quoted in zip(conversations, literal, strict=True)]
@@ -159,7 +160,7 @@ class Template:
             return "".join(m.content for m in messages)
         if self.style == "chat":
             return self._texts([messages], None)[0]
-        turns = [f"\n\n{_PLAIN_NAMES.get(m.role, m.role.capitalize())}: {m.content}" for m in messages]
+        turns = [f"\n\n{'Human' if m.role == 'user' else m.role.capitalize()}: {m.content}" for m in messages]
         return "".join(turns) + "\n\nAssistant:"
 
     def has_literal_special(self, text: str) -> bool:
@@ -205,17 +206,13 @@ class Template:
         if self._joint is None:
             return self._encode(texts)
         joint, prefix = self._joint
-        ids = [
-            x[len(prefix) :] if x[: len(prefix)] == prefix else None for x in self._encode([joint + t for t in texts])
-        ]
-        return [self._encode([t])[0] if x is None else x for t, x in zip(texts, ids, strict=True)]
+        behind = zip(texts, self._encode([joint + t for t in texts]), strict=True)
+        return [x[len(prefix) :] if x[: len(prefix)] == prefix else self._encode([t])[0] for t, x in behind]
 
     def _one_bos(self, ids: list[int], messages: Sequence[Message]) -> list[int]:
         if self.bos_id is None:
             return ids
-        start = 0
-        while start < len(ids) and ids[start] == self.bos_id:
-            start += 1
+        start = next((i for i, token in enumerate(ids) if token != self.bos_id), len(ids))
         if start or self._adds_bos or not messages or (_is_raw(messages) and not self._written):
             return [self.bos_id, *ids[start:]]
         return ids
@@ -233,29 +230,25 @@ class Template:
         """
         if not conversations:
             return []
-        turns = [[{"role": m.role, "content": m.content} for m in messages] for messages in conversations]
+        return in_child(
+            lambda: [self._rendered(messages, answered) for messages in conversations],
+            "data.template: the tokenizer's chat template",
+            _FIX,
+            seconds=SECONDS + SECONDS_EACH * len(conversations),
+            megabytes=MEGABYTES,
+        )
 
-        def work() -> list[list[str]]:
-            return [self._rendered(x, answered) for x in turns]
-
-        try:
-            return list(map(tuple, in_child(work, seconds=SECONDS + SECONDS_EACH * len(turns), megabytes=MEGABYTES)))
-        except Exhausted as error:
-            raise ValueError(
-                f"data.template: the tokenizer's chat template cannot be used: {error}; fix chat_template in "
-                "tokenizer_config.json, or use --data.template plain"
-            ) from None
-
-    def _rendered(self, turns: list[dict[str, str]], answered: bool) -> list[str]:
+    def _rendered(self, messages: Sequence[Message], answered: bool) -> tuple[str, str]:
+        turns = list(map(asdict, messages))
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=not answered)
         except TemplateSyntaxError:
             raise
         except TemplateError as error:
-            return ["", one_line(f"the chat template refuses this conversation: {error}", 300)]
+            return "", one_line(f"the chat template refuses this conversation: {error}", 300)
         if not isinstance(text, str) or not is_unicode(text):
-            return ["", "the chat template refuses this conversation: it writes no Unicode text"]
-        return [text, ""]
+            return "", "the chat template refuses this conversation: it writes no Unicode text"
+        return text, ""
 
     def _read_assistant_turn(self) -> None:
         """What the chat template writes between its generation prompt and an answer (only whitespace counts), and which
@@ -264,10 +257,7 @@ class Template:
         (asked, refusal), (written, third) = self._render([[user], [Message("user", _QUESTION)]])
         answered, second = self._render([[user, Message("assistant", _ANSWER)]], answered=True)[0]
         if refusal := refusal or second or third:
-            raise TemplateRefusal(
-                f"data.template: {refusal} (a question and its answer); fix chat_template in tokenizer_config.json, "
-                "or use --data.template plain"
-            )
+            raise TemplateRefusal(f"data.template: {refusal} (a question and its answer); {_FIX}")
         if not asked.strip():
             raise ValueError(
                 "data.template: the tokenizer's chat template writes nothing for a question; use --data.template plain"
@@ -275,7 +265,7 @@ class Template:
         if missing := next((word for word in _QUESTION.split() if word not in written.lower()), None):
             raise ValueError(
                 f"data.template: the tokenizer's chat template drops words of the user ({missing!r} of a question is "
-                "not in what it writes); fix chat_template in tokenizer_config.json, or use --data.template plain"
+                f"not in what it writes); {_FIX}"
             )
         # what stands between a question and its answer
         _, kept, turn = asked.rpartition(_PROBE)
@@ -288,21 +278,16 @@ class Template:
         if closing and self._specials[closing[0]] != self.bos_id:
             self.eos_id = self._specials[closing[0]]
 
-    def _marks(self) -> dict[str, str]:
-        """A private character for each special token."""
-        return {name: chr(0xF0000 + i) for i, name in enumerate(self._specials)}
-
     def _quoted(self, messages: Sequence[Message]) -> list[Message]:
         """Messages whose spelled-out special tokens are hidden from the template and from the tokenizer."""
-        hidden = self._marks()
-        return [Message(m.role, self._literal.sub(lambda found: hidden[found[0]], m.content)) for m in messages]
+        return [Message(m.role, self._literal.sub(lambda found: self._hidden[found[0]], m.content)) for m in messages]
 
     def _around_literals(self, rendered: str) -> list[int]:
         """Ids of a chat prompt rendered from `_quoted` messages: only the template's own special tokens become special.
 
         The spellings travel through the template as private characters and come back in the pieces between them.
         """
-        shown = {ord(mark): name for name, mark in self._marks().items()}
+        shown = {ord(mark): name for name, mark in self._hidden.items()}
         ids, start = [], 0
         for found in [*self._literal.finditer(rendered), None]:
             piece = rendered[start : found.start() if found else None].translate(shown)

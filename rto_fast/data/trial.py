@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rto_fast.data.isolate import Exhausted, in_child
+from rto_fast.data.isolate import in_child
 from rto_fast.files.text import is_unicode, one_line
 
 MAX_ID = 2**24
@@ -54,30 +54,24 @@ def try_tokenizer(file: Path, content: dict[str, Any], where: str) -> None:
     texts = {"a", " ", "a b", "The cat sat on the mat. " * 4, string.printable, *_own_words(content)}
     probes = sorted(texts, key=lambda text: (len(text), text))  # the sooner it is found
 
-    def work() -> list[Any] | None:
+    def work() -> tuple[str, int] | None:
         try:
             tokenizer = Tokenizer.from_file(str(file))
             # which are never asked for
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            for text in probes:
-                for size in _sizes(tokenizer, text):
-                    if size > MAX_GROWTH * len(text) + 64:
-                        return [text, size]
+            sizes = ((text, size) for text in probes for size in _sizes(tokenizer, text))
+            return next(((text, size) for text, size in sizes if size > MAX_GROWTH * len(text) + 64), None)
         except Exception:  # the library raises a bare Exception for whatever is wrong with a file
-            pass
-        return None
+            return None
 
     size = file.stat().st_size / 2**20
-    try:
-        grown = in_child(work, seconds=SECONDS + size, megabytes=MEGABYTES + round(32 * size))
-    except Exhausted as error:
-        raise ValueError(f"{where} cannot be used: {error}; give an undamaged copy") from None
-    if grown:
+    fix, memory = "give an undamaged copy", MEGABYTES + round(32 * size)
+    if grown := in_child(work, where, fix, seconds=SECONDS + size, megabytes=memory):
         text, size = grown
         raise ValueError(
             f"{where} makes {size:,} characters or tokens of {one_line(repr(text), 60)}, at most {MAX_GROWTH} for each "
-            "are wanted; give an undamaged copy"
+            f"are wanted; {fix}"
         )
 
 
@@ -94,10 +88,8 @@ def _sizes(tokenizer: Tokenizer, text: str) -> Iterator[int]:
 
 def _own_words(content: dict[str, Any]) -> list[str]:
     """The texts that its steps look for and put in their place: a step that grows starts with one of them."""
-    found: list[str] = []
-    for name in _STEPS:
-        found += [text for text in _strings(content.get(name)) if text and len(text) <= _MAX_PROBE and is_unicode(text)]
-    words = list(dict.fromkeys(found))
+    found = _strings([content.get(name) for name in _STEPS])
+    words = list(dict.fromkeys(text for text in found if text and len(text) <= _MAX_PROBE and is_unicode(text)))
     return [*words[:_MAX_PROBES], *("".join(words[i : i + 50]) for i in range(_MAX_PROBES, len(words), 50))]
 
 

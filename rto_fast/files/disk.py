@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -41,40 +41,35 @@ def write_whole(path: Path, text: str) -> None:
         partial.write_bytes(content)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
     """An empty file to write in the place of `path`; it takes that name, forced to the disk, where nothing was raised.
 
     A link of that name is replaced and not followed. OSError where something that is no file has the name.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is there and is no file")
-    partial = _new_name(path)
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    try:
-        yield partial
-        force(partial)
-        os.replace(partial, path)
-        force(path.parent)
-    except BaseException:
-        remove(partial)
-        raise
+    return _taking_place(path, lambda partial: partial.touch(exist_ok=False))
 
 
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> contextlib.AbstractContextManager[Path]:
     """An empty folder to fill in the place of `folder`; it takes that name, forced to the disk with all its files, in
     place of what stood there, where nothing was raised. Parents are made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = _new_name(folder)
-    partial.mkdir()
+    return _taking_place(folder, lambda partial: partial.mkdir())
+
+
+@contextlib.contextmanager
+def _taking_place(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    partial = path.with_name(f".rto_fast-{secrets.token_hex(8)}.partial")
+    make(partial)
     try:
         yield partial
-        for path in (*partial.rglob("*"), partial):
-            force(path)
-        remove(folder)
-        os.replace(partial, folder)
-        force(folder.parent)
+        for written in (*partial.rglob("*"), partial):
+            force(written)
+        if partial.is_dir():
+            remove(path)
+        os.replace(partial, path)
+        force(path.parent)
     except BaseException:
         remove(partial)
         raise
@@ -128,7 +123,3 @@ def force(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _new_name(path: Path) -> Path:
-    return path.with_name(f".rto_fast-{secrets.token_hex(8)}.partial")

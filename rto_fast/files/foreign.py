@@ -38,23 +38,6 @@ _REMOTE = (
 )
 
 
-def read_json(file: Path, where: str) -> Any:
-    """A JSON file. Raises ValueError that begins with `where` for one that is too large, not UTF-8 or no JSON."""
-    try:
-        content = read_regular(file, MAX_JSON_BYTES)
-    except OSError as error:
-        raise ValueError(f"{where}: {str(file)!r} cannot be read ({error.strerror or error})") from None
-    try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except RecursionError:
-        raise ValueError(f"{where}: {str(file)!r} is nested too deeply") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: {str(file)!r} is no JSON file ({one_line(error, 200)})") from None
-    except ValueError as error:
-        problem = str(error)
-        raise ValueError(problem if problem.startswith(where) else f"{where}: {str(file)!r}: {problem}") from None
-
-
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, as json's object_pairs_hook; ValueError for a key given twice."""
     found: dict[str, Any] = {}
@@ -66,10 +49,21 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_object(file: Path, field: str) -> dict[str, Any]:
-    """A JSON file that must hold an object."""
-    found = read_json(file, field)
+    """A JSON file that must hold an object. Raises ValueError that begins with `field` for one that is too large, not
+    UTF-8, no JSON or another value."""
+    name = f"{field}: {str(file)!r}"
+    try:
+        found = json.loads(read_regular(file, MAX_JSON_BYTES).decode("utf-8"), object_pairs_hook=no_duplicates)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read ({error.strerror or error})") from None
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{name} is no JSON file ({one_line(error, 200)})") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{field}: {str(file)!r} must hold a JSON object, got {type(found).__name__}")
+        raise ValueError(f"{name} must hold a JSON object, got {type(found).__name__}")
     return found
 
 
@@ -122,22 +116,9 @@ def check_model_folder(folder: Path, field: str, trusted: bool = False) -> None:
     if (folder / "generation_config.json").exists():
         check_end_token(read_object(folder / "generation_config.json", field), f"{field}: generation_config.json")
     stored = sum(_check_weights(file, field) for file in weight_files(folder, field))
-    if not trusted:
-        _check_amount(folder, field, stored)
-
-
-def check_config(folder: Path, field: str, trusted: bool = False) -> None:
-    """The part of `check_model_folder` that needs config.json alone."""
-    config = read_object(folder / "config.json", field)
-    _check_kind(config, folder, field, trusted)
-    _check_sizes(config, f"{field}: {str(folder / 'config.json')!r}")
-    # the library divides by some of these, and calls what others name
-    with opening(field, folder / "config.json", "configuration"):
-        AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-
-
-def _check_amount(folder: Path, field: str, stored: int) -> None:
-    """Without it a configuration could have transformers make up any amount of absent weights."""
+    if trusted:
+        return
+    # else a configuration could have transformers make up any amount of absent weights
     with opening(field, folder, "model"), torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         wanted = sum(p.numel() for p in model.parameters())
@@ -148,24 +129,31 @@ def _check_amount(folder: Path, field: str, stored: int) -> None:
         )
 
 
-def _check_kind(config: dict[str, Any], folder: Path, field: str, trusted: bool) -> None:
-    kind, file = config.get("model_type"), str(folder / "config.json")
+def check_config(folder: Path, field: str, trusted: bool = False) -> None:
+    """The part of `check_model_folder` that needs config.json alone."""
+    file = folder / "config.json"
+    config, where = read_object(file, field), f"{field}: {str(file)!r}"
+    kind = config.get("model_type")
     if not isinstance(kind, str) or not re.fullmatch(r"[\w.-]{1,64}", kind):
-        raise ValueError(f"{field}: {file!r} needs a model_type, such as 'llama', got {one_line(repr(kind), 100)}")
+        raise ValueError(f"{where} needs a model_type, such as 'llama', got {one_line(repr(kind), 100)}")
     if kind not in CONFIG_MAPPING and not trusted:
         if "auto_map" in config:
             raise ValueError(f"{field}: {str(folder)!r} {_REMOTE}")
-        raise ValueError(f"{field}: {file!r} has model_type {kind!r}, which this release of transformers does not know")
+        raise ValueError(f"{where} has model_type {kind!r}, which this release of transformers does not know")
     if config.get("transformers_weights") is not None:
         raise ValueError(
-            f"{field}: {file!r} names a file of weights, transformers_weights; remove that, only model.safetensors or "
+            f"{where} names a file of weights, transformers_weights; remove that, only model.safetensors or "
             "what its index names is read"
         )
     if config.get("quantization_config"):
         raise ValueError(
             f"{field}: {str(folder)!r} holds quantised weights, which cannot be trained; give the original"
         )
-    check_end_token(config, f"{field}: {file!r}")
+    check_end_token(config, where)
+    _check_sizes(config, where)
+    # the library divides by some of these, and calls what others name
+    with opening(field, file, "configuration"):
+        AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
 
 
 def check_end_token(config: dict[str, Any], where: str) -> None:
@@ -194,10 +182,10 @@ def weight_files(folder: Path, field: str) -> list[Path]:
     """The files that a model folder's weights are read from: one, or those that its index names."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
-    if single.is_file() or not index.exists():
-        if not single.is_file():
-            raise ValueError(f"{field}: {str(folder)!r} holds no model.safetensors; pickled weights are never loaded")
+    if single.is_file():
         return [single]
+    if not index.exists():
+        raise ValueError(f"{field}: {str(folder)!r} holds no model.safetensors; pickled weights are never loaded")
     places = read_object(index, field).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{field}: {str(index)!r} needs a weight_map of tensor names and file names")

@@ -18,24 +18,23 @@ _KINDS = {
 }
 
 
-def irregular(path: str | Path) -> str | None:
-    """What a name leads to where that is no regular file: "a pipe", "a folder"; links are followed. None for a regular
-    file, and where nothing is."""
+def irregular(path: str | Path | int) -> str | None:
+    """What a name, or an open file's number, leads to where that is no regular file: "a pipe", "a folder"; links are
+    followed. None for a regular file, and where nothing is."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # ValueError: a NUL
         return None
-    return None if stat.S_ISREG(mode) else _kind(mode)
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file for reading, in bytes. OSError for what is none, without waiting for a pipe's other end."""
     at_once = getattr(os, "O_NONBLOCK", 0)  # not on Windows
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
-    mode = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(mode):
+    if found := irregular(file.fileno()):
         file.close()
-        raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a regular file", str(path))
+        raise OSError(errno.EINVAL, f"it is {found}, not a regular file", str(path))
     return file
 
 
@@ -47,7 +46,3 @@ def read_regular(path: str | Path, limit: int) -> bytes:
         size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
         raise OSError(errno.EFBIG, f"it is larger than {size}", str(path))
     return content
-
-
-def _kind(mode: int) -> str:
-    return _KINDS.get(stat.S_IFMT(mode), "something else")

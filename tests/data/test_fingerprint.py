@@ -9,7 +9,6 @@ from tests.data.tokenizers import CHATML, byte_level, word_level
 
 def test_the_same_tokenizer_twice():
     assert fingerprint(byte_level()) == fingerprint(byte_level())
-    assert fingerprint(byte_level()).digest == fingerprint(byte_level()).digest
     check_same_tokenizer(byte_level(), byte_level())
     # what pads is of no consequence: nothing is padded
     padded = byte_level()
@@ -32,7 +31,7 @@ def test_what_differs_is_said_in_one_sentence(a, b, what):
     with pytest.raises(ValueError, match=f"A and B do not have the same tokenizer: {what}.*; ") as error:
         check_same_tokenizer(a, b, "A", "B")
     assert "\n" not in str(error.value)
-    assert fingerprint(a).digest != fingerprint(b).digest
+    assert fingerprint(a) != fingerprint(b)
 
 
 @needs_data
