@@ -84,8 +84,8 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 def _pairs(words: list[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for word in words:
-        name, equals, yours = word.partition("=")
-        if not (name and equals and yours) or name in pairs:
+        name, _, yours = word.partition("=")
+        if not (name and yours) or name in pairs:
             fault = "given twice" if name in pairs else "not of the form NAME=YOURS"
             raise ValueError(f"{word[:80]!r} is {fault}; write them as prompt=question chosen=better")
         pairs[name] = yours
@@ -105,12 +105,11 @@ def _none_as_meant(settings: type, args: Sequence[str]) -> list[str]:
 
 
 def _nothing(settings: Any, path: list[str]) -> str:
-    for item in fields(settings):
-        if item.name == path[0]:
-            if is_dataclass(item.type) and path[1:]:
-                return _nothing(item.type, path[1:])
-            return str(nothing(item.name, item.type))
-    return "none"
+    name, *rest = path
+    kind = {item.name: item.type for item in fields(settings)}.get(name)
+    if is_dataclass(kind) and rest:
+        return _nothing(kind, rest)
+    return "none" if kind is None else str(nothing(name, kind))
 
 
 def check_words(args: Sequence[str]) -> None:
@@ -143,28 +142,24 @@ def run(work: Callable[[list[str]], object], args: Sequence[str] | None, interru
     """
     args = list(sys.argv[1:] if args is None else args)
     with unread(stdout=not viewer):
-        return _status(work, args, interrupted, viewer)
-
-
-def _status(work: Callable[[list[str]], object], args: list[str], interrupted: str, viewer: bool) -> int:
-    # texts may hold characters that the terminal's encoding lacks
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        work([word for word in args if word != TRACEBACK])
-        sys.stdout.flush()
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        if viewer and isinstance(error, BrokenPipeError):
-            discard(sys.stdout)  # python must not complain about it while closing stdout
-            return 0
-        if TRACEBACK in args:
-            traceback.print_exception(error)
-        Unread(sys.stdout).flush()
-        full = "memory ran out; give fewer rows, such as with --data.max-rows"
-        said = full if isinstance(error, MemoryError) else one_line(error) or type(error).__name__
-        print(f"rto_fast: error: {said}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nrto_fast: interrupted. {interrupted}", file=sys.stderr)
-        return 130
+        # texts may hold characters that the terminal's encoding lacks
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            work([word for word in args if word != TRACEBACK])
+            sys.stdout.flush()
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+            if viewer and isinstance(error, BrokenPipeError):
+                discard(sys.stdout)  # python must not complain about it while closing stdout
+                return 0
+            if TRACEBACK in args:
+                traceback.print_exception(error)
+            Unread(sys.stdout).flush()
+            full = "memory ran out; give fewer rows, such as with --data.max-rows"
+            said = full if isinstance(error, MemoryError) else one_line(error) or type(error).__name__
+            print(f"rto_fast: error: {said}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"\nrto_fast: interrupted. {interrupted}", file=sys.stderr)
+            return 130
     return 0

@@ -51,11 +51,10 @@ def differences(stage: str, old: Config, new: Config) -> list[str]:
 def usable(finished: list[str], old: Config, new: Config) -> list[str]:
     """Those of a run's finished stages that are the same under `new`, as far as settings tell."""
     same: list[str] = []
-    given = [{"sft": c.sft.model, "dpo": c.dpo.model, "rm": c.rm.model} for c in (old, new)]
+    trained = (*old.stages, *new.stages)
     for stage in finished:
-        start = builds_on(stage, new)
-        trained = (*old.stages, *new.stages)
-        if all(s in same or given[0][s] == given[1][s] and (given[0][s] or s not in trained) for s in start):
+        given = ((s, old.given(s), new.given(s)) for s in builds_on(stage, new))
+        if all(s in same or was == now and (now or s not in trained) for s, was, now in given):
             same += [stage] * (not differences(stage, old, new))
     return same
 

@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 from rto_fast.config import NEUTRAL, Config
@@ -77,21 +78,17 @@ class _Later:
         self.words = words
         return self
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.words
-
-    __repr__ = __str__
 
     def __mod__(self, divisor: Any, /) -> Any:
         return 0
 
 
-class _LaterRate(_Later, float):
-    pass
+class _LaterRate(_Later, float): ...
 
 
-class _LaterCount(_Later, int):
-    pass
+class _LaterCount(_Later, int): ...
 
 
 LATER = {
@@ -125,9 +122,10 @@ def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
     shape  of model.path
     rows   of the data, counted up to LOOK
     """
-    sized = f"{_millions(shape.parameters)} parameters"
+    size = shape.parameters
+    sized = f"{size / 1e9:.3g} B parameters" if size >= 1e9 else f"{size / 1e6:.3g} M parameters"
     counted = f"{rows:,} rows" + (" or more" if rows >= LOOK else "")
-    chosen: dict[str, tuple[Any, str]] = {name: (rate(name, shape.parameters), sized) for name in RATES}
+    chosen: dict[str, tuple[Any, str]] = {name: (rate(name, size), sized) for name in RATES}
 
     data, new = config.data, config.rto.sampling.max_new_tokens
     limit = shape.context or sys.maxsize
@@ -147,8 +145,8 @@ def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
         held_out = min(HELD_OUT, max(8, rows // SHARE), rows // 4)
         chosen["data.held_out"] = (held_out, counted)
     train = max(0, rows - held_out)
-    for name in ("sft.batch_size", "dpo.batch_size", "rm.batch_size"):
-        chosen[name] = (_power(train / 32, 4, BATCH), counted)
+    batches = ("sft.batch_size", "dpo.batch_size", "rm.batch_size")
+    chosen |= dict.fromkeys(batches, (_power(train / 32, 4, BATCH), counted))
     rollouts, minibatch = config.rto.rollouts, config.rto.minibatch
     if _later(rollouts):
         grouped = config.rto.critic.kind == "group" or "grpo" in config.stages
@@ -158,14 +156,14 @@ def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
         chosen["rto.rollouts"] = (rollouts, counted)
     chosen["rto.minibatch"] = (max(1, rollouts // 8), "rollouts / 8")
 
-    budget = max(BUDGET, 4 * shape.parameters)
+    budget = max(BUDGET, 4 * size)
     fits = f"memory of each at most {budget / 2**30:.2g} GiB"
     # a pair's prompt and answers stay together
     chosen["microbatch_rows"] = (max(_power(budget / shape.activations, 1, 16384), 2 * length), fits)
     answers = budget / (shape.cache * (prompt + (new or max(1, length - prompt))))
     chosen["rto.sampling.batch_size"] = (_power(answers, 1, 256), fits)
 
-    taken = {name: value for name, value in chosen.items() if _later(_get(config, name))}
+    taken = {name: value for name, value in chosen.items() if _later(attrgetter(name)(config))}
     return _with(config, {name: value for name, (value, _) in taken.items()}), _lines(config, taken)
 
 
@@ -182,19 +180,14 @@ def _power(x: float, least: int, most: int) -> int:
     return min(max(2 ** math.floor(math.log2(max(x, 1))), least), most)
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
-
-
 def _lines(config: Config, chosen: dict[str, tuple[Any, str]]) -> list[str]:
     """What was chosen for the stages that will run, a line for each reason."""
     silent = {"sft", "dpo", "rm"} - set(config.stages) | (set() if config.members else {"rto"})
     by_reason: dict[str, list[str]] = {}
     for name, (value, reason) in chosen.items():
         if name.partition(".")[0] not in silent:
-            by_reason.setdefault(reason, []).append(
-                f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            )
+            shown = f"{value:g}" if isinstance(value, float) else value
+            by_reason.setdefault(reason, []).append(f"{name} {shown}")
     return [f"chosen: {', '.join(values)} ({reason})" for reason, values in by_reason.items()]
 
 
@@ -202,20 +195,10 @@ def _later(value: Any) -> bool:
     return isinstance(value, _Later)
 
 
-def _get(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
 def _with(config: Any, values: dict[str, Any]) -> Any:
     """The configuration with values by dotted name, each of its tables replaced once, so that checks see all of it."""
-    tables: dict[str, dict[str, Any]] = {}
-    own: dict[str, Any] = {}
-    for name, value in values.items():
-        head, dot, rest = name.partition(".")
-        if dot:
-            tables.setdefault(head, {})[rest] = value
-        else:
-            own[head] = value
-    return replace(config, **own, **{head: _with(getattr(config, head), inner) for head, inner in tables.items()})
+    own = {name: value for name, value in values.items() if "." not in name}
+    for head in dict.fromkeys(name.partition(".")[0] for name in values if "." in name):
+        inner = {name.removeprefix(f"{head}."): x for name, x in values.items() if name.startswith(f"{head}.")}
+        own[head] = _with(getattr(config, head), inner)
+    return replace(config, **own)

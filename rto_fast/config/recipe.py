@@ -8,7 +8,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,19 +77,19 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
     """A config dataclass from nested plain values. `source` is named in errors."""
-    names = {f.name: f for f in dataclasses.fields(cls)}
+    types, defaults = {f.name: f.type for f in dataclasses.fields(cls)}, cls()
     built: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in names:
-            raise ValueError(f"{source}: unknown key {prefix + key!r}{_nearest(key, list(names))}")
-        default = _default(names[key])
+        if key not in types:
+            raise ValueError(f"{source}: unknown key {prefix + key!r}{_nearest(key, types)}")
+        default = getattr(defaults, key)
         if dataclasses.is_dataclass(default):
             if not isinstance(value, dict):
                 raise ValueError(f"{source}: {prefix + key} must be a table, got {value!r}")
             # a partial table keeps the field's own defaults, which can differ from its class's
             value = build(type(default), {**plain(default), **value}, source, f"{prefix}{key}.")
         else:
-            value = _typed(value, names[key], default, f"{source}: {prefix + key}")
+            value = _typed(value, key, types[key], default, f"{source}: {prefix + key}")
         built[key] = value
     try:
         return cls(**built)
@@ -97,21 +97,21 @@ def build(cls: type, values: dict[str, Any], source: str, prefix: str = "") -> A
         raise ValueError(f"{source}: {error}") from None
 
 
-def _typed(value: Any, item: dataclasses.Field[Any], default: Any, where: str) -> Any:
+def _typed(value: Any, name: str, kind: Any, default: Any, where: str) -> Any:
     if value == "none":
-        value = nothing(item.name, item.type)
+        value = nothing(name, kind)
     if isinstance(value, list):
-        value = tuple(nothing(item.name, item.type) if x == "none" else x for x in value)
+        value = tuple(nothing(name, kind) if x == "none" else x for x in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if "\0" in str(value):
         raise ValueError(f"{where} must be text without NUL, got {value!r}")
-    if not _fits(value, item.type):
-        if _fits((value,), item.type):
+    if not _fits(value, kind):
+        if _fits((value,), kind):
             raise ValueError(f"{where} must be a list, got {value!r}; write [{value!r}]")
-        literals = [part for part in (item.type, *typing.get_args(item.type)) if typing.get_origin(part) is Literal]
+        literals = [part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) is Literal]
         choices = [str(c) for part in literals for c in typing.get_args(part)]
-        wanted = f"one of {', '.join(choices)}" if choices else _words(item.type)
+        wanted = f"one of {', '.join(choices)}" if choices else _words(kind)
         raise ValueError(f"{where} must be {wanted}, got {value!r}{_nearest(str(value), choices)}")
     return value
 
@@ -142,21 +142,17 @@ def _words(annotation: Any) -> str:
     return f"a list, each {words}" if typing.get_origin(annotation) is tuple else words
 
 
-def _default(item: Any) -> Any:
-    return item.default if item.default is not dataclasses.MISSING else item.default_factory()
-
-
 def _nearest(name: str, known: Iterable[object]) -> str:
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """Nested plain values that TOML can hold: None is left out, tuples become lists."""
+def plain(config: Any, each: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
+    """Nested plain values that TOML can hold, through `each`: None is left out, tuples become lists."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: clean(v) for k, v in value.items() if v is not None}
-        return [clean(v) for v in value] if isinstance(value, tuple | list) else value
+        return [clean(v) for v in value] if isinstance(value, tuple | list) else each(value)
 
     return clean(dataclasses.asdict(config))

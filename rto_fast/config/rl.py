@@ -2,51 +2,42 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from rto_fast.config.checks import check
+from rto_fast.config.checks import Section, check
 from rto_fast.config.stages import OptimConfig
 
 
 @dataclass(frozen=True)
-class RewardConfig:
+class RewardConfig(Section, prefix="rto.reward."):
     """r_t = clip(b1 log(pi_dpo/pi_ref), +-c) - b2 log(pi/pi_ref) + [last] b3 clamp(score, +-10); eq. 4.6."""
 
-    beta_1: float = 0.1
+    beta_1: Annotated[float, "a finite number"] = 0.1
     """b1, weight of the DPO token reward (v1: 0.1; official: 0.05). 0 gives PPO."""
-    beta_2: float = 0.03
+    beta_2: Annotated[float, "a finite number"] = 0.03
     """b2, weight of the KL to pi_ref (v1: 0.03; official: 0.01). b1/b2 > 1 goes beyond pi_dpo."""
-    beta_3: float = 0.0
+    beta_3: Annotated[float, "a finite number"] = 0.0
     """b3, weight of the reward model's score at the last token (v1: 0; official: 1)."""
-    clip: float = math.inf
+    clip: Annotated[float, "positive (none = no clip)"] = math.inf
     """c, bound of the scaled token reward; none = no bound (v1: none; official: 0.05)."""
-    score_clip: float = 10.0
+    score_clip: Annotated[float, "positive"] = 10.0
     """Bound of the normalised reward-model score (official: 10)."""
     granularity: Literal["token", "sentence", "response"] = "token"
     """Where the DPO reward is paid: token = RTO, sentence = Semi-RTO, response = sparse DPO (the paper's DPPO)."""
     shaping_only: bool = False
     """Take the token rewards back at the last token, so that the return is the sentence score (RS-PPO)."""
-    missing_eos_penalty: float = 0.0
+    missing_eos_penalty: Annotated[float, "a finite number"] = 0.0
     """Taken from the last token's reward when an answer was cut off at the length limit."""
     truncated: Literal["keep", "mask"] = "keep"
     """Cut-off answers: keep = train on them, mask = leave them out of the update."""
-    adaptive_kl_target: float | None = None
+    adaptive_kl_target: Annotated[float | None, "positive"] = None
     """KL per answer (nats) that b2 is steered to; none = fixed b2. Ziegler et al. 2019, section 2.2."""
-    adaptive_kl_horizon: int = 10000
+    adaptive_kl_horizon: Annotated[int, "positive"] = 10000
     """Answers over which b2 adapts (official: 10000)."""
-
-    def __post_init__(self) -> None:
-        for name in ("beta_1", "beta_2", "beta_3", "missing_eos_penalty"):
-            check(math.isfinite(getattr(self, name)), f"rto.reward.{name}", "a finite number", getattr(self, name))
-        check(self.clip > 0, "rto.reward.clip", "positive (none = no clip)", self.clip)
-        check(self.score_clip > 0, "rto.reward.score_clip", "positive", self.score_clip)
-        target = self.adaptive_kl_target
-        check(target is None or target > 0, "rto.reward.adaptive_kl_target", "positive", target)
-        check(self.adaptive_kl_horizon > 0, "rto.reward.adaptive_kl_horizon", "positive", self.adaptive_kl_horizon)
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(Section, prefix="rto.score."):
     """Where the sentence score comes from that beta_3 weighs: a rule, a server, or (neither given) the reward model."""
 
     rule: str | None = None
@@ -57,18 +48,16 @@ class ScoreConfig:
     turns, each with role and content; none with data.template none)."""
     server: str | None = None
     """URL of a reward server that takes {query, prompts, labels} and returns {rewards}."""
-    timeout: float = 60.0
+    timeout: Annotated[float, "a positive number of seconds"] = 60.0
     """Seconds that a request to the server may take, from the connection to the last byte of its reply."""
-    retries: int = 4
+    retries: Annotated[int, "0 or more"] = 4
     """How often a failed request is sent again, at growing intervals."""
-    batch: int = 64
+    batch: Annotated[int, "at least 1"] = 64
     """Answers per request."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(not (self.rule and self.server), "rto.score.server", "unset when rto.score.rule is given", self.server)
-        check(0 < self.timeout < math.inf, "rto.score.timeout", "a positive number of seconds", self.timeout)
-        check(self.retries >= 0, "rto.score.retries", "0 or more", self.retries)
-        check(self.batch >= 1, "rto.score.batch", "at least 1", self.batch)
 
     @property
     def runs_code(self) -> bool:
@@ -77,100 +66,81 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    temperature: float = 1.0
+class SamplingConfig(Section, prefix="sampling."):
+    temperature: Annotated[float, "0 or more"] = 1.0
     """0 = greedy. Anything but 1 samples from another distribution than the one PPO corrects for."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, "at least 1"] = None
     """Sample among the k likeliest tokens only."""
-    top_p: float = 1.0
+    top_p: Annotated[float, "in (0, 1]"] = 1.0
     """Sample among the likeliest tokens that hold this probability."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int | None, "positive"] = None
     """Longest answer; none = data.max_length - data.max_prompt."""
-    batch_size: int = 256
+    batch_size: Annotated[int, "at least 1"] = 256
     """Sequences decoded at once."""
-
-    def __post_init__(self) -> None:
-        check(self.temperature >= 0, "sampling.temperature", "0 or more", self.temperature)
-        check(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
-        check(self.top_k is None or self.top_k >= 1, "sampling.top_k", "at least 1", self.top_k)
-        new = self.max_new_tokens
-        check(new is None or new >= 1, "sampling.max_new_tokens", "positive", new)
-        check(self.batch_size >= 1, "sampling.batch_size", "at least 1", self.batch_size)
 
 
 @dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Section, prefix="rto.critic."):
     kind: Literal["separate", "shared", "group"] = "separate"
     """separate: a backbone of its own. shared: a value head on the policy's hidden states. group: none; answers to one
     prompt are compared with one another (GRPO)."""
     model: str | None = None
     """Reward model that a separate critic starts from, head included (rm: this run's); none = pi_ref's backbone and a
     head of zeros."""
-    lr: float = 1e-5
+    lr: Annotated[float, "positive"] = 1e-5
     """Learning rate of the critic (official: 9e-6)."""
-    clip: float = 0.2
+    clip: Annotated[float, "positive (none = no clip)"] = 0.2
     """Range in which a value may move from its old one (official: 0.2); none = anywhere."""
-    coef: float = 1.0
+    coef: Annotated[float, "0 or more"] = 1.0
     """Weight of the value loss; matters for a shared trunk only."""
-    warmup_iterations: int = 0
+    warmup_iterations: Annotated[int, "0 or more"] = 0
     """Iterations at the start that train the critic alone."""
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, "rto.critic.lr", "positive", self.lr)
-        check(self.clip > 0, "rto.critic.clip", "positive (none = no clip)", self.clip)
-        check(self.coef >= 0, "rto.critic.coef", "0 or more", self.coef)
-        check(self.warmup_iterations >= 0, "rto.critic.warmup_iterations", "0 or more", self.warmup_iterations)
+        super().__post_init__()
         unset = f"unset for critic.kind = {self.kind}"
         check(self.kind == "separate" or self.model is None, "rto.critic.model", unset, self.model)
 
 
 @dataclass(frozen=True)
-class RTOConfig:
+class RTOConfig(Section, prefix="rto."):
     """PPO on token rewards (the paper's algorithm 2)."""
 
     reward: RewardConfig = field(default_factory=RewardConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    score_weight: float = 1.0
+    score_weight: Annotated[float, "a finite number"] = 1.0
     """beta_3 of the stages that live by the sentence score (ppo, rs_ppo, grpo) where reward.beta_3 is 0."""
     group: int = 8
     """Answers per prompt that GRPO compares; `rollouts` counts answers."""
-    iterations: int | None = None
+    iterations: Annotated[int | None, "at least 1"] = None
     """Rollout-and-update rounds; none = `epochs` passes over the prompts."""
-    epochs: float = 1.0
+    epochs: Annotated[float, "positive"] = 1.0
     """Passes over the prompts when iterations is not given (v1: 1)."""
-    rollouts: int = 256
+    rollouts: Annotated[int, "at least 1"] = 256
     """Answers per iteration (v1: 256; official: 1024)."""
-    minibatch: int = 16
+    minibatch: Annotated[int, "at least 1"] = 16
     """Answers per optimizer step (v1: 16; official: 128)."""
-    ppo_epochs: int = 2
+    ppo_epochs: Annotated[int, "at least 1"] = 2
     """Passes over each iteration's answers (v1: 2; official: 1)."""
-    clip: float = 0.2
+    clip: Annotated[float, "positive"] = 0.2
     """PPO's ratio clip."""
-    gamma: float = 1.0
+    gamma: Annotated[float, "in (0, 1]"] = 1.0
     """Discount."""
-    lam: float = 0.95
+    lam: Annotated[float, "in [0, 1]"] = 0.95
     """GAE's lambda."""
     average: Literal["token", "sequence"] = "sequence"
     """What counts alike in the loss: every token or every answer (official: sequence)."""
     entropy_coef: float = 0.0
     """Weight of an entropy bonus."""
-    stop_kl: float | None = None
+    stop_kl: Annotated[float | None, "positive"] = None
     """End an iteration's passes when the policy has moved this far from the sampling one (mean k3, nats per token)."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-6, schedule="constant", warmup=0.0))
     """v1: 5e-6; official: 5e-7."""
 
     def __post_init__(self) -> None:
-        for name in ("rollouts", "minibatch", "ppo_epochs"):
-            check(getattr(self, name) >= 1, f"rto.{name}", "at least 1", getattr(self, name))
-        check(self.iterations is None or self.iterations >= 1, "rto.iterations", "at least 1", self.iterations)
-        check(self.epochs > 0, "rto.epochs", "positive", self.epochs)
-        check(self.clip > 0, "rto.clip", "positive", self.clip)
-        check(0 < self.gamma <= 1, "rto.gamma", "in (0, 1]", self.gamma)
-        check(0 <= self.lam <= 1, "rto.lam", "in [0, 1]", self.lam)
-        check(self.stop_kl is None or self.stop_kl > 0, "rto.stop_kl", "positive", self.stop_kl)
-        check(math.isfinite(self.score_weight), "rto.score_weight", "a finite number", self.score_weight)
+        super().__post_init__()
         if self.critic.kind == "group":
             check(not self.critic.warmup_iterations, "rto.critic.warmup_iterations", "0 without a critic", 1)
             check(self.group >= 2, "rto.group", "at least 2 (one answer has none to be compared with)", self.group)

@@ -1,12 +1,11 @@
 """Settings of a whole run: model, data, evaluation, checkpoints, and every stage's."""
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from rto_fast.config.checks import check, check_bounds
+from rto_fast.config.checks import Section, check, check_bounds
 from rto_fast.config.rl import RTOConfig, member
 from rto_fast.config.stages import DPOConfig, RMConfig, SFTConfig
 
@@ -29,7 +28,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section, prefix="data."):
     path: str = ""
     """Preference pairs: .jsonl, .json, .csv, .tsv (also .gz), .parquet, a directory of those, or a hub id."""
     subset: str | None = None
@@ -48,81 +47,76 @@ class DataConfig:
     """How a conversation becomes text. auto: the tokenizer's chat template, else plain Human/Assistant turns."""
     parse_special: bool = False
     """Special tokens that texts spell out are special tokens, not their characters. Only for data that you trust."""
-    max_prompt: int = 256
+    max_prompt: Annotated[int, "at least 1"] = 256
     """Longest prompt in tokens; longer ones lose their oldest tokens (counted)."""
     max_length: int = 512
     """Longest prompt + answer in tokens; longer rows are dropped (counted)."""
-    held_out: int = 256
+    held_out: Annotated[int, "0 or more"] = 256
     """Pairs kept from training for evaluation, split by prompt."""
-    max_rows: int | None = None
+    max_rows: Annotated[int | None, "positive"] = None
     """Read at most so many rows."""
     allow_dropped: bool = False
     """Go on where more than half of the rows are dropped. Without it that is an error, which says why they are."""
 
     def __post_init__(self) -> None:
-        check(self.max_prompt >= 1, "data.max_prompt", "at least 1", self.max_prompt)
+        super().__post_init__()
         above = f"above max_prompt = {self.max_prompt}"
         check(self.max_length > self.max_prompt, "data.max_length", above, self.max_length)
-        check(self.held_out >= 0, "data.held_out", "0 or more", self.held_out)
-        check(self.max_rows is None or self.max_rows > 0, "data.max_rows", "positive", self.max_rows)
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Section, prefix="eval."):
     prompts: int = 256
     """Held-out prompts that every policy answers; 0 = no evaluation."""
-    temperature: float = 1.0
+    temperature: Annotated[float, "0 or more"] = 1.0
     """Sampling temperature of the evaluation (paper: 0.9)."""
-    top_p: float = 1.0
+    top_p: Annotated[float, "in (0, 1]"] = 1.0
     """Nucleus of the evaluation (paper: 0.99)."""
-    samples: int = 8
+    samples: Annotated[int, "0 or more"] = 8
     """Answers per policy written to samples.md."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.prompts >= 0 and self.prompts != 1, "eval.prompts", "0, or 2 and more", self.prompts)
-        check(self.samples >= 0, "eval.samples", "0 or more", self.samples)
-        check(self.temperature >= 0, "eval.temperature", "0 or more", self.temperature)
-        check(0 < self.top_p <= 1, "eval.top_p", "in (0, 1]", self.top_p)
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Section, prefix="sweep."):
     """Short RTO runs over b1/b2 and c from the same start, to show over-optimisation. Empty = none."""
 
-    ratios: tuple[float, ...] = ()
+    ratios: Annotated[tuple[float, ...], "positive"] = ()
     """Values of b1/b2, at the recipe's b1."""
-    clips: tuple[float, ...] = ()
+    clips: Annotated[tuple[float, ...], "positive"] = ()
     """Values of c; none = no bound."""
-    iterations: int = 10
+    iterations: Annotated[int, "at least 1"] = 10
     """Iterations of each run."""
 
     def __post_init__(self) -> None:
-        check(all(r > 0 for r in self.ratios), "sweep.ratios", "positive", self.ratios)
-        check(all(c > 0 for c in self.clips), "sweep.clips", "positive", self.clips)
+        super().__post_init__()
         check(bool(self.ratios) == bool(self.clips), "sweep.clips", "given together with sweep.ratios", self.clips)
-        check(self.iterations >= 1, "sweep.iterations", "at least 1", self.iterations)
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Section, prefix="compare."):
     """The whole run once per seed, each in a folder of its own, and one report on all of them. Empty = one run."""
 
-    seeds: tuple[int, ...] = ()
+    seeds: Annotated[tuple[int, ...], "0 or more"] = ()
     """Seeds to run; `seed` is then not used."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(len(set(self.seeds)) == len(self.seeds), "compare.seeds", "free of repeats", self.seeds)
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section, prefix="checkpoint."):
     """When a running stage is saved, so that the same command goes on from there, bit for bit."""
 
-    every: int = 0
+    every: Annotated[int, "0 or more"] = 0
     """Optimizer steps between two checkpoints; 0 = by time alone."""
-    minutes: float = 10.0
+    minutes: Annotated[float, "0 or more, and finite"] = 10.0
     """Minutes between two checkpoints; 0 = by steps alone."""
-    keep: int = 2
+    keep: Annotated[int, "at least 1"] = 2
     """How many to keep of a running stage. A finished stage keeps its model only."""
     best: str | None = None
     """Metric, e.g. judge/return or accuracy, by which one checkpoint more is kept, the best: a stage that reports it
@@ -131,10 +125,8 @@ class CheckpointConfig:
     """Which value of that metric is the best: "smallest" for a loss."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.best is None or bool(self.best), "checkpoint.best", "a metric's name", self.best)
-        check(self.every >= 0, "checkpoint.every", "0 or more", self.every)
-        check(0 <= self.minutes < math.inf, "checkpoint.minutes", "0 or more, and finite", self.minutes)
-        check(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
 
 
 @dataclass(frozen=True)
@@ -147,29 +139,23 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
-class GuardConfig:
+class GuardConfig(Section, prefix="guards."):
     """What may go wrong while a run is alone. A value that is not finite always stops it, before the step."""
 
-    grad_norm: float | None = None
+    grad_norm: Annotated[float | None, "positive and finite"] = None
     """Gradient norm (of one network, before clipping) that is too large; none = any is taken."""
     grad_norm_action: Literal["warn", "skip", "stop"] = "skip"
     """Then: take the step and say so, leave the step out, or stop."""
-    kl: float | None = None
+    kl: Annotated[float | None, "positive and finite"] = None
     """KL to pi_ref per answer (nats, mean of a rollout) that is too large; none = any."""
     kl_action: Literal["warn", "skip", "stop"] = "stop"
     """Then: say so, do not learn from that rollout, or stop."""
-    stall_minutes: float = 60.0
+    stall_minutes: Annotated[float, "0 or more, and finite"] = 60.0
     """End the run when nothing moves for so long: data, generation, a reward server, a GPU. 0 = wait for ever."""
-
-    def __post_init__(self) -> None:
-        for name in ("grad_norm", "kl"):
-            limit = getattr(self, name)
-            check(limit is None or 0 < limit < math.inf, f"guards.{name}", "positive and finite", limit)
-        check(0 <= self.stall_minutes < math.inf, "guards.stall_minutes", "0 or more, and finite", self.stall_minutes)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section, prefix=""):
     """Turn preference pairs into an aligned language model: SFT, DPO, then PPO on DPO's token rewards (RTO)."""
 
     recipe: str = "quickstart"
@@ -184,16 +170,16 @@ class Config:
     """Stages to run, in this order: sft, dpo, rm (a reward model), then members of the RTO family, all with the
     settings of [rto]: rto, ppo (the sentence score alone), sparse_dpo = dppo (the DPO reward at the last token),
     semi_rto (at sentence ends), rs_ppo (DPO reward as shaping only), grpo (no critic)."""
-    seed: int = 0
+    seed: Annotated[int, "0 or more"] = 0
     """Seeds every random stream of the run."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
-    microbatch_rows: int = 16384
+    microbatch_rows: Annotated[int, "positive"] = 16384
     """Tokens in one forward and backward. Lower it when memory runs out; results change in their last bits only."""
-    workspace_mb: int | None = None
+    workspace_mb: Annotated[int | None, "at least 1"] = None
     """Memory of the vocabulary-sized operators, instead of a tokens x vocabulary tensor; none = 64 on CPU, 2048 on
     CUDA."""
-    log_every: int = 1
+    log_every: Annotated[int, "at least 1"] = 1
     """Optimizer steps between two lines of metrics.jsonl."""
     resume: bool = True
     """Go on from the checkpoint of a stage that was interrupted; False starts that stage over."""
@@ -212,33 +198,30 @@ class Config:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        check(self.seed >= 0, "seed", "0 or more", self.seed)
-        check(all(seed >= 0 for seed in self.compare.seeds), "compare.seeds", "0 or more", self.compare.seeds)
+        super().__post_init__()
         check(len(self.stages) > 0, "stages", "at least one, such as sft, dpo or rto", self.stages)
-        check(self.microbatch_rows >= 1, "microbatch_rows", "positive", self.microbatch_rows)
-        check(self.workspace_mb is None or self.workspace_mb >= 1, "workspace_mb", "at least 1", self.workspace_mb)
-        check(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         check(len(set(self.stages)) == len(self.stages), "stages", "free of repeats", self.stages)
         # members of the family do not build on one another: any order will do
         floors = {"sft": 0, "dpo": 1, "rm": 1}
         ordered = sorted(self.stages, key=lambda stage: floors.get(stage, 2))
         check(list(self.stages) == ordered, "stages", "in the order sft, dpo and rm, rto and its family", self.stages)
+        source = self.rto.score.rule or self.rto.score.server or self.rm.model or "rm" in self.stages
         for stage in self.members:
-            self._check_score(stage)
-
-    def _check_score(self, stage: str) -> None:
-        config = member(self.rto, stage)
-        source = config.score.rule or config.score.server or self.rm.model or "rm" in self.stages
-        if config.reward.beta_3 and not source:
-            raise ValueError(
-                f"rto.score: {stage} with beta_3 = {config.reward.beta_3:g} weighs a sentence score; add the stage rm, "
-                "give --rm.model, --rto.score.rule or --rto.score.server, or set beta_3 to 0"
-            )
+            beta_3 = member(self.rto, stage).reward.beta_3
+            if beta_3 and not source:
+                raise ValueError(
+                    f"rto.score: {stage} with beta_3 = {beta_3:g} weighs a sentence score; add the stage rm, give "
+                    "--rm.model, --rto.score.rule or --rto.score.server, or set beta_3 to 0"
+                )
 
     @property
     def members(self) -> list[str]:
         """The stages that are PPO on some reward."""
         return [stage for stage in self.stages if stage not in ("sft", "dpo", "rm")]
+
+    def given(self, stage: str) -> str | None:
+        """The model that the user gives in a stage's place."""
+        return {"sft": self.sft.model, "dpo": self.dpo.model, "rm": self.rm.model}.get(stage)
 
     @property
     def folder(self) -> Path:

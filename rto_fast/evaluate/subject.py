@@ -96,7 +96,7 @@ def _policies(run: Run) -> dict[str, str]:
     stages = run.config.stages
     others = sorted(p.name for p in run.folder.iterdir() if is_finished(p) and p.name not in stages)
     found = {name: run.found(name) for name in [*stages, *others] if name != "rm"}
-    return {name: path for name, path in found.items() if path and (run.given(name) or _writes(Path(path)))}
+    return {name: path for name, path in found.items() if path and (run.config.given(name) or _writes(Path(path)))}
 
 
 def _writes(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.text import one_line
 from rto_fast.judges import Judge, as_texts
 from rto_fast.judges.reward_model import reward_judge
-from rto_fast.model.load import check_scalar_folder
+from rto_fast.model.load import read_head
 from rto_fast.rollout import Completion
 from rto_fast.runs.open import Context
 
@@ -41,7 +41,7 @@ def check_sources(context: Context) -> tuple[str, str] | None:
     config = context.config
     if config.rm.model:
         load_tokenizer(config.rm.model, "rm.model", config.model.trust_remote_code)
-        check_scalar_folder(config.rm.model, "rm.model", config.model.trust_remote_code)
+        read_head(config.rm.model, "rm.model", config.model.trust_remote_code)
     paid = [rl for rl in (member(config.rto, stage) for stage in config.members) if rl.reward.beta_3]
     if not paid:
         return None

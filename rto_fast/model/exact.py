@@ -1,6 +1,7 @@
 """Whether a model can be trained on packed rows: its log-probs there equal those of each sequence alone.
 
-Each check returns what it measured and raises ValueError, with the fix, where that is not what it has to be.
+Each check returns the largest difference in nats, and raises ValueError, with the fix, where that is above the
+tolerance of `dtype`, the arithmetic's.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from rto_fast.model import attention
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.logprobs import response_logprobs
-from rto_fast.packing import pack
+from rto_fast.packing import PackedBatch, pack
 
 Sequences = Sequence[tuple[list[int], list[int]]]
 """(prompt, response) as token ids."""
@@ -22,14 +23,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 @torch.no_grad()
 def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype, workspace_mb: int | None) -> float:
-    """Packed log-probs of (prompt, response) pairs against each sequence alone through the model's own logits.
-
-    Returns the largest difference in nats; raises ValueError above the tolerance of `dtype`, that of the arithmetic.
-    """
+    """Packed log-probs of (prompt, response) pairs against each sequence alone through the model's own logits."""
     was_training = model.training
-    model.eval()
-    prompts, responses = [p for p, _ in sequences], [r for _, r in sequences]
-    packed = response_logprobs(model, pack(prompts, responses).to(model.hf.device), workspace_mb)
+    packed = response_logprobs(model.eval(), _packed(model, sequences), workspace_mb)
     model.hf.set_attn_implementation("sdpa")
     try:
         alone = torch.cat([_alone(model, prompt, response) for prompt, response in sequences])
@@ -51,6 +47,10 @@ def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype
     return gap
 
 
+def _packed(model: LanguageModel, sequences: Sequences) -> PackedBatch:
+    return pack([prompt for prompt, _ in sequences], [response for _, response in sequences]).to(model.hf.device)
+
+
 def _alone(model: LanguageModel, prompt: list[int], response: list[int]) -> torch.Tensor:
     tokens = torch.tensor([prompt + response], device=model.hf.device)
     logits = model.hf(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
@@ -58,12 +58,8 @@ def _alone(model: LanguageModel, prompt: list[int], response: list[int]) -> torc
 
 
 def check_ratio(model: LanguageModel, sequences: Sequences, dtype: torch.dtype, workspace_mb: int | None) -> float:
-    """Log-probs as they are scored against those of a training forward: PPO's first ratio is 1 and its first KL 0.
-
-    Returns the largest difference in nats; raises ValueError above the tolerance of `dtype`.
-    """
-    was_training = model.training
-    batch = pack([p for p, _ in sequences], [r for _, r in sequences]).to(model.hf.device)
+    """Log-probs as they are scored against those of a training forward: PPO's first ratio is 1 and its first KL 0."""
+    was_training, batch = model.training, _packed(model, sequences)
     with torch.no_grad():
         scored = response_logprobs(model.eval(), batch, workspace_mb)
     with torch.enable_grad():

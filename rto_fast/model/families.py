@@ -33,7 +33,8 @@ def check_family(path: str, field: str, *, trust_remote_code: bool = False, scal
             f"{field}: {path!r} is a {kind}, which judges texts and has no head that writes them; give a causal "
             "language model here, a reward model belongs to --rm.model"
         )
-    if network := _network(config, scalar):
+    classes = (MODEL_MAPPING if scalar else MODEL_FOR_CAUSAL_LM_MAPPING).get(type(config), None)
+    if network := classes[0] if isinstance(classes, tuple) else classes:
         _check_layers(config, network, f"{field}: {path!r}")
     elif not trust_remote_code:
         senses = [name for name in ("vision", "audio") if getattr(config, f"{name}_config", None) is not None]
@@ -52,16 +53,8 @@ def check_no_adapter(path: str, field: str) -> None:
         )
 
 
-def _network(config: PretrainedConfig, scalar: bool) -> type[PreTrainedModel] | None:
-    """The class that transformers loads for it; None where the library itself has none."""
-    mapping = MODEL_MAPPING if scalar else MODEL_FOR_CAUSAL_LM_MAPPING
-    found = mapping.get(type(config), None)
-    return found[0] if isinstance(found, tuple) else found
-
-
 def _check_layers(config: PretrainedConfig, network: type[PreTrainedModel], where: str) -> None:
-    strange = set(getattr(config.get_text_config(), "layer_types", None) or ()) - ATTENTION
-    if strange:
+    if strange := set(getattr(config.get_text_config(), "layer_types", None) or ()) - ATTENTION:
         raise ValueError(
             f"{where} ({network.__name__}) mixes tokens by {', '.join(sorted(strange))} too, which would leak from one "
             f"packed sequence into the next; {SERVED}"

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from rto_fast.files.digests import check_stage
 from rto_fast.files.foreign import check_finite, check_loaded, check_model_folder, opening, read_object
@@ -93,13 +94,9 @@ def load_scalar_model(
 
     `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
     """
-    check_folder(path, field, trust_remote_code, scalar=True)
-    said = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it reports the head, which is read apart, as left over
+    weights = read_head(path, field, trust_remote_code)
     with opening(field, path, "reward model"):
-        weights = _read_head(path, field)
         backbone, info = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
-    transformers_logging.set_verbosity(said)
     check_loaded(info, field, path)
     head = zero_head(weights["weight"].shape[1])
     with torch.no_grad():
@@ -112,30 +109,22 @@ def load_scalar_model(
     return model
 
 
-def check_scalar_folder(path: str, field: str, trust_remote_code: bool = False) -> None:
-    """Raises ValueError, naming `field`, where `load_scalar_model` would find no reward model; reads only its head."""
+def read_head(path: str, field: str, trust_remote_code: bool = False) -> dict[str, Tensor]:
+    """The weight (1, H) and the bias, if any, of a reward model's head alone. Raises ValueError as the whole would."""
     check_folder(path, field, trust_remote_code, scalar=True)
     with opening(field, path, "reward model"):
-        _read_head(path, field)
-
-
-def _read_head(path: str, field: str) -> dict[str, Tensor]:
-    from safetensors import safe_open
-    from transformers.utils.hub import cached_file
-
-    index = Path(path).expanduser() / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(read_object(index, field)["weight_map"].values()))
-    found: dict[str, Tensor] = {}
-    for name in names:
-        with safe_open(cached_file(path, name), framework="pt") as file:
-            for key in file.keys():
-                module, _, kind = key.rpartition(".")
-                if module.split(".")[-1] in ("score", "value_head") and kind in ("weight", "bias"):
-                    found[kind] = file.get_tensor(key).float()
-    if "weight" not in found or found["weight"].ndim != 2 or found["weight"].shape[0] != 1:
-        raise ValueError(
-            f"{field}: {path!r} holds no score.weight or value_head.weight of shape (1, hidden); give a reward model"
-        )
+        index = Path(path).expanduser() / "model.safetensors.index.json"
+        listed = read_object(index, field)["weight_map"].values() if index.is_file() else ["model.safetensors"]
+        found: dict[str, Tensor] = {}
+        for name in sorted(set(listed)):
+            with safe_open(cached_file(path, name), framework="pt") as file:
+                for key in file.keys():
+                    match key.split("."):
+                        case [*_, "score" | "value_head", "weight" | "bias" as kind]:
+                            found[kind] = file.get_tensor(key).float()
+        if "weight" not in found or found["weight"].ndim != 2 or found["weight"].shape[0] != 1:
+            raise ValueError(
+                f"{field}: {path!r} holds no score.weight or value_head.weight of shape (1, hidden); give a reward "
+                "model"
+            )
     return found

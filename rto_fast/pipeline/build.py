@@ -25,41 +25,24 @@ class Built(NamedTuple):
 
 def build(context: Context, stage: str) -> Built:
     """The named stage at its first step."""
-    makers = {"sft": _sft, "dpo": _dpo, "rm": _rm}
-    return makers[stage](context) if stage in makers else build_rl(context, member(context.config.rto, stage))
-
-
-def _sft(context: Context) -> Built:
-    config = context.config.sft
-    model = context.load(context.config.model.path)
-    state = loop.make_state(config.optim, {"policy": model})
-    stage = SFT(model, context.corpus.demonstrations, config, state, **context.stage_options)
-    return Built(model, stage, state)
-
-
-def _dpo(context: Context) -> Built:
-    config = context.config.dpo
+    config, pairs = context.config, context.corpus.pairs
+    if stage not in ("sft", "dpo", "rm"):
+        return build_rl(context, member(config.rto, stage))
+    if stage == "sft":
+        model = context.load(config.model.path)
+        state = loop.make_state(config.sft.optim, {"policy": model})
+        return Built(
+            model, SFT(model, context.corpus.demonstrations, config.sft, state, **context.stage_options), state
+        )
     model = context.load(context.stage_path("sft"), "sft.model")
-    state = loop.make_state(config.optim, {"policy": model})
-    stage = DPO(model, context.corpus.pairs, config, state, **context.stage_options)
-    return Built(model, stage, state)
-
-
-def _rm(context: Context) -> Built:
-    config = context.config.rm
-    model = critic_from(context.load(context.stage_path("sft"), "sft.model"), bias=False)
-    state = loop.make_state(config.optim, {"policy": model})
-    options = context.stage_options
-    stage = RewardModel(
-        model,
-        context.corpus.pairs,
-        config,
-        state,
-        seed=options["seed"],
-        microbatch_rows=options["microbatch_rows"],
-        device=options["device"],
-    )
-    return Built(model, stage, state)
+    if stage == "dpo":
+        state = loop.make_state(config.dpo.optim, {"policy": model})
+        return Built(model, DPO(model, pairs, config.dpo, state, **context.stage_options), state)
+    rm = critic_from(model, bias=False)
+    state = loop.make_state(config.rm.optim, {"policy": rm})
+    rows, device = config.microbatch_rows, context.device
+    trainer = RewardModel(rm, pairs, config.rm, state, seed=config.seed, microbatch_rows=rows, device=device)
+    return Built(rm, trainer, state)
 
 
 def build_rl(context: Context, config: RTOConfig) -> Built:

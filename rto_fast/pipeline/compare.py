@@ -21,29 +21,24 @@ def compare(config: Config, say: Callable[[str], None] = print, take_from: str |
     A seed that is finished is evaluated again and not trained again; a running one goes on where it stood. Of a
     comparison `take_from` each seed takes over what the same one has finished.
     """
-    folder = check(config)
+    folder, seeds = check(config), config.compare.seeds
+    folders = [folder / f"seed-{seed}" for seed in seeds]
     with alone(folder), signals_stop():
         claim(config)
-        return _compare(config, folder, say, take_from)
-
-
-def _compare(config: Config, folder: Path, say: Callable[[str], None], take_from: str | None) -> dict[str, Any]:
-    seeds = config.compare.seeds
-    folders = [folder / f"seed-{seed}" for seed in seeds]
-    for number, (seed, place) in enumerate(zip(seeds, folders, strict=True), 1):
-        say(f"\nSeed {seed} ({number} of {len(seeds)})")
-        inside = Path(take_from or "", place.name)
-        other = str(inside) if take_from and inside.is_dir() else take_from
-        run(replace(config, seed=seed, output=str(place), compare=CompareConfig()), say, take_from=other)
-    results = _pooled(summarise(folders)) | {"recipe": config.recipe, "seeds": list(seeds)}
-    write_recorded(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-    say(f"\nAll {len(seeds)} seeds together")
-    if results["policies"]:
-        print_table(results, say)
-    for row in results["rollouts_to_reach"]:
-        if row["rival"] == "ppo":
-            say(_reach(row))
-    say(f"\nReport: {write_report(folders, folder / 'report.html')}")
+        for number, (seed, place) in enumerate(zip(seeds, folders, strict=True), 1):
+            say(f"\nSeed {seed} ({number} of {len(seeds)})")
+            inside = Path(take_from or "", place.name)
+            other = str(inside) if take_from and inside.is_dir() else take_from
+            run(replace(config, seed=seed, output=str(place), compare=CompareConfig()), say, take_from=other)
+        results = _pooled(summarise(folders)) | {"recipe": config.recipe, "seeds": list(seeds)}
+        write_recorded(folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        say(f"\nAll {len(seeds)} seeds together")
+        if results["policies"]:
+            print_table(results, say)
+        for row in results["rollouts_to_reach"]:
+            if row["rival"] == "ppo":
+                say(_reach(row))
+        say(f"\nReport: {write_report(folders, folder / 'report.html')}")
     return results
 
 

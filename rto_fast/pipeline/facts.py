@@ -4,7 +4,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rto_fast import tasks
-from rto_fast.config import Config, DataConfig
+from rto_fast.config import Config
 from rto_fast.config.neutral import LOOK, Shape
 from rto_fast.data.read import read_rows
 from rto_fast.files.foreign import opening
@@ -25,8 +25,14 @@ def look(config: Config) -> tuple[Shape, int]:
     """The shape of model.path and the number of rows of the pairs (else of the prompts), counted up to LOOK."""
     check_given(config)
     shape = model_shape(config.model.path, config.model.trust_remote_code)
+    data = config.data
+    if data.path in tasks.names():  # not written yet
+        return shape, LOOK
+    path, field = data.path or data.prompts, "data.path" if data.path else "data.prompts"
+    assert path  # check_given
+    limit = min(LOOK, data.max_rows or LOOK)
     with StallGuard(config.guards.stall_minutes, "counting the rows"):
-        return shape, _count(config.data)
+        return shape, len(read_rows(path, subset=data.subset, split=data.split, limit=limit, field=field))
 
 
 def model_shape(path: str, trust_remote_code: bool = False) -> Shape:
@@ -44,12 +50,3 @@ def model_shape(path: str, trust_remote_code: bool = False) -> Shape:
         activations=4 * activation_numbers(text),
         cache=4 * cache_numbers(text),
     )
-
-
-def _count(data: DataConfig) -> int:
-    if data.path in tasks.names():  # not written yet
-        return LOOK
-    path, field = data.path or data.prompts, "data.path" if data.path else "data.prompts"
-    assert path  # check_given
-    limit = min(LOOK, data.max_rows or LOOK)
-    return len(read_rows(path, subset=data.subset, split=data.split, limit=limit, field=field))

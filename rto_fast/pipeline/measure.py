@@ -104,11 +104,8 @@ def _measure(
 
 def _score_accuracy(context: Context, score: Judge) -> dict[str, float]:
     """Share of held-out pairs whose chosen answer the reward model scores higher; a tie counts one half."""
-    answers = [
-        Completion(p.prompt, response, [], "eos")
-        for p in context.corpus.held_out
-        for response in (p.chosen, p.rejected)
-    ]
+    pairs = context.corpus.held_out
+    answers = [Completion(p.prompt, response, [], "eos") for p in pairs for response in (p.chosen, p.rejected)]
     scores = np.array(score(answers)).reshape(-1, 2)
     return interval(mean_estimate(wins(scores[:, 0], scores[:, 1])))
 

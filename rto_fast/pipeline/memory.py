@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import PretrainedConfig
 
-from rto_fast.config import Config, RTOConfig, member
+from rto_fast.config import Config, member
 from rto_fast.kernels.common.workspace import workspace_bytes
 from rto_fast.model.language import LanguageModel
 
@@ -42,10 +42,11 @@ def estimate(config: Config, model: LanguageModel, autocast: torch.dtype | None)
     parameters = list(model.parameters())
     count, size = sum(p.numel() for p in parameters), parameters[0].element_size()
     trained = count * (2 * size + ADAM_BYTES)
-    stages = {"sft": trained, "dpo": trained, "rm": trained}
-    for stage in config.members:
-        stages[stage] = trained + _others(config, member(config.rto, stage), count * size, trained)
-    peak = max(stages[stage] for stage in config.stages)
+    stages: dict[str, int] = dict.fromkeys(config.stages, trained)
+    family = {stage: member(config.rto, stage) for stage in config.members}
+    for stage, rl in family.items():  # beside the policy pi_ref, pi_dpo, a reward model and a critic, all of its size
+        frozen = 1 + bool(rl.reward.beta_1) + bool(rl.reward.beta_3 and not (rl.score.rule or rl.score.server))
+        stages[stage] += frozen * count * size + trained * (rl.critic.kind == "separate")
     shape = model.hf.config.get_text_config()
     bytes_per_number = 2 if autocast else size
     activations = activation_numbers(shape) * bytes_per_number * config.microbatch_rows
@@ -53,15 +54,14 @@ def estimate(config: Config, model: LanguageModel, autocast: torch.dtype | None)
     kept = per_layer + shape.num_hidden_layers * bytes_per_number * shape.hidden_size * config.microbatch_rows
     length = config.data.max_prompt + config.max_new_tokens
     cached = length * config.rto.sampling.batch_size if config.members else 0
-    workspace = workspace_bytes(parameters[0].device, config.workspace_mb)
-    networks = 2 if any(member(config.rto, s).critic.kind == "separate" for s in config.members) else 1
+    networks = 1 + any(rl.critic.kind == "separate" for rl in family.values())
     best = config.checkpoint.best is not None
     checkpoints = (config.checkpoint.keep + 1 + best) * networks * count * (size + ADAM_BYTES)
     return Estimate(
-        models=peak,
+        models=max(stages.values()),
         activations=kept if config.model.gradient_checkpointing else activations,
         cache=cache_numbers(shape) * bytes_per_number * cached,
-        workspace=workspace,
+        workspace=workspace_bytes(parameters[0].device, config.workspace_mb),
         disk=len(config.stages) * (1 + best) * count * size + checkpoints,
     )
 
@@ -79,25 +79,14 @@ def cache_numbers(shape: PretrainedConfig) -> int:
     return 2 * shape.num_hidden_layers * kv
 
 
-def _others(config: Config, rl: RTOConfig, weights: int, trained: int) -> int:
-    """What a member holds beside its policy: pi_ref, pi_dpo, a critic and a reward model, all of the policy's size."""
-    frozen = 1 + bool(rl.reward.beta_1) + bool(rl.reward.beta_3 and not (rl.score.rule or rl.score.server))
-    return frozen * weights + (trained if rl.critic.kind == "separate" else 0)
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether this is an allocation that failed, on the host or on a GPU."""
-    host = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and host)
-
-
 @contextmanager
 def explained(doing: str, config: Config) -> Iterator[None]:
     """Turns an allocation that failed inside into a ValueError that names the budgets, the most useful first."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        said = any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
+        if not (said or isinstance(error, MemoryError | torch.OutOfMemoryError)):
             raise
         where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
         if where == "GPU":

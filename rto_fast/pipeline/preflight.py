@@ -1,7 +1,12 @@
 """Before the first step of a run: every check whose failure would cost hours later, as a table of what was measured."""
 
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
 
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
@@ -11,9 +16,10 @@ from rto_fast.kernels.common import dispatch, native
 from rto_fast.model import attention
 from rto_fast.model.exact import TOLERANCE, check_packing, check_ratio
 from rto_fast.model.language import LanguageModel
+from rto_fast.packing import pack
 from rto_fast.pipeline import threads
-from rto_fast.pipeline.checks import check_eos, check_round_trip, check_trial_export
 from rto_fast.pipeline.memory import estimate
+from rto_fast.runs.export import check_export, save_stage
 from rto_fast.runs.open import Context
 from rto_fast.training.resources import available_memory, free_disk
 
@@ -29,17 +35,14 @@ class Check(NamedTuple):
 
 def preflight(context: Context, model: LanguageModel) -> list[Check]:
     """Run all checks. Raises ValueError, naming the field, what was measured and the fix, at the first that fails."""
-    return [*_models(context, model), *_data(context), *_room(context, model)]
+    return [*_sound(context, model), *_room(context, model)]
 
 
-def _models(context: Context, model: LanguageModel) -> Iterator[Check]:
+def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
     config, corpus = context.config, context.corpus
     trusted, same = config.model.trust_remote_code, ["model.path"]
-    for name, path in (
-        ("sft.model", config.sft.model),
-        ("dpo.model", config.dpo.model),
-        ("rto.critic.model", config.rto.critic.model),
-    ):
+    given = {"sft.model": config.sft.model, "dpo.model": config.dpo.model, "rto.critic.model": config.rto.critic.model}
+    for name, path in given.items():
         if path and path != "rm":
             check_same_tokenizer(context.tokenizer, load_tokenizer(path, name, trusted), "model.path", name)
             same.append(name)
@@ -61,11 +64,7 @@ def _models(context: Context, model: LanguageModel) -> Iterator[Check]:
         yield Check("export reloads", "the same logits", "bit for bit")
     else:
         yield Check("export reloads", f"not tried, {in_words(size)}", "checked when a stage is finished")
-
-
-def _data(context: Context) -> Iterator[Check]:
-    examples = context.corpus.examples(64)
-    if examples:
+    if examples := corpus.examples(64):
         count = check_eos([response for _, response in examples], context.eos_token_ids)
         yield Check("answers end in EOS", f"{count} of {count}, with weight", "all")
         characters = check_round_trip(context.tokenizer, examples[0][1])
@@ -118,3 +117,45 @@ def announce(context: Context, model: LanguageModel, checks: list[Check]) -> Non
     width = max(len(check.name) for check in checks)
     for name, measured, wanted in checks:
         say(f"  {name:{width}}  {measured}  ({wanted})")
+
+
+def check_eos(responses: Sequence[list[int]], eos_token_ids: Sequence[int]) -> int:
+    """How many answers were looked at; all must end in an EOS, and that row must be one that is trained."""
+    for number, response in enumerate(responses, 1):
+        if response[-1] not in eos_token_ids:
+            raise ValueError(
+                f"data: answer {number} ends in token {response[-1]}, not in EOS {list(eos_token_ids)}; a policy "
+                "trained on it would never stop: give the model a tokenizer with an EOS, or another --data.template"
+            )
+    batch = pack([response[:1] for response in responses], responses)
+    last = batch.response_rows[batch.response_cu_seqlens[1:].long() - 1]
+    if not (batch.weights[last] > 0).all():
+        raise ValueError("data: EOS rows have no weight; this is a fault of rto_fast, please report it")
+    return len(responses)
+
+
+def check_round_trip(tokenizer: PreTrainedTokenizerBase, response: list[int]) -> int:
+    """How many characters an answer's text has; written and read again it must be the same, whitespace aside."""
+
+    def text(ids: list[int]) -> str:
+        return "".join(str(tokenizer.decode(ids, skip_special_tokens=True)).split())
+
+    once = text(response)
+    again = text(tokenizer(once_spaced := tokenizer.decode(response, skip_special_tokens=True))["input_ids"])
+    if once != again:
+        at = len(os.path.commonprefix((once, again)))
+        raise ValueError(
+            f"model.path: the tokenizer does not read back what it writes: {once[at : at + 20]!r} became "
+            f"{again[at : at + 20]!r}; its files do not belong together"
+        )
+    return len(once_spaced)
+
+
+def check_trial_export(
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], LanguageModel]
+) -> None:
+    """Write the model to a temporary folder, load it again and compare logits bit by bit."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "export"
+        save_stage(folder, model.hf, tokenizer, {"stage": "trial"})
+        check_export(folder, model, load)

@@ -9,7 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast import tasks
-from rto_fast.config import Config, member
+from rto_fast.config import Config
+from rto_fast.config.depends import builds_on
 from rto_fast.data.corpus import Corpus, load_corpus
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.disk import new_folder, writing
@@ -56,15 +57,10 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
 
 def check_stages(config: Config, folder: Path) -> None:
     """ValueError where a stage needs another one's model, which no listed stage makes, none has made and none is."""
-    given = {"dpo": config.dpo.model, "rm": config.rm.model}
     needs: dict[str, str] = {}
     for stage in config.members:
-        rl = member(config.rto, stage)
-        if rl.reward.beta_1:
-            needs.setdefault("dpo", stage)
-        if rl.critic.model == "rm" or rl.reward.beta_3 and not (rl.score.rule or rl.score.server):
-            needs.setdefault("rm", stage)
-    missing = [n for n in needs if n not in config.stages and not given[n] and not is_finished(folder / n)]
+        needs |= {name: stage for name in builds_on(stage, config)[1:] if name not in needs}
+    missing = [n for n in needs if n not in config.stages and not config.given(n) and not is_finished(folder / n)]
     if missing:
         first = [] if config.sft.model or "sft" in config.stages else ["sft"]
         made = sorted([*first, *missing, *config.stages], key=lambda s: {"sft": 0, "dpo": 1, "rm": 1}.get(s, 2))
@@ -78,14 +74,11 @@ def check_stages(config: Config, folder: Path) -> None:
 def _check_data(context: Context) -> None:
     """Every stage has something to learn from."""
     config, corpus = context.config, context.corpus
-    wants = {
-        "sft": ("demonstrations", corpus.demonstrations),
-        "dpo": ("path", corpus.pairs),
-        "rm": ("path", corpus.pairs),
-    }
+    pairs = ("path", corpus.pairs)
+    wants = {"sft": ("demonstrations", corpus.demonstrations), "dpo": pairs, "rm": pairs}
     for stage in config.stages:
         field, rows = wants.get(stage, ("prompts", corpus.prompts))
-        if not rows and not context.given(stage):
+        if not rows and not context.config.given(stage):
             raise ValueError(f"data.{field}: the stage {stage} has nothing to learn from; give --data.{field}")
 
 

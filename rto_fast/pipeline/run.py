@@ -21,14 +21,14 @@ from rto_fast.pipeline.measure import evaluate_run, sweep
 from rto_fast.pipeline.memory import explained
 from rto_fast.pipeline.preflight import announce, preflight, warn
 from rto_fast.pipeline.prepare import keep_task, prepare
-from rto_fast.pipeline.takeover import Other, open_other, take_over
+from rto_fast.pipeline.takeover import open_other, take_over
 from rto_fast.runs import inputs
-from rto_fast.runs.export import as_classifier, check_export, check_scalar_export, is_finished, save_stage
+from rto_fast.runs.export import as_classifier, check_export, is_finished, save_stage
 from rto_fast.runs.folder import LOCK, alone, check, claim
 from rto_fast.runs.open import Context
 from rto_fast.stages.rm import RewardModel
 from rto_fast.training import loop
-from rto_fast.training.checkpoint import Checkpoints, Saved
+from rto_fast.training.checkpoint import Checkpoints
 from rto_fast.training.guards import BadStep, dump
 from rto_fast.training.interrupt import Interrupt, Stopped, signals_stop
 from rto_fast.training.metrics import StageLog
@@ -66,7 +66,12 @@ def run(
             claim(config)
             context = keep_task(context, config)
         held.enter_context(signals_stop())
-        _begin(context, other)
+        # once more, now that nobody else can begin a run in this folder
+        began, (now, learns) = inputs.read(context.folder), _inputs(context)
+        inputs.check(began, now)
+        inputs.remember(context, began, now, learns)
+        if other:
+            take_over(context, other, now, learns, only_say=False)
         results = _work(context)
         results["seconds"] = round(time.perf_counter() - started, 1)
         write_recorded(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
@@ -76,16 +81,6 @@ def run(
         + ", ".join(context.stage_path(s) for s in config.stages)
     )
     return results
-
-
-def _begin(context: Context, other: Other | None) -> None:
-    """Compare what the run reads once more, now that nobody else can begin one in its folder, and keep it for later
-    starts; take over what the other run has finished."""
-    began, (now, learns) = inputs.read(context.folder), _inputs(context)
-    inputs.check(began, now)
-    inputs.remember(context.folder, began, now, learns, context.config, context.say)
-    if other:
-        take_over(context, other, now, learns, only_say=False)
 
 
 def _inputs(context: Context) -> tuple[inputs.Digests, dict[str, str]]:
@@ -115,8 +110,7 @@ def _work(context: Context) -> dict[str, Any]:
 
 def _run_stage(context: Context, stage: str) -> None:
     folder = context.folder / stage
-    given = context.given(stage)
-    if given:
+    if given := context.config.given(stage):
         context.say(f"{stage}: using {given}")
         return
     if is_finished(folder):
@@ -148,13 +142,9 @@ def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkp
         return
     context.say(f"{stage}: the best checkpoint is that of step {best.step}, {best.metric} {best.value:.4g}")
     end = built.state.step
-    _restore(built, checkpoints.read(best.step))
+    built.state.restore(*checkpoints.read(best.step))
     _export(context, stage, built, f"{stage}_best", facts | asdict(best))
-    _restore(built, checkpoints.read(end))  # not the newest that is whole: that may be an earlier one
-
-
-def _restore(built: Built, saved: Saved) -> None:
-    built.state.restore(saved.step, saved.parts, saved.facts)
+    built.state.restore(*checkpoints.read(end))  # not the newest that is whole: that may be an earlier one
 
 
 def _export(context: Context, stage: str, built: Built, name: str, facts: dict[str, Any]) -> None:
@@ -165,7 +155,7 @@ def _export(context: Context, stage: str, built: Built, name: str, facts: dict[s
     if isinstance(model, ScalarModel):
         facts |= {"mean": model.mean, "std": model.std}
         save_stage(folder, as_classifier(model, context.tokenizer), context.tokenizer, facts, dtype)
-        check_scalar_export(folder, model, lambda path: context.load_scalar(path, "rm.model"), dtype)
+        check_export(folder, model, lambda path: context.load_scalar(path, "rm.model"), dtype)
     else:
         save_stage(folder, model.hf, context.tokenizer, facts, dtype)
         check_export(folder, model, context.load, dtype)
@@ -184,15 +174,13 @@ def _train(context: Context, name: str, built: Built, interrupt: Interrupt) -> C
     """Train a stage, from its last checkpoint where there is one. With a best checkpoint the end is one too."""
     stage, state = built.stage, built.state
     checkpoints = _checkpoints(context, name)
-    saved = None
-    if context.config.resume:
-        saved = checkpoints.newest()
-    else:
+    saved = checkpoints.newest() if context.config.resume else None
+    if not context.config.resume:
         checkpoints.forget()
     for text in checkpoints.damaged:
         context.say(f"{name}: passing over a damaged checkpoint, {text}")
     if saved is not None:
-        _restore(built, saved)
+        state.restore(*saved)
         context.say(f"{name}: going on from step {state.step} of at most {stage.num_steps}")
 
     def save() -> None:

@@ -38,8 +38,7 @@ def open_other(name: str, config: Config) -> Other:
     if config.folder.exists() and config.folder.samefile(folder):
         raise ValueError(f"from: {name!r} is this run's own folder; name another with --output, or leave out --from")
     old = read_config(folder, "from")
-    done = finished(folder)
-    if not done:
+    if not (done := finished(folder)):
         raise ValueError(f"from: no stage of {name!r} is finished, so there is nothing to take over; leave out --from")
     record = inputs.read(folder, "from")
     if record is None:
@@ -55,10 +54,9 @@ def take_over(context: Context, other: Other, now: inputs.Digests, learns: dict[
     """Copy the finished stages that are the same, and say which, and why the rest is not. only_say: copy nothing."""
     taken: list[str] = []
     for stage in context.config.stages:
-        if context.given(stage) or is_finished(context.folder / stage):
+        if context.config.given(stage) or is_finished(context.folder / stage):
             continue
-        reason = _another(context, other, now, learns, stage, taken)
-        if reason:
+        if reason := _another(context, other, now, learns, stage, taken):
             context.say(f"{stage}: not taken from {other.folder}, {reason}")
             continue
         taken.append(stage)
@@ -75,18 +73,18 @@ def _another(
         return "where it is not finished"
     check_stage(other.folder / stage, f"from: {stage}")
     config, own = context.config, section(stage)
-    changed = differences(stage, other.config, config)
+    before, changed = other.record["inputs"], differences(stage, other.config, config)
     # paths may differ where contents are the same
     about_data = [text for text in changed if text.startswith("data.")]
     changed = [text for text in changed if not text.startswith(("data.", "model.path ", "rto.critic.model "))]
     if changed:
         return "; ".join(changed[:3])
     if learns[own] != other.record["learns_from"].get(own):
-        files = [field for field in now if field.startswith("data.") and now[field] != _before(other, field)]
+        files = [field for field in now if field.startswith("data.") and now[field] != before.get(field)]
         return f"it learns from other data ({'; '.join(about_data[:3]) or ', '.join(files) or 'as it is encoded'})"
-    if now["model.path"] != _before(other, "model.path"):
+    if now["model.path"] != before.get("model.path"):
         return "model.path holds another model or tokenizer"
-    if own == "rto" and now.get("rto.critic.model") != _before(other, "rto.critic.model"):
+    if own == "rto" and now.get("rto.critic.model") != before.get("rto.critic.model"):
         return "rto.critic.model holds another model"
     for start in builds_on(stage, config):
         if start in taken:
@@ -94,13 +92,9 @@ def _another(
         ours = _model_of(context.folder, config, now, start)
         if ours is None:
             return f"it builds on {start}, which is trained anew"
-        if ours != _model_of(other.folder, other.config, other.record["inputs"], start):
+        if ours != _model_of(other.folder, other.config, before, start):
             return f"it builds on another {start}"
     return ""
-
-
-def _before(other: Other, field: str) -> dict[str, str] | None:
-    return other.record["inputs"].get(field)
 
 
 def _model_of(folder: Path, config: Config, known: inputs.Digests, stage: str) -> dict[str, str] | None:
@@ -114,10 +108,9 @@ def _model_of(folder: Path, config: Config, known: inputs.Digests, stage: str) -
 
 def _copy(context: Context, old: Path, stage: str) -> None:
     """The stage's folder comes last, whole: it is what makes the stage finished."""
-    names = [*[f"{stage}_best"] * bool(context.config.checkpoint.best), stage]
     with writing(context.folder / stage):
         take_stage(context.folder, old, stage)
-        for name in names:
+        for name in (f"{stage}_best", stage) if context.config.checkpoint.best else (stage,):
             if is_finished(old / name):
                 with new_folder(context.folder / name) as partial:
                     shutil.copytree(old / name, partial, dirs_exist_ok=True)

@@ -12,10 +12,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from rto_fast.files.digests import STAGE, seal
 from rto_fast.files.disk import new_folder, writing
+from rto_fast.files.foreign import read_object
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.packing import pack, pack_whole
 
+Model = LanguageModel | ScalarModel
 PROBE = range(1, 9)
 """Token ids (modulo the vocabulary) of the one sequence that an export must agree on."""
 
@@ -28,31 +30,22 @@ def save_stage(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write `folder` whole or not at all: weights (safetensors), config, tokenizer, stage.json with `facts`, and
-    manifest.json with the digest of each of them.
+    manifest.json with the digest of each of them. transformers' from_pretrained(folder) loads it.
 
     It is on the disk when this returns. OSError when the disk refuses; nothing of this attempt stays.
-
-    transformers' from_pretrained(folder) loads it. stage.json is what `is_finished` looks for.
 
     dtype  of the weights in the folder; None: as they are. The model itself is left alone.
     """
     with writing(f"export: {folder}"), new_folder(folder) as partial:
-        _save_model(partial, hf, dtype)
+        if dtype in (None, hf.dtype):
+            hf.save_pretrained(partial)
+        else:
+            hf.save_pretrained(partial, state_dict=rounded(hf, dtype))
+            config = read_object(partial / "config.json", "export") | {"dtype": str(dtype).removeprefix("torch.")}
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save_pretrained(partial)
         (partial / STAGE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         seal(partial)
-
-
-def _save_model(folder: Path, hf: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    if dtype in (None, hf.dtype):
-        hf.save_pretrained(folder)
-        return
-    hf.save_pretrained(folder, state_dict=rounded(hf, dtype))
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(
-        json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n", encoding="utf-8"
-    )
 
 
 def rounded(network: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -103,45 +96,31 @@ def as_classifier(model: ScalarModel, tokenizer: PreTrainedTokenizerBase) -> Pre
 
 
 @torch.no_grad()
-def check_export(
-    folder: Path, live: LanguageModel, load: Callable[[str], LanguageModel], dtype: torch.dtype | None = None
-) -> None:
-    """Reload the folder with load(path) and compare one sequence's logits bit by bit; ValueError when they differ.
+def check_export(folder: Path, live: Model, load: Callable[[str], Model], dtype: torch.dtype | None = None) -> None:
+    """Reload the folder with load(path) and compare one sequence's logits, of a reward model its score, bit by bit;
+    ValueError when they differ.
 
     dtype  the one that the folder was written in; where it is not the model's own, weights are compared, rounded.
     """
     saved = load(str(folder))
-    if dtype not in (None, live.hf.dtype):
-        _same_weights(folder, saved.hf, live.hf, dtype)
-        return
-    tokens = [i % live.vocab_size for i in PROBE]
-    packed = pack([tokens[:1]], [tokens[1:]]).to(live.hf.device)
-    _same(folder, "logits", *(m(packed, lambda hidden, head: hidden @ head.weight.T) for m in (saved, live)))
+    if dtype in (None, (live.hf if isinstance(live, LanguageModel) else live.backbone).dtype):
+        found, wanted = _on_probe(saved), _on_probe(live)
+    else:
+        networks = [m.hf if isinstance(m, LanguageModel) else m for m in (saved, live)]
+        found, wanted = networks[0].state_dict(), rounded(networks[1], dtype)
+        found = {name: found[name].to(weight) for name, weight in wanted.items()}
+    for what, x in wanted.items():
+        if not torch.equal(found[what], x):
+            gap = (found[what].float() - x.float()).abs().max().item()
+            raise ValueError(
+                f"export: {folder} reloads to other {what} (largest difference {gap:.3g}); check free disk space"
+            )
 
 
-@torch.no_grad()
-def check_scalar_export(
-    folder: Path, live: ScalarModel, load: Callable[[str], ScalarModel], dtype: torch.dtype | None = None
-) -> None:
-    """As `check_export`, for a reward model's score of one sequence."""
-    saved = load(str(folder))
-    if dtype not in (None, live.backbone.dtype):
-        _same_weights(folder, saved, live, dtype)
-        return
-    tokens = [i % live.backbone.config.vocab_size for i in PROBE]
-    packed = pack_whole([tokens]).to(live.head.weight.device)
-    _same(folder, "scores", *(m.eval()(packed) for m in (saved, live)))
-
-
-def _same_weights(folder: Path, saved: torch.nn.Module, live: torch.nn.Module, dtype: torch.dtype) -> None:
-    found, wanted = saved.state_dict(), rounded(live, dtype)
-    for name, weight in wanted.items():
-        _same(folder, name, found[name].cpu().to(weight.dtype), weight)
-
-
-def _same(folder: Path, what: str, saved: Tensor, live: Tensor) -> None:
-    if not torch.equal(saved, live):
-        gap = (saved.float() - live.float()).abs().max().item()
-        raise ValueError(
-            f"export: {folder} reloads to other {what} (largest difference {gap:.3g}); check free disk space"
-        )
+def _on_probe(model: Model) -> dict[str, Tensor]:
+    if isinstance(model, LanguageModel):
+        tokens = [i % model.vocab_size for i in PROBE]
+        packed = pack([tokens[:1]], [tokens[1:]]).to(model.hf.device)
+        return {"logits": model(packed, lambda hidden, head: hidden @ head.weight.T)}
+    tokens = [i % model.backbone.config.vocab_size for i in PROBE]
+    return {"scores": model.eval()(pack_whole([tokens]).to(model.head.weight.device))}

@@ -89,17 +89,7 @@ def _lock(file: TextIO, folder: Path) -> bool:
 
 def shown(config: Config) -> dict[str, Any]:
     """The settings as config.toml holds them: a password within a URL is none of them."""
-
-    def hide(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: hide(x) for key, x in value.items()}
-        return [hide(x) for x in value] if isinstance(value, list) else _hidden(value)
-
-    return hide(plain(config))
-
-
-def _hidden(value: Any) -> Any:
-    return without_secrets(value) if isinstance(value, str) else value
+    return plain(config, lambda value: without_secrets(value) if isinstance(value, str) else value)
 
 
 def check(config: Config) -> Path:
@@ -112,8 +102,8 @@ def check(config: Config) -> Path:
         raise ValueError(f"output: {str(folder)!r} cannot be a folder ({error}); name another with --output") from None
     if not written.is_file():
         # a run that died while it wrote its first file has left its lock and the beginning of that
-        ours = lambda name: name == LOCK or is_partial(name)  # noqa: E731
-        if folder.exists() and (not folder.is_dir() or not all(ours(p.name) for p in folder.iterdir())):
+        others = not folder.is_dir() or any(p.name != LOCK and not is_partial(p.name) for p in folder.iterdir())
+        if folder.exists() and others:
             raise ValueError(f"output: {folder} exists and is no run of rto_fast; name another with --output")
     if folder.exists():
         no_links(*folder.iterdir())
@@ -147,11 +137,9 @@ def _way_on(folder: Path, before: dict[str, Any], config: Config) -> str:
         old = build(Config, before, "")
     except ValueError:  # of another version, or damaged
         return "name another with --output, or delete it"
-    done = finished(folder)
-    if not done:
+    if not (done := finished(folder)):
         return "name another with --output, or delete it: nothing in it is finished"
-    same = usable(done, old, config)
-    if not same:
+    if not (same := usable(done, old, config)):
         return f"name another with --output, or delete it: its finished {' and '.join(done)} would come out otherwise"
     models = " ".join(f"--{stage}.model {folder / stage}" for stage in same if stage in ("sft", "dpo", "rm"))
     by_hand = f" (or give {models})" if models else ""

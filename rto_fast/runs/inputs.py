@@ -24,6 +24,7 @@ from rto_fast.files.digests import sha256
 from rto_fast.files.disk import write_whole
 from rto_fast.files.foreign import opening, read_object, weight_files
 from rto_fast.files.text import in_words
+from rto_fast.runs.open import Context
 
 INPUTS = "inputs.json"
 LARGE = 4 * 2**30
@@ -46,13 +47,9 @@ def of_models(config: Config, say: Callable[[str], None]) -> Digests:
     has instructions for sha256 (2 to 3 s where not), or what the disk takes to read it, which the model's loading is
     then spared.
     """
-    given = {
-        "model.path": config.model.path,
-        "sft.model": config.sft.model,
-        "dpo.model": config.dpo.model,
-        "rm.model": config.rm.model,
-        "rto.critic.model": None if config.rto.critic.model == "rm" else config.rto.critic.model,
-    }
+    given = {f"{stage}.model": config.given(stage) for stage in ("sft", "dpo", "rm")}
+    critic = None if config.rto.critic.model == "rm" else config.rto.critic.model
+    given = {"model.path": config.model.path, **given, "rto.critic.model": critic}
     found = {field: files_of(path, field, config.model.trust_remote_code) for field, path in given.items() if path}
     size = sum(file.stat().st_size for file in {file.resolve() for files in found.values() for file in files.values()})
     if size > LARGE:
@@ -120,8 +117,7 @@ def _trained(folder: Path) -> bool:
 
 
 def _is_digests(value: Any) -> bool:
-    files = value.values() if isinstance(value, dict) else [None]
-    return all(isinstance(file, dict) and all(isinstance(x, str) for x in file.values()) for file in files)
+    return all(isinstance(file, dict) and all(isinstance(x, str) for x in file.values()) for file in value.values())
 
 
 def check(began: dict[str, Any] | None, now: Digests) -> None:
@@ -142,20 +138,10 @@ def _short(digest: str | None) -> str:
     return "no such file" if digest is None else digest[:-52]
 
 
-def remember(
-    folder: Path,
-    began: dict[str, Any] | None,
-    inputs: Digests,
-    learns: dict[str, str],
-    config: Config,
-    say: Callable[[str], None],
-) -> None:
+def remember(context: Context, began: dict[str, Any] | None, inputs: Digests, learns: dict[str, str]) -> None:
     """Write inputs.json where there is none, and say when from now on sums are made in another order."""
-    made_with = {
-        "threads": torch.get_num_threads(),
-        "microbatch_rows": config.microbatch_rows,
-        "workspace_mb": config.workspace_mb,
-    }
+    folder, say = context.folder, context.say
+    made_with = {"threads": torch.get_num_threads(), **context.limits}
     if began is None and _trained(folder):
         say(f"{folder} holds no {INPUTS}: an older version began it, and what it reads now counts as its inputs")
     before = began["made_with"] if began else made_with

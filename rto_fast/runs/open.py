@@ -65,17 +65,12 @@ class Run:
         """The arithmetic of every forward pass, as a context."""
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
-    def given(self, stage: str) -> str | None:
-        """The model that the user gives in a stage's place."""
-        config = self.config
-        return {"sft": config.sft.model, "dpo": config.dpo.model, "rm": config.rm.model}.get(stage)
-
     def stage_path(self, stage: str) -> str:
         """Where a stage's model is: given by the user, or made by this run. Without SFT the model is its own pi_ref."""
         made = self.folder / stage
         if stage == "sft" and "sft" not in self.config.stages and not is_finished(made):
-            return self.given(stage) or self.config.model.path
-        return self.given(stage) or str(made)
+            return self.config.given(stage) or self.config.model.path
+        return self.config.given(stage) or str(made)
 
     def found(self, stage: str) -> str | None:
         """`stage_path`, or None where no such model is given and none is finished."""

@@ -12,9 +12,9 @@ are safetensors and JSON: nothing in them is ever executed.
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -33,15 +33,14 @@ Parts = dict[str, dict[str, Tensor]]
 """Tensors by file and name."""
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     step: int
     parts: Parts
     facts: dict[str, Any]
     """What state.json holds."""
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager["Checkpoints"]):
     """The checkpoints of one stage, and when the next is due."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
@@ -89,9 +88,6 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
     def __exit__(self, kind: type | None, *_: object) -> None:
         """What is being written is finished first; its failure is raised unless something else is on its way."""
         self.writer.shutdown()
@@ -122,11 +118,10 @@ class Checkpoints:
         for path in self._all():
             try:
                 saved = _read(path)
+                self._go_on_from(saved.step)
+                return saved
             except (OSError, ValueError, SafetensorError) as error:
                 self.damaged.append(one_line(f"{path}: {error}", 300))
-                continue
-            self._go_on_from(saved.step)
-            return saved
         self._go_on_from(0)
         return None
 

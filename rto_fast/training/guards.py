@@ -92,9 +92,6 @@ def dump(file: Path, batches: list[Any]) -> str:
 def _collect(tensors: dict[str, Tensor], name: str, value: Any) -> None:
     if isinstance(value, Tensor):
         tensors[name] = value
-    elif is_dataclass(value):
-        for field in fields(value):
-            _collect(tensors, f"{name}.{field.name}", getattr(value, field.name))
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for field in value._fields:
-            _collect(tensors, f"{name}.{field}", getattr(value, field))
+    named = [field.name for field in fields(value)] if is_dataclass(value) else getattr(value, "_fields", ())
+    for field in named:
+        _collect(tensors, f"{name}.{field}", getattr(value, field))

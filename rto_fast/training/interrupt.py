@@ -6,6 +6,9 @@ Once a run has begun nothing is lost either way. The second signal within a stag
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
@@ -13,58 +16,45 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM is met as SIGINT is: KeyboardInterrupt, and so a sentence on how to go on."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # signals reach the main thread alone
-        yield
-        return
+def _met(by: Callable[[int, FrameType | None], object], *signals: signal.Signals) -> Iterator[None]:
+    before = {}
+    with contextlib.suppress(ValueError):  # signals reach the main thread alone
+        before = {number: signal.signal(number, by) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def signals_stop() -> Iterator[None]:
+def sigterm_interrupts() -> contextlib.AbstractContextManager[None]:
+    """SIGTERM is met as SIGINT is: KeyboardInterrupt, and so a sentence on how to go on."""
+    return _met(signal.default_int_handler, signal.SIGTERM)
+
+
+def signals_stop() -> contextlib.AbstractContextManager[None]:
     """Either signal raises Stopped: between stages and in evaluation all that is done is saved already."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped
 
-    try:
-        before = [signal.signal(number, stop) for number in Interrupt.SIGNALS]
-    except ValueError:  # signals reach the main thread alone
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in zip(Interrupt.SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+    return _met(stop, *SIGNALS)
 
 
 class Interrupt:
     """`with Interrupt(say) as interrupt:` `interrupt.requested` tells whether a signal came. Who does not stop for it
     finishes what is inside, and is stopped then."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self, say: Callable[[str], None]):
-        self.requested = False
-        self.say = say
+        self.requested, self.say = False, say
+        self.watched = _met(self._handle, *SIGNALS)
 
     def __enter__(self) -> "Interrupt":
-        try:
-            self.before = [signal.signal(number, self._handle) for number in self.SIGNALS]
-        except ValueError:  # signals reach the main thread alone
-            self.before = []
+        self.watched.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        for number, handler in zip(self.SIGNALS, self.before, strict=False):
-            signal.signal(number, handler)
+        self.watched.__exit__(None, None, None)
         if self.requested and kind is None:
             raise Stopped
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -76,10 +77,9 @@ class TrainState:
         """(tensors by part and name, facts): all that `restore` needs after a step. Raises BadStep."""
         if self.guard is not None:
             self.guard.raise_if_broken()
-        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = self.optimizer.state_dict()["state"]
         parts = {
-            "weights": {str(i): p for i, p in enumerate(weights)},
+            "weights": self._weights(),
             "optimizer": {f"{i}.{name}": x for i, values in moments.items() for name, x in values.items()},
             "stage": self.tensors,
         }
@@ -87,10 +87,9 @@ class TrainState:
 
     def restore(self, step: int, parts: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         """Take up what `save` gave. Raises ValueError when it belongs to another model, or to an older version."""
-        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        saved = parts["weights"]
-        fit = {"optimizer", "stage"} <= set(parts) and set(saved) == {str(i) for i in range(len(weights))}
-        fit = fit and all(saved[str(i)].shape == p.shape for i, p in enumerate(weights))
+        weights, saved = self._weights(), parts["weights"]
+        shapes, wanted = ({name: x.shape for name, x in tensors.items()} for tensors in (saved, weights))
+        fit = {"optimizer", "stage"} <= set(parts) and shapes == wanted
         for key, x in parts.get("optimizer", {}).items():
             number = key.partition(".")[0]
             fit = fit and number in saved and (x.ndim == 0 or x.shape == saved[number].shape)
@@ -101,8 +100,8 @@ class TrainState:
                 "checkpoint: an older rto_fast wrote it; finish the stage with that, or start over with --resume False"
             )
         with torch.no_grad():
-            for i, p in enumerate(weights):
-                p.copy_(saved[str(i)])
+            for name, p in weights.items():
+                p.copy_(saved[name])
         moments: dict[int, dict[str, Tensor]] = {}
         for key, x in parts["optimizer"].items():
             number, _, name = key.partition(".")
@@ -110,6 +109,10 @@ class TrainState:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step, self.progress, self.tensors = step, dict(facts["progress"]), dict(parts["stage"])
+
+    def _weights(self) -> dict[str, Tensor]:
+        groups = (group["params"] for group in self.optimizer.param_groups)
+        return {str(i): p for i, p in enumerate(chain.from_iterable(groups))}
 
     def parameters(self) -> dict[str, list[Tensor]]:
         """The trained parameters of each network by its name; gradients are clipped per network."""

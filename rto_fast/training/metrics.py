@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from rto_fast.files.disk import appending, no_links, remove, write_whole, writing
 from rto_fast.files.regular import open_regular
+from rto_fast.training.progress import progress
 
 SHOWN = {
     "loss": "loss",
@@ -26,7 +26,6 @@ SHOWN = {
     "tokens_per_second": "tok/s",
 }
 """The few numbers beside the progress bar, and their short names."""
-
 
 WARNINGS = {
     "guard/grad_norm": "a gradient norm of {:.3g} is above guards.grad_norm",
@@ -87,7 +86,7 @@ def _quiet(original: Callable[[threading.ExceptHookArgs], object], failed: threa
         original(failed)
 
 
-class StageLog:
+class StageLog(contextlib.AbstractContextManager["StageLog"]):
     """A stage's log, called as log(step, metrics).
 
     metrics.jsonl gets one line per call: {"stage", "step", "seconds", ...metrics}; events of the same names go to tb/.
@@ -97,19 +96,15 @@ class StageLog:
         """`done` steps were made, and logged, before."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.stage = stage
         _forget(folder, stage, done)
-        self.started = time.perf_counter()
-        self.folder = folder
+        self.folder, self.stage, self.started = folder, stage, time.perf_counter()
         self.hook = threading.excepthook
         threading.excepthook = partial(_quiet, self.hook)
         with writing(f"metrics: {folder / 'metrics.jsonl'}"):
             self.file = appending(folder / "metrics.jsonl")
         with writing(f"metrics: {folder / 'tb' / stage}"):
             self.events = SummaryWriter(folder / "tb" / stage, purge_step=done + 1)
-        # a log file gets a line now and then, a terminal a moving bar
-        quiet = {} if sys.stderr.isatty() else {"mininterval": 15.0}
-        self.bar = tqdm(total=num_steps, initial=done, desc=f"{stage:4}", unit="step", dynamic_ncols=True, **quiet)
+        self.bar = progress(num_steps, "step", initial=done, desc=f"{stage:4}", leave=True, delay=0)
         self.shown: dict[str, str] = {}
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
@@ -131,9 +126,6 @@ class StageLog:
         """Say what goes on between two steps."""
         self.bar.set_postfix({**self.shown, "now": text}, refresh=False)
         self.bar.update(0)
-
-    def __enter__(self) -> "StageLog":
-        return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.bar.close()

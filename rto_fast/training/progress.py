@@ -1,16 +1,16 @@
 """A progress bar with the time that is left."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
 
-@contextmanager
-def progress(total: int, unit: str) -> Iterator[tqdm]:
-    """A bar on stderr for what takes seconds, gone at its end; a log file gets a line now and then instead."""
+def progress(total: int, unit: str, **options: Any) -> tqdm:
+    """A bar on stderr for what takes seconds, gone at its end; a log file gets a line now and then instead.
+
+    options  tqdm's, in the place of these
+    """
     terminal = sys.stderr.isatty()
-    quiet = {} if terminal else {"mininterval": 15.0}
-    with tqdm(total=total, unit=unit, dynamic_ncols=True, leave=not terminal, delay=2, **quiet) as bar:
-        yield bar
+    usual = {"leave": not terminal, "delay": 2, "mininterval": 0.1 if terminal else 15.0}
+    return tqdm(total=total, unit=unit, dynamic_ncols=True, **usual | options)

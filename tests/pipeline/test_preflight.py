@@ -13,8 +13,8 @@ from rto_fast.files.text import in_words
 from rto_fast.model.exact import check_ratio
 from rto_fast.pipeline import preflight as start
 from rto_fast.pipeline import prepare
-from rto_fast.pipeline.checks import check_eos, check_round_trip, check_trial_export
 from rto_fast.pipeline.memory import estimate
+from rto_fast.pipeline.preflight import check_eos, check_round_trip, check_trial_export
 from rto_fast.train import main, parse
 from rto_fast.training.resources import available_memory, free_disk
 from tests.judges.faulty import serving, status, text
