@@ -132,9 +132,9 @@ class _Search:
         self.max_new_tokens, self.length_penalty, self.bounded = max_new_tokens, length_penalty, reference is None
         self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         self.num_slots = min(max(1, max_batch // num_beams), len(prompts))
-        capacity = max((len(p) for p in prompts), default=0) + min(64, max_new_tokens)
+        longest = max((len(p) for p in prompts), default=0)
         models = [model] if reference is None else [model, reference]
-        self.lanes = [Lanes(m, self.num_slots * num_beams, capacity, num_beams) for m in models]
+        self.lanes = [Lanes(m, self.num_slots * num_beams, longest, max_new_tokens, num_beams) for m in models]
         """Of the policy, and of the reference where there is one."""
         self.slots: list[_Slot] = []
         self.results: list[list[Hypothesis]] = [[] for _ in prompts]

@@ -27,11 +27,16 @@ def models_of(model: PreTrainedModel | Mixture) -> tuple[PreTrainedModel, ...]:
 class Lanes:
     """A model, or the models of a mixture, with one cache each; row b of every cache is the same sequence."""
 
-    def __init__(self, model: PreTrainedModel | Mixture, max_rows: int, capacity: int, row_step: int = 1):
+    def __init__(
+        self, model: PreTrainedModel | Mixture, max_rows: int, longest: int, max_new_tokens: int, row_step: int = 1
+    ):
+        """`longest`: tokens of the longest prompt."""
         self.row_step = row_step
         """Rows from one prompt to the next."""
         self.mixture = model if isinstance(model, Mixture) else None
-        self.lanes = [_Lane(m, max_rows, capacity) for m in models_of(model)]
+        # the last token of an answer is no input
+        capacity, limit = (longest + new - 1 for new in (min(64, max_new_tokens), max_new_tokens))
+        self.lanes = [_Lane(m, max_rows, capacity, limit) for m in models_of(model)]
         self.device = self.lanes[0].device
         self.prefill_tokens = _PREFILL_TOKENS.get(self.device.type, 16384)
 
@@ -81,9 +86,9 @@ def admit(
 class _Lane:
     """One model and its cache."""
 
-    def __init__(self, model: PreTrainedModel, max_rows: int, capacity: int):
+    def __init__(self, model: PreTrainedModel, max_rows: int, capacity: int, limit: int):
         self.model, self.masks = model, _StepMasks(model)
-        self.cache = RowCache(max_rows, capacity)
+        self.cache = RowCache(max_rows, capacity, limit)
         # transformers 5.24 renamed the argument, and warns of the old name
         takes = inspect.signature(model.forward).parameters
         self.argument = {"cache" if "cache" in takes else "past_key_values": self.cache}
