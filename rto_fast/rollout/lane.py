@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rto_fast.model import attention
+from rto_fast.model.attention import RaggedStep
 from rto_fast.rollout.cache import RowCache
 from rto_fast.rollout.mixture import Mixture
 
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Prompt tokens per prefill call: prompts come sorted by length, so that small calls have little padding, and on a
 CPU their activations stay in the cache; a GPU has to be filled."""
+_FUSED = {"cuda"}
+"""Where a step attends by decode_attention. With a mask whose width changes at every step, cuDNN would plan each shape
+anew, and every row would pay for the longest."""
 
 
 def models_of(model: PreTrainedModel | Mixture) -> tuple[PreTrainedModel, ...]:
@@ -93,6 +98,8 @@ class _Lane:
         takes = inspect.signature(model.forward).parameters
         self.argument = {"cache" if "cache" in takes else "past_key_values": self.cache}
         self.device = _embedding(model).device
+        implementation = getattr(model.config.get_text_config(), "_attn_implementation", None)
+        self.fused = self.device.type in _FUSED and implementation == attention.NAME
 
     def prefill(self, ids: Tensor, first_row: int, row_step: int) -> None:
         self.cache.begin_prefill(first_row, row_step)
@@ -102,13 +109,20 @@ class _Lane:
 
     def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
         self.cache.begin_step(positions, width)
+        if self.fused:
+            step = RaggedStep(positions + 1, self.masks.windows)
+            logits = self._forward(tokens[:, None], positions[:, None], None, ragged_step=step)[:, -1]
+            if step.served >= len(self.cache.storage) > 0:
+                return logits
+            # a network that does not hand it down to all its layers: the step is done again, with masks as all others
+            self.fused = False
         logits = self._forward(tokens[:, None], positions[:, None], self.masks(positions, width))[:, -1]
         if not self.cache.storage:
             raise ValueError(f"rollout: {type(self.model).__name__} stored no keys and values; use its own generate()")
         return logits
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None, **kwargs: Tensor
+        self, ids: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None, **kwargs: Tensor | RaggedStep
     ) -> Tensor:
         return self.model(
             input_ids=ids,
@@ -133,13 +147,18 @@ class _StepMasks:
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"])
+        layers = getattr(config, "layer_types", None)
+        if not layers:
+            layers = ["sliding_attention" if self.window else "full_attention"] * config.num_hidden_layers
+        kinds = set(layers)
         if kinds - {"full_attention", "sliding_attention"}:
             raise ValueError(
                 f"rollout: layer_types of {type(model).__name__} must be full_attention or sliding_attention, "
                 f"got {sorted(kinds)}; use the model's own generate()"
             )
         self.kinds, self.dtype = kinds, _embedding(model).dtype
+        self.windows = tuple(self.window if kind == "sliding_attention" else None for kind in layers)
+        """Of every layer: what needs no mask."""
 
     def __call__(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
         """positions (B,) of the queries -> (B, 1, 1, width), or one such mask per kind of layer."""
