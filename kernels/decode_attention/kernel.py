@@ -233,7 +233,8 @@ def num_splits(capacity: int, window: int | None) -> int:
 def constants(dtype: torch.dtype, per_kv: int, dim: int, value_dim: int) -> dict[str, int | str]:
     """What the split kernel is compiled for: how heads of a group are handled, in which tiles.
 
-    Registers are bounded because ptxas left alone aims at 96 or 168 of them for some of these, and spills.
+    Registers are bounded because ptxas left alone aims at 96 or 168 of them for some of these, and spills; with other
+    bounds it spills on Triton 3.6 or 3.8.
     """
     padded, padded_v = triton.next_power_of_2(dim), triton.next_power_of_2(value_dim)
     wider = max(padded, padded_v)
@@ -247,10 +248,11 @@ def constants(dtype: torch.dtype, per_kv: int, dim: int, value_dim: int) -> dict
         block = max(16, min(64, 8192 // wider))
         # a tensor core takes 16 numbers at a time
         padded, padded_v = max(16, padded), max(16, padded_v)
-    large = dtype == torch.float32 or group > 16 or wider > 256
+    # shared memory has room for three blocks of dots, registers for three of 168 a thread
+    registers = 192 if dtype == torch.float32 or group > 16 or wider > 256 else 168 if how == "dots" else 128
     return dict(
         PER_KV=per_kv, GROUPS=-(-per_kv // group), GROUP=group, HOW=how, D=dim, DP=padded, DV=value_dim, VP=padded_v,
-        BLOCK=block, SPLIT=SPLIT, STAGES=3, num_warps=4, maxnreg=192 if large else 128,
+        BLOCK=block, SPLIT=SPLIT, STAGES=3, num_warps=4, maxnreg=registers,
     )  # fmt: skip
 
 
