@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).with_name("aot.py")
 
 def python(*arguments):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def test_kernels_compile_for_sm80_sm90_and_sm100_without_spills():
