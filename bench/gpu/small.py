@@ -11,6 +11,7 @@ import rto_fast.kernels
 from bench.shapes import offsets
 from rto_fast.kernels.common import kernel as tiles
 from rto_fast.kernels.common.workspace import padded, padded_bias, tile
+from rto_fast.kernels.decode_attention.kernel import decode_attention_triton
 from rto_fast.kernels.ppo_head import kernel as ppo
 from rto_fast.kernels.ppo_head.surrogate import Decisions, Surrogate
 from rto_fast.kernels.preference_head import kernel as preference
@@ -73,7 +74,18 @@ def token_reward_gae(device: str, dtype: torch.dtype) -> None:
     token_reward_gae_triton(*columns, offsets(rows, count, device), RewardSpec(0.5, 0.0))
 
 
-KERNELS = {f.__name__: f for f in (common, ppo_head, preference_head, token_reward_gae)}
+def decode_attention(device: str, dtype: torch.dtype) -> None:
+    """Rows that end at an edge of a split and one position beside it, in one split and in three."""
+    lengths = torch.tensor([1, 512, 513, 0, 1030], device=device)
+    for group, size in ((1, 80), (4, 64)):
+        query = torch.randn(ROWS, 2 * group, size, device=device).to(dtype)
+        cache = torch.randn(2, ROWS + 1, 2, 1040, size, device=device).to(dtype)
+        for capacity, window, softcap in ((1030, None, None), (1030, 100, 5.0), (500, None, 5.0)):
+            keys, values = cache[:, :ROWS, :, :capacity]
+            decode_attention_triton(query, keys, values, lengths.clamp(max=capacity), 0.1, window, softcap)
+
+
+KERNELS = {f.__name__: f for f in (common, decode_attention, ppo_head, preference_head, token_reward_gae)}
 
 
 def unwatched() -> set[str]:

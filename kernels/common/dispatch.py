@@ -61,4 +61,6 @@ def row_functions(backend: str) -> RowFunctions:
 def table(device: torch.device) -> dict[str, str]:
     """The backend of every operator for tensors on `device`, for a run's start-up line."""
     ops = ("linear_logprob", "rto_score", "ppo_head", "preference_head", "token_reward_gae")
-    return {op: choose(op, device, None) for op in ops}
+    chosen = {op: choose(op, device, None) for op in ops}
+    # a rollout on a CPU attends by torch's own operator
+    return chosen | ({"decode_attention": choose("decode_attention", device, None)} if device.type == "cuda" else {})

@@ -6,12 +6,15 @@ A packed forward passes cu_seq_lens_q (S+1,) int32 and max_length_q to the model
 
 CUDA, bf16 / fp16: flash-attn's varlen kernel where the package is installed, else torch's own varlen_attn. Elsewhere
 (CPU, float32): one scaled_dot_product_attention call for each run of neighbouring sequences of equal length, which is
-exact and costs sum(len^2), not (sum len)^2. Without cu_seq_lens_q it is plain causal attention, as decoding needs it.
+exact and costs sum(len^2), not (sum len)^2. Without cu_seq_lens_q it is plain causal attention, as prefill needs it,
+or attention by a mask, as decoding does on a CPU. On CUDA a step of decoding passes a RaggedStep and no mask: one query
+of each row attends to as much of the cache as its row has filled, by decode_attention.
 
 N heads, T rows, D head size.
 """
 
 import importlib.util
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +24,21 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+from rto_fast.kernels.decode_attention import decode_attention
+
 NAME = "rto_packed"
+
+
+@dataclass(slots=True)
+class RaggedStep:
+    """What the attention of one decoding step has to know of a cache whose rows have lengths of their own."""
+
+    lengths: Tensor
+    """(B,) positions that each row has filled, the newest included; on the device"""
+    windows: tuple[int | None, ...]
+    """The sliding window of each layer; None attends to the whole row"""
+    served: int = 0
+    """Layers that attended by it: whoever passed it sees whether the network handed it down"""
 
 
 def packed_attention(
@@ -37,6 +54,7 @@ def packed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    ragged_step: RaggedStep | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """The function transformers calls; returns ((1, T, N, D), None).
@@ -51,6 +69,14 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):
         # rotary embeddings leave queries and keys in float32, values are in the dtype of the arithmetic
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    if ragged_step is not None:
+        assert query.shape[2] == 1, "a step has one query per row"
+        ragged_step.served += 1
+        scale = query.shape[3] ** -0.5 if scaling is None else scaling
+        layer = module.layer_idx
+        assert isinstance(layer, int)  # by which it wrote to the cache
+        window = ragged_step.windows[layer]
+        return decode_attention(query[:, :, 0], key, value, ragged_step.lengths, scale, window=window)[:, None], None
     if cu_seq_lens_q is None:
         if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
             raise ValueError("rto_packed attention: several queries on a longer cache need an attention mask")

@@ -16,12 +16,14 @@ class RowCache(Cache):
 
     Two ways of writing, chosen before each model call: `begin_prefill` appends whole prompts as new rows,
     `begin_step` appends one position to each of the first `num_rows` rows. Layers are allocated at their first
-    write, so heads and dims may differ from layer to layer.
+    write, so heads and dims may differ from layer to layer. Numbers are kept in the dtype of the arithmetic: under
+    autocast rotary embeddings leave keys in float32, and attention would round them all again at every step.
     """
 
-    def __init__(self, max_rows: int, capacity: int):
+    def __init__(self, max_rows: int, capacity: int, limit: int):
+        """`capacity` in positions to begin with; `limit`: as many as a row will ever have."""
         super().__init__(layers=[])
-        self.max_rows, self.capacity = max_rows, capacity
+        self.max_rows, self.capacity, self.limit = max_rows, min(capacity, limit), limit
         self.storage: dict[int, list[Tensor]] = {}
         """[keys, values] of each layer."""
         self._first_row, self._row_step = 0, 1
@@ -38,7 +40,7 @@ class RowCache(Cache):
         self._positions, self._num_rows, self._width = positions, positions.shape[0], width
         self._index.clear()
         if width > self.capacity:
-            self._grow(max(width, self.capacity * 3 // 2))
+            self._grow(max(width, min(self.capacity * 3 // 2, self.limit)))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -46,7 +48,8 @@ class RowCache(Cache):
         if layer_idx not in self.storage:
             # zeros, not empty: a masked position still enters the attention's sum as 0 * value, and 0 * nan is nan
             self.storage[layer_idx] = [
-                x.new_zeros(self.max_rows, x.shape[1], self.capacity, x.shape[3]) for x in (key_states, value_states)
+                x.new_zeros(self.max_rows, x.shape[1], self.capacity, x.shape[3], dtype=_arithmetic(x))
+                for x in (key_states, value_states)
             ]
         keys, values = self.storage[layer_idx]
         if self._positions is None:
@@ -55,7 +58,8 @@ class RowCache(Cache):
             keys[rows, :, :length], values[rows, :, :length] = key_states, value_states
             return key_states, value_states
         for store, new in ((keys, key_states), (values, value_states)):
-            store.view(-1, store.shape[3]).index_copy_(0, self._lines(store.shape[1]), new.reshape(-1, new.shape[3]))
+            lines = new.reshape(-1, new.shape[3]).to(store.dtype)
+            store.view(-1, store.shape[3]).index_copy_(0, self._lines(store.shape[1]), lines)
         return keys[: self._num_rows, :, : self._width], values[: self._num_rows, :, : self._width]
 
     def _lines(self, num_heads: int) -> Tensor:
@@ -85,3 +89,9 @@ class RowCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    """What attention will compute in."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

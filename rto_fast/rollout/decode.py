@@ -53,9 +53,10 @@ def rollout(
 
     Cost: each prompt is prefilled once and without its last token, which is the first decoding step's input, so that
     sampling happens in one place. A step runs all rows; finished rows leave, and waiting prompts take their place.
-    Memory: keys and values of max_batch rows, as long as the longest row got, and (max_batch, V) logits. One device
-    sync per step (which token was sampled, hence who finished); looking at every k-th step only would save the others
-    at the price of up to k - 1 wasted tokens per answer.
+    Memory: keys and values of max_batch rows in the dtype of the arithmetic, never more positions than the longest
+    prompt and max_new_tokens have, and (max_batch, V) logits. One device sync per step (which token was sampled, hence
+    who finished); looking at every k-th step only would save the others at the price of up to k - 1 wasted tokens per
+    answer.
 
     Raises ValueError: an empty prompt, a prompt that does not leave room for max_new_tokens, a model that cannot be
     decoded this way, logits that are not finite.

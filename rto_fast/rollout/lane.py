@@ -14,8 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rto_fast.config.checks import check
+from rto_fast.model import attention
+from rto_fast.model.attention import RaggedStep
 from rto_fast.rollout.cache import RowCache
 from rto_fast.rollout.mixture import Mixture
+
+_FUSED = {"cuda"}
+"""Where a step attends by decode_attention. With a mask whose width changes at every step, cuDNN would plan each shape
+anew, and every row would pay for the longest."""
 
 
 def mixture_of(model: PreTrainedModel | Mixture) -> Mixture:
@@ -34,8 +40,10 @@ class Batch:
         self.prompts, self.row_step = prompts, row_step
         self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         self.places = min(places, len(prompts))
-        rows, capacity = self.places * row_step, max(map(len, prompts), default=0) + min(64, new_tokens)
-        self.mixtures = [(mixture, [_Lane(m, rows, capacity) for m in mixture.models]) for mixture in mixtures]
+        rows, longest = self.places * row_step, max(map(len, prompts), default=0)
+        # the last token of an answer is no input
+        capacity, limit = (longest + new - 1 for new in (min(64, new_tokens), new_tokens))
+        self.mixtures = [(mixture, [_Lane(m, rows, capacity, limit) for m in mixture.models]) for mixture in mixtures]
         self.lanes = [lane for _, lanes in self.mixtures for lane in lanes]
         self.device = self.lanes[0].device
         # prompts come sorted by length, so that small calls have little padding, and on a CPU their activations stay in
@@ -81,10 +89,15 @@ def without_gaps(live: Collection[int]) -> list[int]:
 class _Lane:
     """One model and its cache."""
 
-    def __init__(self, model: PreTrainedModel, max_rows: int, capacity: int):
+    def __init__(self, model: PreTrainedModel, max_rows: int, capacity: int, limit: int):
         config, self.name = model.config.get_text_config(), type(model).__name__
         self.window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if self.window else "full_attention"])
+        layers = getattr(config, "layer_types", None)
+        if not layers:
+            layers = ["sliding_attention" if self.window else "full_attention"] * config.num_hidden_layers
+        self.windows = tuple(self.window if kind == "sliding_attention" else None for kind in layers)
+        """Of every layer: what needs no mask."""
+        kinds = set(layers)
         if kinds - {"full_attention", "sliding_attention"}:
             raise ValueError(
                 f"rollout: layer_types of {self.name} must be full_attention or sliding_attention, "
@@ -93,7 +106,9 @@ class _Lane:
         embedding = model.get_input_embeddings().weight
         assert isinstance(embedding, Tensor)
         self.kinds, self.dtype, self.device = kinds, embedding.dtype, embedding.device
-        self.cache = RowCache(max_rows, capacity)
+        self.cache = RowCache(max_rows, capacity, limit)
+        implementation = getattr(config, "_attn_implementation", None)
+        self.fused = self.device.type in _FUSED and implementation == attention.NAME
         # transformers 5.24 renamed the argument, and warns of the old name
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self.forward = partial(model, use_cache=True, return_dict=True, **{name: self.cache})
@@ -108,6 +123,15 @@ class _Lane:
 
     def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
         self.cache.begin_step(positions, width)
+        if self.fused:
+            step = RaggedStep(positions + 1, self.windows)
+            out = self.forward(
+                input_ids=tokens[:, None], position_ids=positions[:, None], attention_mask=None, ragged_step=step
+            )
+            if step.served >= len(self.cache.storage) > 0:
+                return out.logits[:, -1]
+            # a network that does not hand it down to all its layers: the step is done again, with masks as all others
+            self.fused = False
         masks = self._masks(positions, width)
         out = self.forward(input_ids=tokens[:, None], position_ids=positions[:, None], attention_mask=masks)
         if not self.cache.storage:

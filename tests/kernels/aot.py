@@ -2,8 +2,8 @@
 
 Prints registers, spilled bytes, shared memory, tensor-core instructions and the width of accesses of every kernel, in
 every configuration that a launch can choose, on sm_80, sm_90 and sm_100, as ptxas reports them. Exits with an error
-when a kernel spills, does not fit, multiplies matrices without tensor cores, or walks along rows of logits by less than
-16 bytes. To add a kernel, add it to variants().
+when a kernel spills, does not fit, multiplies matrices without tensor cores, or walks along rows of logits, or along
+keys and values, by less than 16 bytes. To add a kernel, add it to variants().
 """
 
 import importlib
@@ -25,6 +25,7 @@ from triton.runtime.jit import MockTensor
 
 from rto_fast.kernels.common.kernel import PITCH, constants
 from rto_fast.kernels.common.workspace import padded
+from rto_fast.kernels.decode_attention import kernel as decode
 
 ARCHS = (80, 90, 100)
 # bytes of shared memory that a block may ask for
@@ -41,6 +42,8 @@ TENSORS = {
 # warp-wide matrix instructions of sm_80, sm_90 and sm_100
 TENSOR_CORES = re.compile(r"^\s*(?:@\S+\s+)?(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", re.M)
 ACCESSES = re.compile(r"\b(?:ld|st)\.global\.(\S+)")
+# what goes to shared memory without passing through registers, and its bytes
+COPIES = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\b.*, (0x\w+),")
 # a row brings a dozen single numbers; its logits may not add to them
 NARROW = 12
 BOTH = (False, True)
@@ -105,6 +108,31 @@ def variants() -> Iterator[Variant]:
         options = dict(KL=kl, GRANULARITY=granularity, SHAPING=shaping, BLOCK=512, num_warps=4, maxnreg=96)
         yield "token_reward_gae", "_token_reward_gae", words, options
 
+    yield from attention_variants()
+
+
+def attention_variants() -> Iterator[Variant]:
+    """How heads of a group are handled, at the sizes of heads that there are; all modes at one size of each."""
+    whole = [("bf16", 1, 128), ("bf16", 4, 128), ("f32", 1, 128), ("f32", 4, 128)]
+    others = [("bf16", 1, size) for size in (16, 64, 80, 256, 512)]
+    others += [("bf16", group, size) for group, size in ((2, 64), (7, 128), (8, 80), (8, 256), (8, 512), (32, 128))]
+    others += [("f16", 8, 128), ("bf16", 8, 8), ("f32", 2, 64), ("f32", 8, 128), ("f32", 2, 256), ("f32", 8, 512)]
+    for dtype, group, size in whole + others:
+        head = decode.constants(TENSORS[dtype], group, size, size)
+        for partial, window, cap in product(BOTH, BOTH, BOTH):
+            # at the other sizes, the fewest operations and the most
+            if (dtype, group, size) in others and not partial == window == cap:
+                continue
+            out = "f32 f32 f32" if partial else f"{dtype} None None"
+            cache = f"{8 * 2048 * size} {2048 * size} {size}"
+            words = f"{dtype} {dtype} {dtype} i64 {out} {8 * group * size} {size} {cache} {cache} 2048 2048 4 .1 30.0"
+            options = dict(PARTIAL=partial, HAS_WINDOW=window, HAS_CAP=cap)
+            yield "decode_attention", "split_kernel", words, head | options
+    for (dtype, size), window in product((("bf16", 80), ("bf16", 128), ("f32", 512)), BOTH):
+        options = dict(HAS_WINDOW=window, DV=size, VP=128 if size < 512 else 512, SPLIT=decode.SPLIT)
+        options |= dict(AT_ONCE=decode.SPLITS_AT_ONCE, num_warps=4)
+        yield "decode_attention", "combine_kernel", f"f32 f32 f32 i64 {dtype} 2048 2048 4", options
+
 
 class Absent:
     """As much of a CUDA driver as compiling without a launch asks for."""
@@ -165,6 +193,7 @@ def judge(variant: Variant, arch: int) -> tuple[bool, str]:
     accesses = ACCESSES.findall(kernel.asm["ptx"])
     wide = sum(access.startswith("v4.b32") for access in accesses)
     narrow = len(accesses) - wide
+    copies = {int(size, 16) for size in COPIES.findall(kernel.asm["ptx"])}
     faults = [
         fault
         for fault, there in (
@@ -173,6 +202,7 @@ def judge(variant: Variant, arch: int) -> tuple[bool, str]:
             ("too many registers", registers * 32 * options["num_warps"] > REGISTERS),
             ("a dot without tensor cores", dots and not cores),
             ("narrow accesses to logits", options.get("BLOCK") == 4096 and (wide < 4 or narrow > NARROW)),
+            ("narrow reads of keys and values", options.get("D", 8) % 16 == 0 and copies != {16}),
         )
         if there
     ]

@@ -23,6 +23,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction, MockTensor
 
 from bench.shapes import REAL, Decisions, Shape
+from rto_fast.kernels.decode_attention import decode_attention
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
@@ -31,6 +32,8 @@ from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 
 Run = Callable[[], object]
 ROWS = (8192, 32768)
+# heads, key/value heads and head size of the networks in REAL
+HEADS = {"Pythia-2.8B": (32, 32, 80), "Llama-3-8B": (32, 8, 128), "Qwen-1.7B": (16, 8, 128)}
 WORKSPACE_MB = 1024
 REWARD = RewardSpec(beta_1=0.05, beta_2=0.01, clip=0.05)
 ARCH = 90
@@ -178,6 +181,16 @@ def of_rewards(rows: int, sequences: int) -> tuple[Run, list[Tensor]]:
     return lambda: token_reward_gae(*inputs, REWARD, backend="triton"), inputs
 
 
+def of_attention(heads: int, kv_heads: int, size: int, rows: int, capacity: int) -> tuple[Run, list[Tensor]]:
+    """One step of a rollout: rows of a cache that has 8 rows and 64 positions more."""
+    half = dict(dtype=torch.bfloat16)
+    query, lengths = empty(rows, heads, size, **half), empty(rows, dtype=torch.int64)
+    stores = [empty(rows + 8, kv_heads, capacity + 64, size, **half) for _ in range(2)]
+    keys, values = (store[:rows, :, :capacity] for store in stores)
+    inputs = [query, *stores, lengths]
+    return lambda: decode_attention(query, keys, values, lengths, size**-0.5, backend="triton"), inputs
+
+
 def report(run: Run, inputs: list[Tensor], unit: int, **facts: object) -> None:
     print(json.dumps(facts | observe(run, inputs, unit)), flush=True)
 
@@ -186,7 +199,7 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("meta_device: TRITON_INTERPRET is set; kernels that are interpreted cannot be compiled")
     driver.set_active(Absent(ARCH))
-    for folder in ("common", "ppo_head", "preference_head", "token_reward_gae"):
+    for folder in ("common", "decode_attention", "ppo_head", "preference_head", "token_reward_gae"):
         importlib.import_module(f"rto_fast.kernels.{folder}.kernel")
     # asked for by name, Triton takes what is no CUDA tensor only when this is set; its kernels are compiled ones by now
     os.environ["TRITON_INTERPRET"] = "1"
@@ -201,6 +214,9 @@ def main() -> None:
             report(run, inputs, odd.gemm_flops(701), **facts)
     for rows, sequences in ((32768, 64), (1 << 24, 8192), (1 << 20, 65537)):
         report(*of_rewards(rows, sequences), 1, op="token_reward_gae", rows=rows, sequences=sequences)
+    for (name, heads), rows, capacity in product(HEADS.items(), (1, 256), (512, 513, 4096, 131072)):
+        facts = dict(op="decode_attention", heads=heads, network=name, rows=rows, capacity=capacity)
+        report(*of_attention(*heads, rows, capacity), 1, **facts)
 
 
 if __name__ == "__main__":

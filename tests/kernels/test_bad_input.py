@@ -6,6 +6,7 @@ import torch
 from rto_fast.kernels.common.autograd import LinearLogprob
 from rto_fast.kernels.common.chunked import HeadPlan
 from rto_fast.kernels.common.dispatch import row_functions
+from rto_fast.kernels.decode_attention import decode_attention
 from rto_fast.kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
@@ -15,6 +16,8 @@ from tests.kernels.backends import NATIVE
 from tests.kernels.rewards import rewarded
 
 BACKENDS = ("reference", NATIVE, "triton")
+ONLY_TWO = {"decode_attention"}
+"""What has no native backend."""
 ROWS, WIDTH, VOCAB, SEQUENCES = 12, 6, 40, 4
 
 
@@ -62,12 +65,23 @@ CASES = {
         lambda **given: rewarded(token_reward_gae, **given, **KNOBS),
         REWARD | {name: -rand(ROWS).abs() for name in ("old_logprobs", "ref_logprobs", "dpo_logprobs")},
     ),
+    "decode_attention": (
+        lambda **given: decode_attention(**given, scale=0.5, window=4, softcap=3.0),
+        dict(
+            query=rand(SEQUENCES, 6, 8),
+            keys=rand(SEQUENCES, 2, 7, 8),
+            values=rand(SEQUENCES, 2, 7, 8),
+            lengths=torch.tensor([7, 1, 3, 6]),
+        ),
+    ),
 }
 ARGUMENTS = [(op, name) for op, (_, given) in CASES.items() for name in given]
 
 
 def call(op, backend="reference", **change):
     run, given = CASES[op]
+    if backend == "native" and op in ONLY_TWO:
+        pytest.skip("has no native backend")
     return run(**given | change, backend=backend)
 
 
@@ -90,8 +104,12 @@ def test_a_wrong_dtype(op, name):
         assert all(torch.equal(x, y) for x, y in pairs)
         return
     x = CASES[op][1][name]
+    wrong = x.int() if x.dtype != torch.int32 else x.long()
+    if name == "lengths":
+        assert torch.equal(call(op, lengths=wrong), call(op))
+        wrong = x.float()
     with pytest.raises(ValueError, match=rf"^{op}.*: \w+ must be .*, got"):
-        call(op, **{name: x.int() if x.dtype != torch.int32 else x.long()})
+        call(op, **{name: wrong})
 
 
 @pytest.mark.parametrize(("op", "name"), ARGUMENTS)
@@ -126,6 +144,11 @@ def test_strides_do_not_matter(op, name, backend):
         pytest.skip("a number has no stride")
     gaps = x.repeat_interleave(2, -1)[..., ::2]
     assert not gaps.is_contiguous() and torch.equal(gaps, x)
+    if op == "decode_attention" and name in ("keys", "values"):
+        # a copy of the whole cache at every step would be a trap
+        with pytest.raises(ValueError, match=f"^{op}: {name} must have a contiguous last dimension, got strides"):
+            call(op, backend, **{name: gaps})
+        gaps = x.transpose(0, 2).contiguous().transpose(0, 2)
     layouts = (gaps, x.T.contiguous().T) if x.dim() == 2 else (gaps,)
     wanted = outputs(call(op, backend))
     for strided in layouts:
@@ -190,7 +213,7 @@ def test_an_empty_batch(op, backend):
     if op == "rto_score":
         # a pack without an answer
         given["target"] = CASES[op][1]["target"]
-    out = outputs(CASES[op][0](**given, backend=backend))
+    out = outputs(call(op, backend, **given))
     assert all(x.numel() == 0 or x == 0 for x in out)
 
 

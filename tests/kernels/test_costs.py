@@ -16,6 +16,7 @@ from bench import peers, timing
 from bench.shapes import Shape, decisions, head_inputs, offsets
 from rto_fast.kernels.common import workspace
 from rto_fast.kernels.common.chunked import statistics
+from rto_fast.kernels.decode_attention import decode_attention
 from rto_fast.kernels.linear_logprob import linear_logprob
 from rto_fast.kernels.ppo_head import ppo_head
 from rto_fast.kernels.preference_head import preference_head
@@ -85,10 +86,11 @@ def test_gemms_are_counted():
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="launches are counted under the interpreter")
 def test_launches_are_counted(monkeypatch):
-    """One for each tile and pass, one for each chunk of ppo_head, one for all of token_reward_gae."""
+    """One for each tile and pass, one for each chunk of ppo_head, one for all rewards, two for attention."""
     monkeypatch.setattr(workspace, "CPU_TILE_BYTES", 4 * 8 * 128)
     monkeypatch.setattr(workspace, "CPU_TILE_COLUMNS", 128)
     from rto_fast.kernels.common import kernel as linear
+    from rto_fast.kernels.decode_attention import kernel as attention
     from rto_fast.kernels.ppo_head import kernel as ppo
     from rto_fast.kernels.preference_head import kernel as preference
     from rto_fast.kernels.token_reward_gae import kernel as gae
@@ -109,6 +111,8 @@ def test_launches_are_counted(monkeypatch):
         (ppo, "ppo_kernel"),
         (preference, "pairs_kernel"),
         (gae, "_token_reward_gae"),
+        (attention, "split_kernel"),
+        (attention, "combine_kernel"),
     ):
         monkeypatch.setattr(module, name, Counted(name, getattr(module, name)))
 
@@ -131,6 +135,10 @@ def test_launches_are_counted(monkeypatch):
     run = lambda: preference_head(*leaves, target, cu_seqlens, torch.zeros(4), backend="triton")  # noqa: E731
     assert count(run) == {"fold_kernel": tiles, "pairs_kernel": 1}
     logits = [FactoredLogits(hidden, weight) for _ in range(3)]
+    store, lengths = torch.zeros(3, 1, 513, 8), torch.tensor([1, 512, 3])
+    run = lambda n: decode_attention(store[:, :, 0], *[store[:, :, :n]] * 2, lengths, 1.0, **triton)  # noqa: E731
+    assert count(lambda: run(512)) == {"split_kernel": 1}
+    assert count(lambda: run(513)) == {"split_kernel": 1, "combine_kernel": 1}
     # 60 stacked rows are 8 chunks
     run = lambda: rto_score(*logits, target, columns[0], cu_seqlens, reward, **triton)  # noqa: E731
     assert count(run) == {"fold_kernel": 8 * 3, "_token_reward_gae": 1}

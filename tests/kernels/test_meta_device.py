@@ -42,7 +42,8 @@ def real(runs: list[dict]) -> list[dict]:
 
 def test_no_launch_spills_at_the_alignment_it_comes_with(runs):
     assert {name for run in runs for name in run["launches"]} == {
-        "fold_kernel", "d_logits_kernel", "ppo_kernel", "pairs_kernel", "_token_reward_gae",
+        "fold_kernel", "d_logits_kernel", "ppo_kernel", "pairs_kernel", "_token_reward_gae", "split_kernel",
+        "combine_kernel",
     }  # fmt: skip
     assert [run for run in runs if run["spilled"]] == []
 
@@ -79,6 +80,21 @@ def test_rewards_take_one_launch_and_no_memory(runs):
     for run in alone:
         assert run["launches"] == {"_token_reward_gae": 1} and run["mib"] == 0.0
     assert all(run["launches"]["_token_reward_gae"] == 1 for run in runs if run["op"].startswith("rto_score"))
+
+
+def test_a_step_of_attention_takes_two_launches_at_most_and_a_sliver_of_the_cache(runs):
+    """Partial sums of 512 positions: D + 2 float32 numbers a head, beside the keys and values of those positions."""
+    alone = [run for run in runs if run["op"] == "decode_attention"]
+    assert len(alone) == 3 * 2 * 4
+    for run in alone:
+        heads, kv_heads, size = run["heads"]
+        splits = -(-run["capacity"] // 512)
+        assert run["launches"] == {"split_kernel": 1} | ({"combine_kernel": 1} if splits > 1 else {}), run
+        wanted = run["rows"] * heads * splits * (size + 2) * 4 / 2**20 if splits > 1 else 0.0
+        # the allocator counts by 512 bytes
+        assert wanted <= run["mib"] <= wanted + 1024 / 2**20, run
+        read = run["rows"] * kv_heads * splits * 512 * 2 * size * 2 / 2**20
+        assert 2 * wanted <= 0.033 * read
 
 
 def test_a_chunk_of_ppo_head_is_one_launch(runs):
