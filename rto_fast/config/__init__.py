@@ -4,6 +4,7 @@ Every field's docstring is its --help text. Symbols are those of the paper (arXi
 first version, "official" the authors' code.
 """
 
+from rto_fast.config.adapter import AdapterConfig as AdapterConfig
 from rto_fast.config.rl import CriticConfig as CriticConfig
 from rto_fast.config.rl import RewardConfig as RewardConfig
 from rto_fast.config.rl import RTOConfig as RTOConfig

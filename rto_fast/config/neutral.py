@@ -7,6 +7,8 @@ Learning rates go by the number of parameters: straight lines in log-log through
     0.26 M   2e-3   1e-4   1e-4   1e-4    1e-3    the recipes hh_small and hh_compare
     2.8 B    1e-5   5e-6   1e-5   5e-6    5e-6    arXiv:2404.18922 v1, tables 2 to 5 (rto_v1_hh)
     8 B      5e-6   5e-7   9e-6   5e-7    9e-6    OpenRLHF's scripts for Llama; the paper's code (rto_icml)
+
+Adapters learn at ten times these rates (Schulman et al. 2025, LoRA Without Regret: about 10 at every size and rank).
 """
 
 import math
@@ -32,6 +34,8 @@ RATES = {
     "rto.optim.lr": (1e-4, 5e-6, 5e-7),
     "rto.critic.lr": (1e-3, 5e-6, 9e-6),
 }
+ADAPTERS = 10
+"""Times the rate of whole models."""
 MAX_LENGTH = 1024
 """TRL's DPOConfig. A longer context is used where data.max_length asks for it."""
 HELD_OUT = 256
@@ -125,7 +129,11 @@ def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
     size = shape.parameters
     sized = f"{size / 1e9:.3g} B parameters" if size >= 1e9 else f"{size / 1e6:.3g} M parameters"
     counted = f"{rows:,} rows" + (" or more" if rows >= LOOK else "")
-    chosen: dict[str, tuple[Any, str]] = {name: (rate(name, size), sized) for name in RATES}
+    chosen: dict[str, tuple[Any, str]] = {}
+    for name in RATES:
+        adapted = config.adapter.rank is not None and not (name == "sft.optim.lr" and config.adapter.full_sft)
+        times, why = (ADAPTERS, f"{sized}, adapters") if adapted else (1, sized)
+        chosen[name] = (float(f"{times * rate(name, size):.2g}"), why)
 
     data, new = config.data, config.rto.sampling.max_new_tokens
     limit = shape.context or sys.maxsize

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from rto_fast.config.adapter import AdapterConfig
 from rto_fast.config.checks import Section, check, check_bounds
 from rto_fast.config.rl import RTOConfig, member
 from rto_fast.config.stages import DPOConfig, RMConfig, SFTConfig
@@ -135,7 +136,9 @@ class ExportConfig:
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of its weights. auto: rto and its family as the base model is stored; sft, dpo and rm, which later stages
-    compute with, as they were trained (rounding them would be noise in every token's reward)."""
+    compute with, as they were trained (rounding them would be noise in every token's reward). An adapter is float32."""
+    merge: bool = False
+    """With adapters: leave the whole model too, in <stage>_merged."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ class Config(Section, prefix=""):
     export: ExportConfig = field(default_factory=ExportConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)

@@ -99,15 +99,16 @@ def evaluate(
     scores; progress(n) is called when n more answers are finished. `kl` is the mean of log pi/pi_ref over the answers,
     which is KL(pi, pi_ref) when they are sampled from pi itself: temperature 1, top_p 1.
     """
-    answers = rollout(
-        policy.hf,
-        prompts,
-        sampling,
-        eos_token_ids,
-        seed=derive(seed, "evaluation"),
-        max_batch=batch_size,
-        progress=progress,
-    )
+    with policy.active():
+        answers = rollout(
+            policy.hf,
+            prompts,
+            sampling,
+            eos_token_ids,
+            seed=derive(seed, "evaluation"),
+            max_batch=batch_size,
+            progress=progress,
+        )
     own, ref = (answer_logprobs(m, answers, microbatch_rows, workspace_mb) for m in (policy, reference))
     implicit = None
     if dpo is not None:

@@ -11,6 +11,7 @@ from rto_fast.data.rows import to_prompts
 from rto_fast.evaluate.options import Options, named
 from rto_fast.files.disk import no_links
 from rto_fast.files.foreign import read_object
+from rto_fast.model.adapter_files import is_adapter, is_policy
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.open import Run, open_run
 from rto_fast.runs.settings import is_run
@@ -71,7 +72,7 @@ def subject(options: Options) -> Subject:
     if reference is None:
         raise ValueError("reference: none given; use --reference with the model that KL is measured from (mostly sft)")
     output = Path(options.output).expanduser() if options.output else None
-    if output and (is_run(output) or (output / "config.json").exists()):
+    if output and (is_run(output) or (output / "config.json").exists() or is_adapter(output)):
         raise ValueError(f"output: {output} is a run's or a model's folder; name another")
     kept = output or folder / "evaluation"
     # what the user names may be a link, what lies within may not
@@ -94,13 +95,17 @@ def subject(options: Options) -> Subject:
 def _policies(run: Run) -> dict[str, str]:
     """Every language model of the run: its stages in their order, then others that lie there finished."""
     stages = run.config.stages
-    others = sorted(p.name for p in run.folder.iterdir() if is_finished(p) and p.name not in stages)
+    # an adapter that was merged too is the same policy
+    merged = {f"{stage}_merged" for stage in stages if is_adapter(run.folder / stage)}
+    others = sorted(p.name for p in run.folder.iterdir() if is_finished(p) and p.name not in {*stages, *merged})
     found = {name: run.found(name) for name in [*stages, *others] if name != "rm"}
     return {name: path for name, path in found.items() if path and (run.config.given(name) or _writes(Path(path)))}
 
 
 def _writes(folder: Path) -> bool:
     """Whether a stage's model is a language model, not a scalar one."""
+    if is_adapter(folder):
+        return is_policy(folder, "run")
     names = read_object(folder / "config.json", "run").get("architectures")
     return any("CausalLM" in str(name) or "LMHead" in str(name) for name in (names if isinstance(names, list) else []))
 

@@ -5,12 +5,11 @@ whose layers attend fully or in a sliding window. Everything else gets a sentenc
 """
 
 import re
-from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-from rto_fast.files.foreign import opening, read_object
+from rto_fast.files.foreign import opening
 
 SERVED = "give a causal decoder such as Llama, Qwen, Mistral, Gemma, GPT-NeoX, OLMo or Phi"
 ATTENTION = {"full_attention", "sliding_attention"}
@@ -40,17 +39,6 @@ def check_family(path: str, field: str, *, trust_remote_code: bool = False, scal
         senses = [name for name in ("vision", "audio") if getattr(config, f"{name}_config", None) is not None]
         what = f"reads {' and '.join(senses)} beside text" if senses else "is no causal language model"
         raise ValueError(f"{field}: {path!r} ({kind}) {what}; {SERVED}")
-
-
-def check_no_adapter(path: str, field: str) -> None:
-    """Raises ValueError for a folder that holds an adapter (PEFT's format) and names its base."""
-    file = Path(path).expanduser() / "adapter_config.json"
-    if file.exists():
-        base = read_object(file, field).get("base_model_name_or_path")
-        raise ValueError(
-            f"{field}: {path!r} is an adapter on another model ({base!r}); merge the two (peft's merge_and_unload) and "
-            "give the result"
-        )
 
 
 def _check_layers(config: PretrainedConfig, network: type[PreTrainedModel], where: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rto_fast.model.adapters import Base, Network
 from rto_fast.packing import PackedBatch
 
 Out = TypeVar("Out")
@@ -71,15 +72,16 @@ def zero_head(hidden_size: int, bias: bool = True) -> nn.Linear:
     return head
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Network):
     """A causal language model whose head is applied by the caller, inside the module's forward.
 
     Running the head inside forward is what lets a sharding wrapper gather the head's weight and reduce its gradient.
     """
 
-    def __init__(self, hf: PreTrainedModel):
+    def __init__(self, hf: PreTrainedModel, base: Base | None = None, adapter: str | None = None):
         super().__init__()
         self.hf = without_dropout(hf)
+        self.base, self.adapter = base, adapter
         self.value_head: nn.Linear | None = None
         """Set by `add_value_head`: a critic on this model's own hidden states."""
 
@@ -88,7 +90,8 @@ class LanguageModel(nn.Module):
 
         fn runs outside autocast: it chooses its own precision (float32 from the logits on).
         """
-        hidden = hidden_states(self.hf.base_model, batch)
+        with self.active():
+            hidden = hidden_states(self.hf.base_model, batch)
         device = hidden.device.type
         # under autocast the residual stream is float32, but the head's GEMM is not to be
         hidden = hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
@@ -100,6 +103,12 @@ class LanguageModel(nn.Module):
         config = self.hf.config
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(output.weight, output.bias, getattr(config, "final_logit_softcapping", None), 1.0 / scale)
+
+    def share(self) -> Base:
+        """This model's weights for other networks too; it is the base with all adapters off from now on."""
+        if self.base is None:
+            self.base = Base(self.hf)
+        return self.base
 
     def add_value_head(self) -> None:
         self.value_head = zero_head(self.hf.config.hidden_size).to(self.hf.device, torch.float32)

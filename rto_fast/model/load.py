@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from rto_fast.files.digests import check_stage
+from rto_fast.files.digests import STAGE, check_stage
 from rto_fast.files.foreign import check_finite, check_loaded, check_model_folder, opening, read_object
 from rto_fast.model import attention
-from rto_fast.model.families import check_family, check_no_adapter
+from rto_fast.model.adapter_files import add_adapter, base_of, is_adapter, whole_of
+from rto_fast.model.adapters import Base
+from rto_fast.model.families import check_family
 from rto_fast.model.language import LanguageModel, zero_head
 from rto_fast.model.scalar import ScalarModel
 
@@ -21,9 +23,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
     """Raises ValueError, naming `field`, for what is no model that can be trained here; a hub id's weights apart."""
+    check_stage(Path(path).expanduser(), field)
+    path = whole_of(path, field)
     folder = Path(path).expanduser()
-    check_stage(folder, field)
-    check_no_adapter(path, field)
     if (folder / "config.json").exists():
         check_model_folder(folder, field, trust_remote_code)
     elif path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
@@ -57,9 +59,13 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a Hugging Face causal language model (a folder or a hub id; safetensors only).
 
-    `liger` replaces norms, rotary embeddings and MLPs by liger-kernel's. Raises ValueError naming `field` when the
-    folder holds no model, and for liger away from CUDA.
+    An adapter's folder gives its base with the adapter merged into it. `liger` replaces norms, rotary embeddings and
+    MLPs by liger-kernel's. Raises ValueError naming `field` when the folder holds no model, and for liger away from
+    CUDA.
     """
+    if is_adapter(path):
+        merged, _ = _merged(path, dtype, device, field, trust_remote_code, liger)
+        return LanguageModel(merged)
     check_folder(path, field, trust_remote_code)
     with opening(field, path, "causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
@@ -76,9 +82,22 @@ def load_language_model(
     return LanguageModel(hf)
 
 
+def _merged(
+    path: str, dtype: torch.dtype, device: torch.device | str, field: str, trust_remote_code: bool, liger: bool
+) -> tuple[PreTrainedModel, Tensor | None]:
+    """An adapter's base with the adapter merged into it, and a reward model's head."""
+    check_stage(Path(path).expanduser(), field)
+    whole = load_language_model(
+        base_of(path, field), dtype=dtype, device=device, field=field, trust_remote_code=trust_remote_code, liger=liger
+    )
+    base = Base(whole.hf)
+    head = add_adapter(base, "merged", path, field)
+    return base.merge("merged"), head
+
+
 def stored_dtype(path: str, trust_remote_code: bool = False) -> torch.dtype | None:
     """The type of a folder's or hub id's weights, as its configuration says it; None where that says nothing usable."""
-    dtype = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).dtype
+    dtype = AutoConfig.from_pretrained(whole_of(path, "model.path"), trust_remote_code=trust_remote_code).dtype
     return dtype if dtype in DTYPES.values() else None
 
 
@@ -92,21 +111,42 @@ def load_scalar_model(
 ) -> ScalarModel:
     """Load a reward model, as a scorer or as a critic's start: a backbone and a head `score` or `value_head` (1, H).
 
-    `mean` and `std` in its config.json calibrate the output; they default to 0 and 1.
+    `mean` and `std` in its config.json, or beside an adapter in its stage.json, calibrate the output; they default to
+    0 and 1.
     """
+    if is_adapter(path):
+        merged, weight = _merged(path, dtype, device, field, trust_remote_code, liger=False)
+        if weight is None:
+            raise ValueError(f"{field}: the adapter {path!r} brings no score.weight; give a reward model")
+        base = merged.base_model
+        assert isinstance(base, PreTrainedModel)
+        return ScalarModel(base, loaded_head(weight).to(device), *calibration(path, field))
     weights = read_head(path, field, trust_remote_code)
     with opening(field, path, "reward model"):
         backbone, info = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
     check_loaded(info, field, path)
-    head = zero_head(weights["weight"].shape[1])
-    with torch.no_grad():
-        head.weight.copy_(weights["weight"])
-        if "bias" in weights:
-            head.bias.copy_(weights["bias"])
+    head = loaded_head(weights["weight"], weights.get("bias"))
     mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
     model = ScalarModel(backbone, head, mean, std).to(device)
     check_finite(model, field, path)
     return model
+
+
+def loaded_head(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A float32 head of a (1, H) weight; without a bias it adds 0."""
+    head = zero_head(weight.shape[1])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if bias is not None:
+            head.bias.copy_(bias)
+    return head
+
+
+def calibration(path: str, field: str) -> tuple[float, float]:
+    """Mean and std that an adapter's reward model is calibrated by; 0 and 1 where nothing says them."""
+    stage = Path(path).expanduser() / STAGE
+    said = read_object(stage, field) if stage.is_file() else {}
+    return float(said.get("mean", 0.0)), float(said.get("std", 1.0))
 
 
 def read_head(path: str, field: str, trust_remote_code: bool = False) -> dict[str, Tensor]:

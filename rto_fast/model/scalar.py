@@ -7,27 +7,45 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rto_fast.model.adapters import Base, Network
 from rto_fast.model.language import LanguageModel, hidden_states, without_dropout, zero_head
 from rto_fast.packing import PackedBatch
 
 
-class ScalarModel(nn.Module):
+class ScalarModel(Network):
     """A backbone with one number per row: a critic (value of the row's state) or a reward model (score of the text).
 
     output = (w . h_t + b - mean) / std in float32; mean and std are a reward model's calibration, 0 and 1 otherwise.
     """
 
-    def __init__(self, backbone: PreTrainedModel, head: nn.Linear, mean: float = 0.0, std: float = 1.0):
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        head: nn.Linear,
+        mean: float = 0.0,
+        std: float = 1.0,
+        base: Base | None = None,
+        adapter: str | None = None,
+    ):
         super().__init__()
+        self.base, self.adapter = base, adapter
         self.backbone = without_dropout(backbone)
         self.head = head
         self.mean, self.std = mean, std
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """(R,) float32 values of the response rows."""
-        hidden = batch.responses(hidden_states(self.backbone, batch))
+        with self.active():
+            hidden = batch.responses(hidden_states(self.backbone, batch))
         with torch.autocast(hidden.device.type, enabled=False):
             return (self.head(hidden.to(self.head.weight.dtype))[:, 0] - self.mean) / self.std
+
+    @classmethod
+    def on(cls, base: Base, adapter: str, head: nn.Linear, mean: float = 0.0, std: float = 1.0) -> "ScalarModel":
+        """An adapter on a shared base, and a head of its own."""
+        backbone = base.hf.base_model
+        assert isinstance(backbone, PreTrainedModel)
+        return cls(backbone, head.to(base.hf.device), mean, std, base, adapter)
 
 
 def critic_from(model: LanguageModel, bias: bool = True) -> ScalarModel:

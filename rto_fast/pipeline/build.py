@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 from rto_fast.config import RTOConfig, member
 from rto_fast.judges.choose import scorer_of, watch_of
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.scalar import ScalarModel, critic_from
+from rto_fast.model.scalar import ScalarModel
+from rto_fast.pipeline.networks import adapted, critic_of, frozen_on, scalar_on
 from rto_fast.rl.collect import Collector
 from rto_fast.rl.score import Models
 from rto_fast.runs.open import Context
@@ -30,15 +31,19 @@ def build(context: Context, stage: str) -> Built:
         return build_rl(context, member(config.rto, stage))
     if stage == "sft":
         model = context.load(config.model.path)
+        if not config.adapter.full_sft:
+            model = adapted(context, model, "sft")
         state = loop.make_state(config.sft.optim, {"policy": model})
         return Built(
             model, SFT(model, context.corpus.demonstrations, config.sft, state, **context.stage_options), state
         )
     model = context.load(context.stage_path("sft"), "sft.model")
     if stage == "dpo":
+        model = adapted(context, model, "dpo")
         state = loop.make_state(config.dpo.optim, {"policy": model})
         return Built(model, DPO(model, pairs, config.dpo, state, **context.stage_options), state)
-    rm = critic_from(model, bias=False)
+    # a head's bias would cancel in every pair, and drift on rounding errors alone
+    rm = scalar_on(context, model, "rm", bias=False)
     state = loop.make_state(config.rm.optim, {"policy": rm})
     rows, device = config.microbatch_rows, context.device
     trainer = RewardModel(rm, pairs, config.rm, state, seed=config.seed, microbatch_rows=rows, device=device)
@@ -47,8 +52,12 @@ def build(context: Context, stage: str) -> Built:
 
 def build_rl(context: Context, config: RTOConfig) -> Built:
     """PPO on the reward that `config` describes."""
-    policy, reference = (context.load(context.stage_path("sft"), "sft.model") for _ in range(2))
-    dpo = context.load(context.stage_path("dpo"), "dpo.model") if config.reward.beta_1 else None
+    reference = context.load(context.stage_path("sft"), "sft.model")
+    if context.config.adapter.rank is None:
+        policy = context.load(context.stage_path("sft"), "sft.model")
+    else:
+        policy = adapted(context, reference, "policy")
+    dpo = frozen_on(context, reference, context.stage_path("dpo"), "dpo.model", "dpo") if config.reward.beta_1 else None
     critic = _critic(context, config, policy, reference)
     state = loop.make_state(config.optim, {"policy": policy, "critic": critic}, critic=config.critic.lr)
     scorer = scorer_of(context, config)
@@ -73,6 +82,6 @@ def _critic(context: Context, config: RTOConfig, policy: LanguageModel, referenc
     if config.critic.kind != "separate":
         return None
     if not config.critic.model:
-        return critic_from(reference)
+        return scalar_on(context, reference, "critic")
     path = context.stage_path("rm") if config.critic.model == "rm" else config.critic.model
-    return context.load_scalar(path, "rto.critic.model")
+    return critic_of(context, reference, path, "rto.critic.model")

@@ -8,6 +8,7 @@ from rto_fast.config import Config
 from rto_fast.config.neutral import LOOK, Shape
 from rto_fast.data.read import read_rows
 from rto_fast.files.foreign import opening
+from rto_fast.model.adapter_files import whole_of
 from rto_fast.model.load import check_folder
 from rto_fast.pipeline.memory import activation_numbers, cache_numbers
 from rto_fast.training.stall import StallGuard
@@ -38,6 +39,7 @@ def look(config: Config) -> tuple[Shape, int]:
 def model_shape(path: str, trust_remote_code: bool = False) -> Shape:
     """From config.json alone, through a model without weights; raises ValueError as loading it would."""
     check_folder(path, "model.path", trust_remote_code)
+    path = whole_of(path, "model.path")
     with opening("model.path", path, "causal language model"), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -18,6 +18,7 @@ from rto_fast.files.digests import write_recorded
 from rto_fast.judges import Judge
 from rto_fast.judges.choose import reward_model, scorer_of
 from rto_fast.model.language import LanguageModel
+from rto_fast.pipeline.networks import frozen_on
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.runs.open import Context
 from rto_fast.training.progress import progress
@@ -44,7 +45,10 @@ def evaluate_run(context: Context, say: Callable[[str], None]) -> dict[str, Any]
             stall.alive(f"{bar.n}/{bar.total} answers")
 
         for stage in stages:
-            policy = {"sft": reference, "dpo": dpo}.get(stage) or context.load(context.stage_path(stage))
+            path = context.stage_path(stage)
+            policy = {"sft": reference, "dpo": dpo}.get(stage) or frozen_on(
+                context, reference, path, "model.path", stage
+            )
             evaluations[stage] = _measure(context, policy, reference, dpo, score, logged)
     results: dict[str, Any] = {
         "policies": {name: e.summary() for name, e in evaluations.items()},
@@ -69,7 +73,9 @@ def _yardsticks(context: Context) -> tuple[LanguageModel, LanguageModel | None, 
     """pi_ref, pi_dpo and a sentence score (the reward model's, else what a stage was paid by), as far as there are."""
     config = context.config
     reference = context.load(context.stage_path("sft"), "sft.model")
-    dpo = context.load(context.stage_path("dpo"), "dpo.model") if "dpo" in config.stages or config.dpo.model else None
+    dpo = None
+    if "dpo" in config.stages or config.dpo.model:
+        dpo = frozen_on(context, reference, context.stage_path("dpo"), "dpo.model", "dpo")
     if "rm" in config.stages or config.rm.model:
         return reference, dpo, reward_model(context)
     paid = (scorer_of(context, member(config.rto, stage)) for stage in config.members)

@@ -19,6 +19,7 @@ from rto_fast.model.language import LanguageModel
 from rto_fast.packing import pack
 from rto_fast.pipeline import threads
 from rto_fast.pipeline.memory import estimate
+from rto_fast.pipeline.networks import adapter_size
 from rto_fast.runs.export import check_export, save_stage
 from rto_fast.runs.open import Context
 from rto_fast.training.resources import available_memory, free_disk
@@ -58,6 +59,10 @@ def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
         yield Check("packed = alone", f"{gap:.1e} nat on {len(examples)} rows", limit)
         gap = check_ratio(model, examples, dtype, config.workspace_mb)
         yield Check("first ratio = 1, first KL = 0", f"{gap:.1e} nat", limit)
+    if config.adapter.rank is not None:
+        numbers, layers = adapter_size(context, model)
+        share = numbers / sum(p.numel() for p in model.parameters())
+        yield Check("adapters", f"{numbers:,} numbers each, {share:.2%} of the base", f"on {layers} layers")
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size <= SMALL:
         check_trial_export(model, context.tokenizer, context.load)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from rto_fast.pipeline.preflight import announce, preflight, warn
 from rto_fast.pipeline.prepare import keep_task, prepare
 from rto_fast.pipeline.takeover import open_other, take_over
 from rto_fast.runs import inputs
-from rto_fast.runs.export import as_classifier, check_export, is_finished, save_stage
+from rto_fast.runs.export import as_classifier, check_export, is_finished, save_adapter_stage, save_stage
 from rto_fast.runs.folder import LOCK, alone, check, claim
 from rto_fast.runs.open import Context
 from rto_fast.stages.rm import RewardModel
@@ -152,13 +153,34 @@ def _export(context: Context, stage: str, built: Built, name: str, facts: dict[s
     folder, dtype, model = context.folder / name, context.export_dtype(stage), built.model
     if isinstance(built.stage, RewardModel):
         built.stage.calibrate()
-    if isinstance(model, ScalarModel):
+    if model.base is not None:
+        _export_adapter(context, stage, model, name, facts)
+    elif isinstance(model, ScalarModel):
         facts |= {"mean": model.mean, "std": model.std}
         save_stage(folder, as_classifier(model, context.tokenizer), context.tokenizer, facts, dtype)
         check_export(folder, model, lambda path: context.load_scalar(path, "rm.model"), dtype)
     else:
         save_stage(folder, model.hf, context.tokenizer, facts, dtype)
         check_export(folder, model, context.load, dtype)
+
+
+def _export_adapter(
+    context: Context, stage: str, model: LanguageModel | ScalarModel, name: str, facts: dict[str, Any]
+) -> None:
+    """The adapter that a stage has trained; of sft the whole model, which the others' adapters lie on."""
+    folder = context.folder / name
+    base, adapter = model.base, model.adapter
+    assert base is not None and adapter is not None  # else nothing was trained
+    start = context.config.model.path if stage == "sft" else context.stage_path("sft")
+    if isinstance(model, ScalarModel):
+        facts |= {"mean": model.mean, "std": model.std}
+    elif stage == "sft" or context.config.export.merge:
+        whole = folder if stage == "sft" else context.folder / f"{name}_merged"
+        weights, dtype = base.merged_weights(adapter), context.export_dtype(stage)
+        save_stage(whole, base.hf, context.tokenizer, facts, dtype, weights)
+        check_export(whole, model, context.load, dtype, weights)
+    if stage != "sft":
+        save_adapter_stage(folder, model, os.path.abspath(start), context.tokenizer, facts)
 
 
 def _trial(context: Context, settings: RTOConfig, name: str) -> LanguageModel:

@@ -93,15 +93,16 @@ class Collector:
             note(f"{done}/{self.config.rollouts} answers")
 
         sampling = self.config.sampling
-        return rollout(
-            self.models.policy.hf,
-            [self.prompts[i] for i in order[skip : skip + count] for _ in range(self.config.rollouts // count)],
-            Sampling(sampling.temperature, sampling.top_k, sampling.top_p, self.max_new_tokens),
-            self.eos_token_ids,
-            seed=derive(self.seed, "rollout", iteration),
-            max_batch=sampling.batch_size,
-            progress=progress,
-        )
+        with self.models.policy.active():
+            return rollout(
+                self.models.policy.hf,
+                [self.prompts[i] for i in order[skip : skip + count] for _ in range(self.config.rollouts // count)],
+                Sampling(sampling.temperature, sampling.top_k, sampling.top_p, self.max_new_tokens),
+                self.eos_token_ids,
+                seed=derive(self.seed, "rollout", iteration),
+                max_batch=sampling.batch_size,
+                progress=progress,
+            )
 
     @torch.no_grad()
     def experience(self, answers: list[Completion], beta_2: float, note: Note = silent) -> tuple[Experience, Metrics]:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rto_fast.files.digests import STAGE, seal
 from rto_fast.files.disk import new_folder, writing
 from rto_fast.files.foreign import read_object
+from rto_fast.model.adapter_files import PREFIX, WEIGHTS, save_adapter
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.packing import pack, pack_whole
@@ -28,19 +30,21 @@ def save_stage(
     tokenizer: PreTrainedTokenizerBase,
     facts: dict[str, Any],
     dtype: torch.dtype | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write `folder` whole or not at all: weights (safetensors), config, tokenizer, stage.json with `facts`, and
     manifest.json with the digest of each of them. transformers' from_pretrained(folder) loads it.
 
     It is on the disk when this returns. OSError when the disk refuses; nothing of this attempt stays.
 
-    dtype  of the weights in the folder; None: as they are. The model itself is left alone.
+    dtype    of the weights in the folder; None: as they are. The model itself is left alone.
+    weights  in the place of the model's own
     """
     with writing(f"export: {folder}"), new_folder(folder) as partial:
         if dtype in (None, hf.dtype):
-            hf.save_pretrained(partial)
+            hf.save_pretrained(partial, state_dict=weights)
         else:
-            hf.save_pretrained(partial, state_dict=rounded(hf, dtype))
+            hf.save_pretrained(partial, state_dict=rounded(weights or hf.state_dict(), dtype))
             config = read_object(partial / "config.json", "export") | {"dtype": str(dtype).removeprefix("torch.")}
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer.save_pretrained(partial)
@@ -48,13 +52,34 @@ def save_stage(
         seal(partial)
 
 
-def rounded(network: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Its weights in another type, on the CPU; those that share memory still do. ValueError for one that is too large.
+def save_adapter_stage(
+    folder: Path, model: Model, start: str, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]
+) -> None:
+    """As `save_stage`, but an adapter's matrices in place of a model's weights; PEFT loads it on the base at `start`.
+
+    Read back and compared. It holds no config.json, which would make it a whole model for transformers.
+    """
+    base, name = model.base, model.adapter
+    assert base is not None and name is not None  # an adapter
+    head = model.head.weight if isinstance(model, ScalarModel) else None
+    with writing(f"export: {folder}"), new_folder(folder) as partial:
+        save_adapter(partial, base, name, start, head)
+        tokenizer.save_pretrained(partial)
+        (partial / STAGE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        seal(partial)
+    written = load_file(folder / WEIGHTS)
+    for key, x in base.parameters(name).items():
+        if not torch.equal(written[PREFIX + key], x.detach().cpu()):
+            raise ValueError(f"export: {folder} reads back to another {key}; check free disk space")
+
+
+def rounded(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights in another type, on the CPU; those that share memory still do. ValueError for one that is too large.
 
     Costs one copy of the weights in `dtype` in the machine's memory.
     """
     made: dict[tuple[int, torch.Size], Tensor] = {}
-    weights = network.state_dict()
+    weights = dict(weights)
     for name, weight in weights.items():
         if not weight.is_floating_point():
             continue
@@ -96,18 +121,26 @@ def as_classifier(model: ScalarModel, tokenizer: PreTrainedTokenizerBase) -> Pre
 
 
 @torch.no_grad()
-def check_export(folder: Path, live: Model, load: Callable[[str], Model], dtype: torch.dtype | None = None) -> None:
+def check_export(
+    folder: Path,
+    live: Model,
+    load: Callable[[str], Model],
+    dtype: torch.dtype | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Reload the folder with load(path) and compare one sequence's logits, of a reward model its score, bit by bit;
     ValueError when they differ.
 
-    dtype  the one that the folder was written in; where it is not the model's own, weights are compared, rounded.
+    dtype    the one that the folder was written in; where it is not the model's own, weights are compared, rounded
+    weights  what was written in the place of the model's own: they are compared
     """
     saved = load(str(folder))
-    if dtype in (None, (live.hf if isinstance(live, LanguageModel) else live.backbone).dtype):
+    own = (live.hf if isinstance(live, LanguageModel) else live.backbone).dtype
+    if weights is None and dtype in (None, own):
         found, wanted = _on_probe(saved), _on_probe(live)
     else:
         networks = [m.hf if isinstance(m, LanguageModel) else m for m in (saved, live)]
-        found, wanted = networks[0].state_dict(), rounded(networks[1], dtype)
+        found, wanted = networks[0].state_dict(), rounded(weights or networks[1].state_dict(), dtype or own)
         found = {name: found[name].to(weight) for name, weight in wanted.items()}
     for what, x in wanted.items():
         if not torch.equal(found[what], x):

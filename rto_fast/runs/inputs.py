@@ -24,6 +24,7 @@ from rto_fast.files.digests import sha256
 from rto_fast.files.disk import write_whole
 from rto_fast.files.foreign import opening, read_object, weight_files
 from rto_fast.files.text import in_words
+from rto_fast.model.adapter_files import CONFIG, WEIGHTS, base_of, is_adapter
 from rto_fast.runs.open import Context
 
 INPUTS = "inputs.json"
@@ -70,6 +71,10 @@ def files_of(path: str, field: str, trusted: bool) -> dict[str, Path]:
             from huggingface_hub import snapshot_download
 
             folder = Path(snapshot_download(path, allow_patterns=[*patterns, *_WEIGHTS]))
+    if is_adapter(folder):
+        own = {name: folder / name for name in (CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json")}
+        base = files_of(base_of(str(folder), field), field, trusted)
+        return {name: file for name, file in own.items() if file.is_file()} | {f"base/{n}": f for n, f in base.items()}
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     files |= {*weight_files(folder, field), *(folder / name for name in _WEIGHTS[1:2] if (folder / name).is_file())}
     return {file.relative_to(folder).as_posix(): file for file in sorted(files)}

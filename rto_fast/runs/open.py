@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rto_fast import tasks
 from rto_fast.config import Config
@@ -16,6 +16,7 @@ from rto_fast.data.corpus import Corpus
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.digests import Damaged
+from rto_fast.model.checkpointing import checkpoint_layers
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model, stored_dtype
 from rto_fast.model.scalar import ScalarModel
@@ -87,9 +88,13 @@ class Run:
             trust_remote_code=self.trusted,
             liger=self.config.model.liger,
         )
-        if self.config.model.gradient_checkpointing:
-            model.hf.gradient_checkpointing_enable()
+        self.checkpointed(model.hf)
         return model
+
+    def checkpointed(self, hf: PreTrainedModel, context_fn: Callable[[], Any] | None = None) -> None:
+        """Keep fewer activations in training, where the run asks for it (model.gradient_checkpointing)."""
+        if self.config.model.gradient_checkpointing:
+            checkpoint_layers(hf, context_fn)
 
     def load_scalar(self, path: str, field: str) -> ScalarModel:
         """A reward model or a critic, as `load`."""

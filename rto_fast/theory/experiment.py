@@ -28,8 +28,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rto_fast.config import CriticConfig, OptimConfig, RewardConfig, RTOConfig, member
 from rto_fast.model import attention
-from rto_fast.model.language import LanguageModel
-from rto_fast.model.scalar import critic_from
+from rto_fast.model.adapter_files import lora
+from rto_fast.model.language import LanguageModel, zero_head
+from rto_fast.model.scalar import ScalarModel, critic_from
 from rto_fast.rl.collect import Collector
 from rto_fast.rl.score import Models
 from rto_fast.rollout import Completion
@@ -67,6 +68,8 @@ class Experiment:
     """Weight of the KL (paper: 0.03)."""
     lr: float = 2e-4
     """Learning rate of the policy at the start, falling linearly to 0; the critic's is a quarter of that."""
+    rank: int | None = None
+    """Policy and critic are adapters of this rank on pi_ref, with alpha twice the rank; none = all weights learn."""
 
 
 def tree_model(vocab: int, seed: int) -> LanguageModel:
@@ -94,7 +97,8 @@ def exact(model: LanguageModel, vocab: int, depth: int) -> list[Tensor]:
 
     def next_logprobs(given: Tensor) -> Tensor:
         tokens = torch.nn.functional.pad(given, (1, 0), value=START)
-        return model.hf(tokens, use_cache=False).logits[:, -1].double().log_softmax(1)
+        with model.active():
+            return model.hf(tokens, use_cache=False).logits[:, -1].double().log_softmax(1)
 
     return token_tree.conditional_logprobs(next_logprobs, vocab, depth)
 
@@ -116,17 +120,27 @@ def settings(experiment: Experiment, name: str, deviation: float) -> RTOConfig:
     return member(config, name)
 
 
+def _trained(reference: LanguageModel, rank: int | None, separate: bool) -> tuple[LanguageModel, ScalarModel | None]:
+    """Policy and critic, as models of their own or as adapters on pi_ref."""
+    if rank is None:
+        return copy.deepcopy(reference), critic_from(reference) if separate else None
+    base = reference.share()
+    for seed, name in enumerate(("policy", "critic") if separate else ("policy",)):
+        base.add(name, lora(rank, 2.0 * rank, "all-linear"), seed=seed)
+    head = zero_head(reference.hf.config.hidden_size)
+    return LanguageModel(base.hf, base, "policy"), ScalarModel.on(base, "critic", head) if separate else None
+
+
 def run(experiment: Experiment, name: Member, note: Callable[[str], None] = lambda _: None) -> dict[str, float]:
     """{iterations: regret} of one member of the family."""
     e = experiment
     reference, dpo = tree_model(e.vocab, derive(e.seed, "ref")), tree_model(e.vocab, derive(e.seed, "dpo"))
-    policy = copy.deepcopy(reference)
     ref_rows, dpo_rows = exact(reference, e.vocab, e.depth), exact(dpo, e.vocab, e.depth)
     log_ratio = token_tree.sequence_logprobs(dpo_rows) - token_tree.sequence_logprobs(ref_rows)
     best = token_tree.optimal_sequence_logprobs(ref_rows, dpo_rows, e.beta_1, e.beta_2).exp()
     mean = best @ log_ratio
     config = settings(e, name, deviation=e.beta_1 * float((best @ (log_ratio - mean).square()).sqrt()))
-    critic = None if config.critic.kind == "group" else critic_from(reference)
+    policy, critic = _trained(reference, e.rank, config.critic.kind == "separate")
     state = loop.make_state(config.optim, {"policy": policy, "critic": critic}, critic=config.critic.lr)
 
     def scorer(answers: list[Completion]) -> list[float]:

@@ -75,9 +75,15 @@ def test_a_reward_model_that_cannot_be_packed_is_refused(tmp_path):
         load_scalar_model(str(tmp_path))
 
 
-def test_an_adapter_names_its_base(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
-    with pytest.raises(ValueError, match="sft.model: .* is an adapter on another model \\('some/base'\\); merge"):
+def test_an_adapter_has_a_base_that_is_a_whole_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(ValueError, match="sft.model: .* names no base"):
+        load_language_model(str(tmp_path), field="sft.model")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(ValueError, match="sft.model: the base of .* is an adapter too"):
+        load_language_model(str(tmp_path), field="sft.model")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/no/where"}))
+    with pytest.raises(ValueError, match="sft.model: no config.json in '/no/where'"):
         load_language_model(str(tmp_path), field="sft.model")
 
 

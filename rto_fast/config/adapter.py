@@ -1,0 +1,27 @@
+"""Settings of adapters: low-rank matrices that are trained in place of whole models."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from rto_fast.config.checks import Section, check
+
+
+@dataclass(frozen=True)
+class AdapterConfig(Section, prefix="adapter."):
+    """LoRA (Hu et al. 2021, arXiv:2106.09685) in PEFT's format: pi_ref, pi_dpo, policy and critic share one base."""
+
+    rank: Annotated[int | None, "at least 1"] = None
+    """r of every adapter, e.g. 16; none = all weights are trained. SFT's adapter is merged into the base; the adapters
+    of dpo, rm, policy and critic lie on that one, and pi_ref is the base with all of them off."""
+    alpha: Annotated[float, "a positive number"] = 32.0
+    """Updates are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Layers with an adapter, by the end of their names (q_proj v_proj ...); all-linear: all but the head."""
+    full_sft: bool = False
+    """SFT trains all weights, e.g. of a base that has still much to learn; the other stages train adapters on it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = len(self.targets) > 0 and all(self.targets)
+        alone = "all-linear" not in self.targets or len(self.targets) == 1
+        check(named and alone, "adapter.targets", "all-linear, or names of layers", self.targets)
