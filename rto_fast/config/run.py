@@ -19,11 +19,12 @@ class ModelConfig:
     path: str = ""
     """Model to align: a Hugging Face folder or hub id. Its tokenizer is used throughout."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the stored weights. auto: float32 on CPU; on CUDA float32 weights with bfloat16 arithmetic (autocast)."""
+    """Type of the arithmetic (autocast). auto: float32 on CPU, bfloat16 on CUDA. Weights that are trained are float32
+    whatever it is; frozen ones take the memory of this type. float16: to look at models, not to train."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: slower, much less memory."""
     liger: bool = False
-    """Use liger-kernel's fused norms, rotary embeddings and MLPs (CUDA only)."""
+    """Use liger-kernel's fused norms, rotary embeddings and MLPs (CUDA only, and not for every family)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models you have read."""
 

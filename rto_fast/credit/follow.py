@@ -92,8 +92,8 @@ def start_model(source: Source, start: str, seed: int, progress: Callable[[int],
     """The model that DPO starts from."""
     run = source.run
     if start == "none":
-        return run.load(run.config.model.path)
-    model = run.load(source.reference_path, "reference")
+        return run.load(run.config.model.path, trained=True)
+    model = run.load(source.reference_path, "reference", trained=True)
     if start == "chosen" and run.config.data.demonstrations:
         sft = run.config.sft
         config = replace(sft, epochs=1.0, optim=replace(sft.optim, lr=sft.optim.lr * _TUNING))

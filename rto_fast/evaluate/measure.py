@@ -94,33 +94,35 @@ def measure(
     settings |= {"batch_size": options.batch_size, "dtype": run.config.model.dtype, "device": run.device.type}
     saved = Saved(about.kept / "answers")
     evaluations: dict[str, Evaluation] = {}
-    with progress(len(about.policies) * len(prompts.ids), "answer") as bar, run.precision():
+    with progress(len(about.policies) * len(prompts.ids), "answer") as bar:
         for name, path in about.policies.items():
             bar.set_description(name, refresh=False)
             key = saved.key(settings, path, about.reference, about.dpo)
             evaluation = saved.load(key)
             if evaluation is None:
                 policy = language_model(path, name)
-                evaluation = evaluate(
-                    policy,
-                    reference=language_model(about.reference, "reference"),
-                    dpo=None if about.dpo is None else language_model(about.dpo, "dpo"),
-                    beta=about.beta,
-                    prompts=prompts.ids,
-                    sampling=sampling,
-                    eos_token_ids=eos_token_ids(prompts.eos_token_ids, policy),
-                    seed=options.seed,
-                    batch_size=options.batch_size,
-                    microbatch_rows=options.microbatch_rows,
-                    workspace_mb=options.workspace_mb,
-                    progress=bar.update,
-                )
+                with run.precision():  # of one policy: autocast keeps what it has cast until the context ends
+                    evaluation = evaluate(
+                        policy,
+                        reference=language_model(about.reference, "reference"),
+                        dpo=None if about.dpo is None else language_model(about.dpo, "dpo"),
+                        beta=about.beta,
+                        prompts=prompts.ids,
+                        sampling=sampling,
+                        eos_token_ids=eos_token_ids(prompts.eos_token_ids, policy),
+                        seed=options.seed,
+                        batch_size=options.batch_size,
+                        microbatch_rows=options.microbatch_rows,
+                        workspace_mb=options.workspace_mb,
+                        progress=bar.update,
+                    )
                 saved.store(key, evaluation)
                 if path not in (about.reference, about.dpo):
                     del loaded[path], policy
             else:
                 bar.update(len(prompts.ids))
-            evaluations[name] = judge(evaluation)
+            with run.precision():
+                evaluations[name] = judge(evaluation)
     return evaluations
 
 

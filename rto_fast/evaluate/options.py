@@ -70,7 +70,7 @@ class Options:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Of the weights; none = the run's, else auto: float32, on CUDA with bfloat16 arithmetic."""
+    """Of the arithmetic; none = the run's, else auto: float32, on CUDA bfloat16."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model. Only for models you have read."""
     llm: LLMOptions = field(default_factory=LLMOptions)

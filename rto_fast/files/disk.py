@@ -16,7 +16,7 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
-from rto_fast.files.regular import irregular
+from rto_fast.files.regular import Irregular, irregular
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
@@ -28,10 +28,9 @@ def writing(what: object) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         said = getattr(error, "strerror", None) or error
-        raise OSError(
-            f"{what} could not be written ({said}); free disk space or fix the folder's permissions, then the same "
-            "command goes on"
-        ) from error
+        in_the_way = isinstance(error, Irregular) or getattr(error, "errno", None) == errno.ELOOP  # a link
+        fix = "remove it" if in_the_way else "free disk space or fix the folder's permissions"
+        raise OSError(f"{what} could not be written ({said}); {fix}, then the same command goes on") from error
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -47,7 +46,7 @@ def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
     A link of that name is replaced and not followed. OSError where something that is no file has the name.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is there and is no file")
+        raise Irregular(errno.EINVAL, "it is there and is no file")
     return _taking_place(path, lambda partial: partial.touch(exist_ok=False))
 
 
@@ -78,7 +77,7 @@ def _taking_place(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 def appending(path: Path, also_read: bool = False) -> TextIO:
     """A text file to add lines to, made where it is missing. OSError when it is a link, or no regular file."""
     if found := irregular(path):
-        raise OSError(errno.EINVAL, f"it is {found}, not a regular file", str(path))
+        raise Irregular(errno.EINVAL, f"it is {found}, not a regular file", str(path))
     flags = (os.O_RDWR if also_read else os.O_WRONLY) | os.O_APPEND | os.O_CREAT | _NO_LINK
     return open(os.open(path, flags, 0o666), "a+" if also_read else "a", encoding="utf-8")
 

@@ -18,6 +18,10 @@ _KINDS = {
 }
 
 
+class Irregular(OSError):
+    """A name that leads to no regular file."""
+
+
 def irregular(path: str | Path | int) -> str | None:
     """What a name, or an open file's number, leads to where that is no regular file: "a pipe", "a folder"; links are
     followed. None for a regular file, and where nothing is."""
@@ -34,7 +38,7 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
     if found := irregular(file.fileno()):
         file.close()
-        raise OSError(errno.EINVAL, f"it is {found}, not a regular file", str(path))
+        raise Irregular(errno.EINVAL, f"it is {found}, not a regular file", str(path))
     return file
 
 

@@ -55,6 +55,8 @@ class Base:
             self.trained.add(name)
         for key in self.names:
             for parameter in self.parameters(key).values():
+                if parameter.itemsize < 4:  # PEFT takes the type of the frozen weights; steps of 1e-6 would round away
+                    parameter.data = parameter.data.float()
                 parameter.requires_grad_(key in self.trained)
         self._switch(None)
 

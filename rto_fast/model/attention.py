@@ -127,7 +127,17 @@ def _varlen_cuda(
         from flash_attn import flash_attn_varlen_func
 
         return flash_attn_varlen_func(
-            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, softmax_scale=scale, causal=True
+            q,
+            k,
+            v,
+            cu_seqlens,
+            cu_seqlens,
+            max_seqlen,
+            max_seqlen,
+            softmax_scale=scale,
+            causal=True,
+            # else its backward adds up dq in whatever order blocks end, and a resumed run would be another
+            deterministic=True,
         )
     from torch.nn.attention.varlen import varlen_attn
 

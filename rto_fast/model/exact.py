@@ -5,9 +5,12 @@ tolerance of `dtype`, the arithmetic's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rto_fast.model import attention
 from rto_fast.model.language import LanguageModel
@@ -28,7 +31,8 @@ def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype
     packed = response_logprobs(model.eval(), _packed(model, sequences), workspace_mb)
     model.hf.set_attn_implementation("sdpa")
     try:
-        alone = torch.cat([_alone(model, prompt, response) for prompt, response in sequences])
+        with _float32_head(model.hf.get_output_embeddings(), dtype):
+            alone = torch.cat([_alone(model, prompt, response) for prompt, response in sequences])
     finally:
         model.hf.set_attn_implementation(attention.NAME)
         model.train(was_training)
@@ -49,6 +53,31 @@ def check_packing(model: LanguageModel, sequences: Sequences, dtype: torch.dtype
 
 def _packed(model: LanguageModel, sequences: Sequences) -> PackedBatch:
     return pack([prompt for prompt, _ in sequences], [response for _, response in sequences]).to(model.hf.device)
+
+
+@contextmanager
+def _float32_head(head: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the library's head leaves float32 logits of its hidden states and weights in `dtype`, as ours does.
+
+    Logits of 32 to 64 in bfloat16 are off by up to 0.125 each, which would hide a small leak or look like one.
+    """
+
+    def unrounded(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        hidden, weight, bias = inputs[0].to(dtype).float(), module.weight, module.bias
+        assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))  # of a Linear
+        with torch.autocast(hidden.device.type, enabled=False):
+            # piece by piece: no float32 copy of the whole weight
+            logits = torch.cat([F.linear(hidden, rows.to(dtype).float()) for rows in weight.split(8192)], -1)
+            return logits if bias is None else logits + bias.to(dtype).float()
+
+    if dtype == torch.float32:  # its own logits are that already
+        yield
+        return
+    hook = head.register_forward_hook(unrounded)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _alone(model: LanguageModel, prompt: list[int], response: list[int]) -> torch.Tensor:

@@ -41,8 +41,12 @@ class Head(NamedTuple):
 
 def hidden_states(backbone: nn.Module, batch: PackedBatch) -> Tensor:
     """(T, H) hidden states of packed rows: the output of the last norm."""
+    # a mask of four axes, which attention over packed rows never reads, is passed on as it is; without one transformers
+    # looks for packed sequences itself, and waits for the device to know whether there are any
+    unread = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=batch.input_ids.device)
     return backbone(
         input_ids=batch.input_ids[None],
+        attention_mask=unread,
         position_ids=batch.position_ids[None],
         use_cache=False,
         cu_seq_lens_q=batch.cu_seqlens,

@@ -16,6 +16,8 @@ from rto_fast.model.adapter_files import add_adapter, base_of, is_adapter, whole
 from rto_fast.model.adapters import Base
 from rto_fast.model.families import check_family
 from rto_fast.model.language import LanguageModel, zero_head
+from rto_fast.model.liger import apply_liger
+from rto_fast.model.precision import cast_matrices
 from rto_fast.model.scalar import ScalarModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,30 +58,34 @@ def load_language_model(
     field: str = "model.path",
     trust_remote_code: bool = False,
     liger: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> LanguageModel:
     """Load a Hugging Face causal language model (a folder or a hub id; safetensors only).
 
     An adapter's folder gives its base with the adapter merged into it. `liger` replaces norms, rotary embeddings and
-    MLPs by liger-kernel's. Raises ValueError naming `field` when the folder holds no model, and for liger away from
-    CUDA.
+    MLPs by liger-kernel's. `autocast` is of a frozen model, which then takes the memory of that type (`cast_matrices`)
+    and is to run under that autocast. Raises ValueError naming `field` when the folder holds no model, and for liger
+    away from CUDA.
     """
     if is_adapter(path):
         merged, _ = _merged(path, dtype, device, field, trust_remote_code, liger)
-        return LanguageModel(merged)
+        return LanguageModel(_frozen(merged, autocast))
     check_folder(path, field, trust_remote_code)
     with opening(field, path, "causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
     hf, info = loaded
     check_loaded(info, field, path)
+    _frozen(hf, autocast)
     check_finite(hf.to(device), field, path)
     if liger:
-        if torch.device(device).type != "cuda":
-            raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got {device}; use --model.liger False")
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        # the losses stay ours: liger's would compute logits
-        _apply_liger_kernel_to_instance(model=hf, cross_entropy=False, fused_linear_cross_entropy=False)
+        apply_liger(hf, device)
     return LanguageModel(hf)
+
+
+def _frozen(hf: PreTrainedModel, autocast: torch.dtype | None) -> PreTrainedModel:
+    if autocast is not None:
+        cast_matrices(hf.requires_grad_(False), autocast)
+    return hf
 
 
 def _merged(
@@ -108,17 +114,19 @@ def load_scalar_model(
     device: torch.device | str = "cpu",
     field: str = "rm.model",
     trust_remote_code: bool = False,
+    liger: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> ScalarModel:
     """Load a reward model, as a scorer or as a critic's start: a backbone and a head `score` or `value_head` (1, H).
 
     `mean` and `std` in its config.json, or beside an adapter in its stage.json, calibrate the output; they default to
-    0 and 1.
+    0 and 1. `liger` and `autocast` as in `load_language_model`.
     """
     if is_adapter(path):
-        merged, weight = _merged(path, dtype, device, field, trust_remote_code, liger=False)
+        merged, weight = _merged(path, dtype, device, field, trust_remote_code, liger)
         if weight is None:
             raise ValueError(f"{field}: the adapter {path!r} brings no score.weight; give a reward model")
-        base = merged.base_model
+        base = _frozen(merged, autocast).base_model
         assert isinstance(base, PreTrainedModel)
         return ScalarModel(base, loaded_head(weight).to(device), *calibration(path, field))
     weights = read_head(path, field, trust_remote_code)
@@ -127,8 +135,10 @@ def load_scalar_model(
     check_loaded(info, field, path)
     head = loaded_head(weights["weight"], weights.get("bias"))
     mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
-    model = ScalarModel(backbone, head, mean, std).to(device)
+    model = ScalarModel(_frozen(backbone, autocast), head, mean, std).to(device)
     check_finite(model, field, path)
+    if liger:
+        apply_liger(backbone, device)
     return model
 
 

@@ -58,5 +58,7 @@ def critic_from(model: LanguageModel, bias: bool = True) -> ScalarModel:
     backbone = type(base)(model.hf.config)
     backbone.load_state_dict(base.state_dict())
     weight = model.hf.get_output_embeddings().weight
-    critic = ScalarModel(backbone.to(weight.dtype), zero_head(model.hf.config.hidden_size, bias))
-    return critic.to(weight.device)
+    for parameter in backbone.parameters():
+        # not backbone.to(dtype), which would round the angles of rotary embeddings with the weights
+        parameter.data = parameter.data.to(weight.dtype)
+    return ScalarModel(backbone, zero_head(model.hf.config.hidden_size, bias)).to(weight.device)

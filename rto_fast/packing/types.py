@@ -57,4 +57,8 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_seqlen"}
-        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
+        if torch.device(device).type == "cuda":  # only from pinned memory does a copy not wait
+            moved = {n: x if x.is_cuda else x.pin_memory().to(device, non_blocking=True) for n, x in tensors.items()}
+        else:
+            moved = {name: x.to(device) for name, x in tensors.items()}
+        return replace(self, **moved)

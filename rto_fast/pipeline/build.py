@@ -26,18 +26,18 @@ class Built(NamedTuple):
 
 def build(context: Context, stage: str) -> Built:
     """The named stage at its first step."""
-    config, pairs = context.config, context.corpus.pairs
+    config, pairs, whole = context.config, context.corpus.pairs, context.config.adapter.rank is None
     if stage not in ("sft", "dpo", "rm"):
         return build_rl(context, member(config.rto, stage))
     if stage == "sft":
-        model = context.load(config.model.path)
+        model = context.load(config.model.path, trained=whole or config.adapter.full_sft)
         if not config.adapter.full_sft:
             model = adapted(context, model, "sft")
         state = loop.make_state(config.sft.optim, {"policy": model})
         return Built(
             model, SFT(model, context.corpus.demonstrations, config.sft, state, **context.stage_options), state
         )
-    model = context.load(context.stage_path("sft"), "sft.model")
+    model = context.load(context.stage_path("sft"), "sft.model", trained=whole)
     if stage == "dpo":
         model = adapted(context, model, "dpo")
         state = loop.make_state(config.dpo.optim, {"policy": model})
@@ -54,7 +54,7 @@ def build_rl(context: Context, config: RTOConfig) -> Built:
     """PPO on the reward that `config` describes."""
     reference = context.load(context.stage_path("sft"), "sft.model")
     if context.config.adapter.rank is None:
-        policy = context.load(context.stage_path("sft"), "sft.model")
+        policy = context.load(context.stage_path("sft"), "sft.model", trained=True)
     else:
         policy = adapted(context, reference, "policy")
     dpo = frozen_on(context, reference, context.stage_path("dpo"), "dpo.model", "dpo") if config.reward.beta_1 else None
@@ -82,6 +82,7 @@ def _critic(context: Context, config: RTOConfig, policy: LanguageModel, referenc
     if config.critic.kind != "separate":
         return None
     if not config.critic.model:
-        return scalar_on(context, reference, "critic")
+        # a critic of its own starts from the policy's float32 weights, which are pi_ref's still
+        return scalar_on(context, policy if context.config.adapter.rank is None else reference, "critic")
     path = context.stage_path("rm") if config.critic.model == "rm" else config.critic.model
     return critic_of(context, reference, path, "rto.critic.model")

@@ -56,13 +56,14 @@ def evaluate_run(context: Context, say: Callable[[str], None]) -> dict[str, Any]
         "judge": next(iter(evaluations.values())).judge,
     }
     held_out = context.corpus.held_out
-    if dpo is not None and len(held_out) > 1:
-        results["preference_accuracy"] = interval(preference_accuracy(dpo, reference, held_out, **context.limits))
-    if score is not None and len(held_out) > 1:
-        results["score_accuracy"] = _score_accuracy(context, score)
-    if dpo is not None:
-        scorer = TokenRewards(dpo, reference, context.tokenizer, config.dpo.beta, **context.limits)
-        results |= _credit(context, evaluations, scorer)
+    with context.precision():
+        if dpo is not None and len(held_out) > 1:
+            results["preference_accuracy"] = interval(preference_accuracy(dpo, reference, held_out, **context.limits))
+        if score is not None and len(held_out) > 1:
+            results["score_accuracy"] = _score_accuracy(context, score)
+        if dpo is not None:
+            scorer = TokenRewards(dpo, reference, context.tokenizer, config.dpo.beta, **context.limits)
+            results |= _credit(context, evaluations, scorer)
     write_samples(context.folder / "samples.md", context.tokenizer, evaluations, config.eval.samples)
     write_answers(context.folder / "answers.jsonl", context.tokenizer, evaluations, config.eval.samples)
     print_table(results, say)
@@ -91,21 +92,22 @@ def _measure(
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     config, oracle = context.config, context.oracle
-    return evaluate(
-        policy,
-        reference=reference,
-        dpo=dpo,
-        beta=config.dpo.beta,
-        prompts=context.corpus.evaluation[: config.eval.prompts],
-        sampling=Sampling(config.eval.temperature, None, config.eval.top_p, config.max_new_tokens),
-        eos_token_ids=context.eos_token_ids,
-        seed=config.seed,
-        batch_size=config.rto.sampling.batch_size,
-        oracle=None if oracle is None else oracle.answer_return,
-        score=None if score is None else (lambda answers: np.array(score(answers))),
-        progress=progress,
-        **context.limits,
-    )
+    with context.precision():  # of one policy: autocast keeps every weight that it has cast until the context ends
+        return evaluate(
+            policy,
+            reference=reference,
+            dpo=dpo,
+            beta=config.dpo.beta,
+            prompts=context.corpus.evaluation[: config.eval.prompts],
+            sampling=Sampling(config.eval.temperature, None, config.eval.top_p, config.max_new_tokens),
+            eos_token_ids=context.eos_token_ids,
+            seed=config.seed,
+            batch_size=config.rto.sampling.batch_size,
+            oracle=None if oracle is None else oracle.answer_return,
+            score=None if score is None else (lambda answers: np.array(score(answers))),
+            progress=progress,
+            **context.limits,
+        )
 
 
 def _score_accuracy(context: Context, score: Judge) -> dict[str, float]:
@@ -154,8 +156,7 @@ def sweep(
             reward = replace(config.rto.reward, beta_2=config.rto.reward.beta_1 / ratio, clip=clip)
             settings = replace(config.rto, reward=reward, iterations=config.sweep.iterations)
             policy = train(settings, f"sweep-{ratio:g}-{clip:g}")
-            with context.precision():
-                summary = _measure(context, policy, reference, dpo, score).summary()
+            summary = _measure(context, policy, reference, dpo, score).summary()
             setting = {"ratio": ratio, "beta_1": reward.beta_1, "beta_2": reward.beta_2}
             # JSON has no infinity
             rows.append({**setting, "clip": clip if math.isfinite(clip) else None, **summary})

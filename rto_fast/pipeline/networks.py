@@ -9,6 +9,7 @@ from rto_fast.files.text import one_line
 from rto_fast.model.adapter_files import add_adapter, base_of, is_adapter, lora
 from rto_fast.model.adapters import Base
 from rto_fast.model.language import LanguageModel, zero_head
+from rto_fast.model.liger import apply_liger
 from rto_fast.model.load import calibration, loaded_head
 from rto_fast.model.scalar import ScalarModel, critic_from
 from rto_fast.runs.open import Context
@@ -37,6 +38,8 @@ def scalar_on(context: Context, model: LanguageModel, name: str, bias: bool = Tr
     """A critic or reward model to be trained, from the model's weights and a head of zeros."""
     if context.config.adapter.rank is None:
         scalar = critic_from(model, bias)
+        if context.config.model.liger:
+            apply_liger(scalar.backbone, context.device)
         context.checkpointed(scalar.backbone)
         return scalar
     base = _with_new(context, _shared(context, model), name)
@@ -46,7 +49,7 @@ def scalar_on(context: Context, model: LanguageModel, name: str, bias: bool = Tr
 def critic_of(context: Context, reference: LanguageModel, path: str, field: str) -> ScalarModel:
     """A critic to be trained, from the reward model at `path`; from an adapter on `reference` one on it."""
     if context.config.adapter.rank is None:
-        critic = context.load_scalar(path, field)
+        critic = context.load_scalar(path, field, trained=True)
         context.checkpointed(critic.backbone)
         return critic
     if not is_adapter(path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.data.fingerprint import check_same_tokenizer
@@ -20,12 +21,17 @@ from rto_fast.packing import pack
 from rto_fast.pipeline import threads
 from rto_fast.pipeline.memory import estimate
 from rto_fast.pipeline.networks import adapter_size
-from rto_fast.runs.export import check_export, save_stage
+from rto_fast.runs.export import save_stage
 from rto_fast.runs.open import Context
+from rto_fast.runs.read_back import check_export
 from rto_fast.training.resources import available_memory, free_disk
 
 SMALL = 256 * 2**20
 """Bytes of weights up to which a trial export is quick; larger models are checked when a stage is finished."""
+
+
+PROBE = range(1, 9)
+"""Token ids (modulo the vocabulary) of the one sequence that a trial export must agree on."""
 
 
 class Check(NamedTuple):
@@ -65,7 +71,7 @@ def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
         yield Check("adapters", f"{numbers:,} numbers each, {share:.2%} of the base", f"on {layers} layers")
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size <= SMALL:
-        check_trial_export(model, context.tokenizer, context.load)
+        check_trial_export(model, context.tokenizer, lambda path: context.load(path, trained=True))
         yield Check("export reloads", "the same logits", "bit for bit")
     else:
         yield Check("export reloads", f"not tried, {in_words(size)}", "checked when a stage is finished")
@@ -109,6 +115,7 @@ def announce(context: Context, model: LanguageModel, checks: list[Check]) -> Non
     say(
         f"rto_fast {context.config.recipe}: {type(model.hf).__name__} {millions:.2f} M parameters, {device}, "
         f"{str(dtype).removeprefix('torch.')}, attention: {attention.describe(device, dtype)}"
+        + (", liger-kernel" if context.config.model.liger else "")
     )
     say("kernels: " + ", ".join(f"{op} = {backend}" for op, backend in dispatch.table(device).items()))
     if device.type == "cpu":
@@ -156,11 +163,18 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, response: list[int]) ->
     return len(once_spaced)
 
 
+@torch.no_grad()
 def check_trial_export(
     model: LanguageModel, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], LanguageModel]
 ) -> None:
-    """Write the model to a temporary folder, load it again and compare logits bit by bit."""
+    """Write the model to a temporary folder, load it again and compare one sequence's logits, bit by bit."""
+    tokens = [i % model.vocab_size for i in PROBE]
+    packed = pack([tokens[:1]], [tokens[1:]]).to(model.hf.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "export"
         save_stage(folder, model.hf, tokenizer, {"stage": "trial"})
-        check_export(folder, model, load)
+        check_export(folder, model.hf, tokenizer)
+        saved, own = (m(packed, lambda hidden, head: hidden @ head.weight.T) for m in (load(str(folder)), model))
+    if not torch.equal(saved, own):
+        gap = (saved.float() - own.float()).abs().max().item()
+        raise ValueError(f"export: {folder} reloads to other logits (largest difference {gap:.3g}); check its disk")

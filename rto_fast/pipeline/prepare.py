@@ -33,6 +33,11 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
     if processes != "1":
         raise ValueError(f"WORLD_SIZE: rto_fast trains in one process, got {processes}; start it without torchrun")
     run = run_of(config, config.folder, config.device)
+    if config.model.dtype == "float16":
+        raise ValueError(
+            "model.dtype: float16 is for looking at models only, for small gradients vanish in it and no loss scaler "
+            "is here; train with bfloat16, or auto"
+        )
     check_stages(config, check(config))
     if run.task is not None:
         config = tasks.pointed(config, _written(run.task, config, scratch))
@@ -43,7 +48,7 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
         inputs.check(began, inputs.of_models(config, say))
     start, trusted = config.model.path, config.model.trust_remote_code
     tokenizer = load_tokenizer(start, trust_remote_code=trusted)
-    model = load_language_model(start, dtype=run.dtype, device=run.device, trust_remote_code=trusted)
+    model = load_language_model(start, device=run.device, trust_remote_code=trusted)
     _check_context(config, model)
     with StallGuard(config.guards.stall_minutes, "reading the data"):
         corpus = load_corpus(config.data, tokenizer, config.seed)

@@ -24,9 +24,10 @@ from rto_fast.pipeline.preflight import announce, preflight, warn
 from rto_fast.pipeline.prepare import keep_task, prepare
 from rto_fast.pipeline.takeover import open_other, take_over
 from rto_fast.runs import inputs
-from rto_fast.runs.export import as_classifier, check_export, is_finished, save_adapter_stage, save_stage
+from rto_fast.runs.export import as_classifier, is_finished, save_adapter_stage, save_stage
 from rto_fast.runs.folder import LOCK, alone, check, claim
 from rto_fast.runs.open import Context
+from rto_fast.runs.read_back import check_export
 from rto_fast.stages.rm import RewardModel
 from rto_fast.training import loop
 from rto_fast.training.checkpoint import Checkpoints
@@ -58,6 +59,7 @@ def run(
             context, model = prepare(config, say, Path(scratch))
             checks = preflight(context, model)
             announce(context, model, checks)
+            del model  # stages load their own, and this one would lie beside them to the end
             if preflight_only:
                 if other:
                     take_over(context, other, *_inputs(context), only_say=True)
@@ -100,7 +102,7 @@ def _work(context: Context) -> dict[str, Any]:
     results: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
     measured = len(context.corpus.evaluation[: config.eval.prompts]) > 1
     if measured:
-        with context.precision(), explained("evaluation", config):
+        with explained("evaluation", config):
             results |= evaluate_run(context, say)
     elif config.eval.prompts:
         say("No evaluation: it needs two held-out prompts or more; raise --data.held-out or give --data.evaluation")
@@ -150,18 +152,18 @@ def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkp
 
 def _export(context: Context, stage: str, built: Built, name: str, facts: dict[str, Any]) -> None:
     """The model as it is now, as a folder that others load; read back and compared."""
-    folder, dtype, model = context.folder / name, context.export_dtype(stage), built.model
+    folder, dtype, model, tokenizer = context.folder / name, context.export_dtype(stage), built.model, context.tokenizer
     if isinstance(built.stage, RewardModel):
-        built.stage.calibrate()
+        with context.precision():
+            built.stage.calibrate()
     if model.base is not None:
         _export_adapter(context, stage, model, name, facts)
-    elif isinstance(model, ScalarModel):
+        return
+    if isinstance(model, ScalarModel):
         facts |= {"mean": model.mean, "std": model.std}
-        save_stage(folder, as_classifier(model, context.tokenizer), context.tokenizer, facts, dtype)
-        check_export(folder, model, lambda path: context.load_scalar(path, "rm.model"), dtype)
-    else:
-        save_stage(folder, model.hf, context.tokenizer, facts, dtype)
-        check_export(folder, model, context.load, dtype)
+    hf = as_classifier(model, tokenizer) if isinstance(model, ScalarModel) else model.hf
+    save_stage(folder, hf, tokenizer, facts, dtype)
+    check_export(folder, hf, tokenizer, dtype)
 
 
 def _export_adapter(
@@ -178,7 +180,7 @@ def _export_adapter(
         whole = folder if stage == "sft" else context.folder / f"{name}_merged"
         weights, dtype = base.merged_weights(adapter), context.export_dtype(stage)
         save_stage(whole, base.hf, context.tokenizer, facts, dtype, weights)
-        check_export(whole, model, context.load, dtype, weights)
+        check_export(whole, base.hf, context.tokenizer, dtype, weights)
     if stage != "sft":
         save_adapter_stage(folder, model, os.path.abspath(start), context.tokenizer, facts)
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,8 @@ from rto_fast.files.foreign import read_object
 from rto_fast.model.adapter_files import PREFIX, WEIGHTS, save_adapter
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.scalar import ScalarModel
-from rto_fast.packing import pack, pack_whole
 
 Model = LanguageModel | ScalarModel
-PROBE = range(1, 9)
-"""Token ids (modulo the vocabulary) of the one sequence that an export must agree on."""
 
 
 def save_stage(
@@ -41,7 +37,8 @@ def save_stage(
     weights  in the place of the model's own
     """
     with writing(f"export: {folder}"), new_folder(folder) as partial:
-        if dtype in (None, hf.dtype):
+        floats = {x.dtype for x in (weights or hf.state_dict()).values() if x.is_floating_point()}
+        if dtype is None or floats == {dtype}:
             hf.save_pretrained(partial, state_dict=weights)
         else:
             hf.save_pretrained(partial, state_dict=rounded(weights or hf.state_dict(), dtype))
@@ -114,46 +111,8 @@ def as_classifier(model: ScalarModel, tokenizer: PreTrainedTokenizerBase) -> Pre
             f"rm: {type(hf).__name__} keeps its head elsewhere than in score; no reward model of this kind"
         )
     setattr(hf, hf.base_model_prefix, model.backbone)
-    hf.score = torch.nn.Linear(model.head.in_features, 1, bias=False).to(model.backbone.dtype)
+    # in its own type, not the backbone's: rounded, it would give other scores
+    hf.score = torch.nn.Linear(model.head.in_features, 1, bias=False, dtype=model.head.weight.dtype)
     with torch.no_grad():
         hf.score.weight.copy_(model.head.weight)
     return hf
-
-
-@torch.no_grad()
-def check_export(
-    folder: Path,
-    live: Model,
-    load: Callable[[str], Model],
-    dtype: torch.dtype | None = None,
-    weights: dict[str, Tensor] | None = None,
-) -> None:
-    """Reload the folder with load(path) and compare one sequence's logits, of a reward model its score, bit by bit;
-    ValueError when they differ.
-
-    dtype    the one that the folder was written in; where it is not the model's own, weights are compared, rounded
-    weights  what was written in the place of the model's own: they are compared
-    """
-    saved = load(str(folder))
-    own = (live.hf if isinstance(live, LanguageModel) else live.backbone).dtype
-    if weights is None and dtype in (None, own):
-        found, wanted = _on_probe(saved), _on_probe(live)
-    else:
-        networks = [m.hf if isinstance(m, LanguageModel) else m for m in (saved, live)]
-        found, wanted = networks[0].state_dict(), rounded(weights or networks[1].state_dict(), dtype or own)
-        found = {name: found[name].to(weight) for name, weight in wanted.items()}
-    for what, x in wanted.items():
-        if not torch.equal(found[what], x):
-            gap = (found[what].float() - x.float()).abs().max().item()
-            raise ValueError(
-                f"export: {folder} reloads to other {what} (largest difference {gap:.3g}); check free disk space"
-            )
-
-
-def _on_probe(model: Model) -> dict[str, Tensor]:
-    if isinstance(model, LanguageModel):
-        tokens = [i % model.vocab_size for i in PROBE]
-        packed = pack([tokens[:1]], [tokens[1:]]).to(model.hf.device)
-        return {"logits": model(packed, lambda hidden, head: hidden @ head.weight.T)}
-    tokens = [i % model.backbone.config.vocab_size for i in PROBE]
-    return {"scores": model.eval()(pack_whole([tokens]).to(model.head.weight.device))}

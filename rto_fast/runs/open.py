@@ -47,9 +47,9 @@ class Run:
     folder: Path
     device: torch.device
     dtype: torch.dtype
-    """of the stored weights"""
+    """of the arithmetic; weights that are trained are float32"""
     autocast: torch.dtype | None
-    """of the arithmetic, where it differs"""
+    """the same, where it is not float32"""
     task: tasks.Task | None
     """The embedded one that it is on."""
 
@@ -78,15 +78,16 @@ class Run:
         made, path = self.folder / stage, self.stage_path(stage)
         return path if path and (path != str(made) or is_finished(made)) else None
 
-    def load(self, path: str, field: str = "model.path") -> LanguageModel:
-        """A language model in the run's type, on its device. ValueError, naming `field`, where it is none."""
+    def load(self, path: str, field: str = "model.path", trained: bool = False) -> LanguageModel:
+        """A language model on the run's device, to be trained in float32, else frozen in the memory of the arithmetic's
+        type. ValueError, naming `field`, where it is none."""
         model = load_language_model(
             path,
-            dtype=self.dtype,
             device=self.device,
             field=field,
             trust_remote_code=self.trusted,
             liger=self.config.model.liger,
+            autocast=None if trained else self.autocast,
         )
         self.checkpointed(model.hf)
         return model
@@ -96,10 +97,15 @@ class Run:
         if self.config.model.gradient_checkpointing:
             checkpoint_layers(hf, context_fn)
 
-    def load_scalar(self, path: str, field: str) -> ScalarModel:
+    def load_scalar(self, path: str, field: str, trained: bool = False) -> ScalarModel:
         """A reward model or a critic, as `load`."""
         return load_scalar_model(
-            path, dtype=self.dtype, device=self.device, field=field, trust_remote_code=self.trusted
+            path,
+            device=self.device,
+            field=field,
+            trust_remote_code=self.trusted,
+            liger=self.config.model.liger,
+            autocast=None if trained else self.autocast,
         )
 
     def shared_tokenizer(self, models: Mapping[str, str]) -> PreTrainedTokenizerBase:
@@ -127,9 +133,9 @@ class Context(Run):
         """The task's judge of answers."""
         return None if self.task is None else self.task.make_oracle(self.tokenizer)
 
-    def load(self, path: str, field: str = "model.path") -> LanguageModel:
+    def load(self, path: str, field: str = "model.path", trained: bool = False) -> LanguageModel:
         try:
-            return super().load(path, field)
+            return super().load(path, field, trained)
         except ValueError as error:
             if Path(path).parent != self.folder or isinstance(error, Damaged):
                 raise
@@ -140,10 +146,10 @@ class Context(Run):
         if self.config.export.dtype != "auto":
             return DTYPES[self.config.export.dtype]
         if stage in ("sft", "dpo", "rm"):
-            return self.dtype
+            return torch.float32
         stored = stored_dtype(self.config.model.path, self.trusted)
         # a wider type than the trained one would hold no more
-        return stored if stored is not None and stored.itemsize < self.dtype.itemsize else self.dtype
+        return stored if stored is not None and stored.itemsize < torch.float32.itemsize else torch.float32
 
     @property
     def stage_options(self) -> StageOptions:
@@ -153,9 +159,9 @@ class Context(Run):
 def run_of(config: Config, folder: Path, device: str) -> Run:
     """A run with these settings. ValueError for a device that is none."""
     place = device_of(device)
-    automatic = config.model.dtype == "auto"
-    dtype = torch.float32 if automatic else DTYPES[config.model.dtype]
-    autocast = torch.bfloat16 if automatic and place.type == "cuda" else None
+    usual = torch.bfloat16 if place.type == "cuda" else torch.float32
+    dtype = usual if config.model.dtype == "auto" else DTYPES[config.model.dtype]
+    autocast = None if dtype == torch.float32 else dtype
     return Run(config, folder, place, dtype, autocast, tasks.named(config.data.path))
 
 

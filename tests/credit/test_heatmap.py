@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rto_fast.credit.page import page
@@ -52,6 +52,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 @given(st.lists(maps, max_size=4))
 def test_json_reads_back(heatmaps):
     assert from_json(to_json(heatmaps)) == heatmaps

@@ -47,3 +47,16 @@ def test_no_line_is_added_to_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match="it is a pipe, not a regular file"):
         appending(tmp_path / "metrics.jsonl")
+
+
+def test_what_is_in_the_way_is_to_be_removed(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    (tmp_path / "linked.jsonl").symlink_to(tmp_path / "elsewhere")
+    for name in ("metrics.jsonl", "linked.jsonl"):
+        with pytest.raises(
+            OSError, match=r"^it could not be written \(.*\); remove it, then the same command goes on$"
+        ):
+            with writing("it"):
+                appending(tmp_path / name)
+    with pytest.raises(OSError, match="metrics.jsonl could not be written .it is there and is no file.; remove it,"):
+        write_whole(tmp_path / "metrics.jsonl", "text")

@@ -106,6 +106,18 @@ def test_it_stops_when_no_question_would_succeed_and_goes_on_later(cache, whose,
     assert (replies.cached, len(asked.questions)) == (10, 30)
 
 
+def test_a_server_that_answers_nothing_is_what_failed_however_few_the_questions(cache):
+    def dead(question, number):
+        raise Failure("no connection (refused)", "server")
+
+    said = r"^judge: no connection \(refused\); 0 of 2 questions are answered and kept in .*, the same command asks the"
+    with pytest.raises(ConnectionError, match=said):
+        ask(QUESTIONS[:2], Asked(dead), cache)
+    # beside answers it may be the question's doing
+    ask(QUESTIONS[2:4], Asked(lambda question, number: "A"), cache)
+    assert len(ask(QUESTIONS[:4], Asked(dead), cache).failed) == 2
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_question_that_crashes_the_server_stops_no_other(cache, concurrency):
     def reply(question, number):
@@ -206,3 +218,16 @@ def test_a_judge_that_never_names_a_winner_is_an_error_and_its_replies_are_kept(
         answers = {"a": ["x", "y"], "b": ["z", "w"]}
         judge(["q", "r"], answers, Poet(), cache, kind="tldr", seed=0, concurrency=2, progress=lambda n: None)
     assert cache.file.execute("SELECT count(*) FROM replies").fetchone() == (2,)
+
+
+def test_where_replies_name_no_winner_and_questions_fail_both_are_shown(cache):
+    class Tired:
+        def ask(self, question):
+            if "Response A: z" in question or "Response B: z" in question:
+                return "Once upon a time"
+            raise Failure("no whole reply within 1 s", "server")
+
+    said = "1 replies name no winner and 1 questions failed, e.g. 'Once upon a time' and no whole reply within 1 s; try"
+    with pytest.raises(ValueError, match=said):
+        answers = {"a": ["x", "y"], "b": ["z", "w"]}
+        judge(["q", "r"], answers, Tired(), cache, kind="helpful", seed=0, concurrency=2, progress=lambda n: None)

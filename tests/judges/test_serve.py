@@ -69,10 +69,17 @@ def started(folder: str, port: int = 0) -> tuple[subprocess.Popen, str]:
         "--device",
         "cpu",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
     said = process.stdout.readline()
     assert said, process.stderr.read()
     return process, said.split()[-1]
+
+
+def interruptible() -> None:
+    """A shell starts what it runs in the background (pytest &) with SIGINT ignored, and a child would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(process: subprocess.Popen, number: int = signal.SIGINT) -> tuple[str, str]:

@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, masking_utils
 
 from rto_fast.model import attention
-from rto_fast.model.language import LanguageModel
+from rto_fast.model.language import LanguageModel, hidden_states
 from rto_fast.model.logprobs import response_logprobs
 from rto_fast.model.scalar import critic_from
 from rto_fast.packing import pack
 from rto_fast.rollout import Sampling, rollout
-from tests.tiny import IDS, SIZES, config, language_model, sequences
+from tests.tiny import ARCHITECTURES, IDS, SIZES, config, language_model, sequences
 
 SMALL = dict(vocab_size=61, num_key_value_heads=2, pad_token_id=0, **SIZES, **IDS)
 SCALED = {
@@ -112,3 +112,10 @@ def test_dropout_is_off_in_training_too():
     packed = pack([prompt], [response])
     first, second = (response_logprobs(model, packed, 16) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_packed_forward_does_not_look_for_packed_sequences(architecture, monkeypatch):
+    """transformers would, and would wait for a GPU to know whether there are any."""
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_: pytest.fail("it looks"))
+    hidden_states(language_model(architecture).hf.base_model, pack(*sequences([(3, 4), (2, 5)])))

@@ -135,3 +135,13 @@ def test_soft_capped_attention_is_refused():
     q = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match="soft-capped attention"):
         attention.packed_attention(torch.nn.Linear(1, 1), q, q, q, None, softcap=30.0)
+
+
+def test_copies_to_a_gpu_do_not_wait_and_come_from_pinned_memory(monkeypatch):
+    batch, pinned, sent = pack([[1, 2]], [[3, 4]]), [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking=False: sent.append(non_blocking) or x)
+    batch.to("cuda:0")
+    assert len(pinned) == len(sent) == 7 and all(sent)
+    batch.to("cpu")
+    assert len(pinned) == 7 and not any(sent[7:])

@@ -1,6 +1,8 @@
 """Settings that reach what they are about, outside of the stages' own arithmetic (tests/derivation)."""
 
+import contextlib
 import dataclasses
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +13,14 @@ from rto_fast.config import (
     CompareConfig,
     Config,
     DataConfig,
+    DPOConfig,
     EvalConfig,
     GuardConfig,
     ModelConfig,
     RewardConfig,
     RTOConfig,
     SamplingConfig,
+    SFTConfig,
     SweepConfig,
 )
 from rto_fast.pipeline import compare, measure, prepare
@@ -54,7 +58,7 @@ def test_a_models_settings_are_how_it_is_loaded(folder):
     path = str(folder / "model")
     context = context_of(folder, model=ModelConfig(path=path, dtype="bfloat16", gradient_checkpointing=True))
     model = context.load(path)
-    assert context.dtype == model.hf.dtype == torch.bfloat16 and model.hf.is_gradient_checkpointing
+    assert context.dtype == torch.bfloat16 and model.hf.is_gradient_checkpointing
     assert not context_of(folder).load(path).hf.is_gradient_checkpointing
 
 
@@ -104,6 +108,48 @@ def test_guards_and_the_log_reach_the_loop_and_the_stage(folder, monkeypatch):
     assert ended.value.args[0].collector.guards == guards
 
 
+def test_the_model_of_the_preflight_is_gone_when_the_first_stage_is_built(folder, monkeypatch):
+    seen: list[weakref.ref] = []
+
+    def checked(context, model):
+        seen.extend(map(weakref.ref, (model, model.hf, *model.parameters())))
+        return preflight(context, model)
+
+    def build(context, stage):
+        assert len(seen) > 10 and not any(ref() is not None for ref in seen)
+        raise Seen
+
+    preflight = pipeline.preflight
+    monkeypatch.setattr(pipeline, "preflight", checked)
+    monkeypatch.setattr(pipeline, "build", build)
+    with pytest.raises(Seen):
+        pipeline.run(config_of(folder, output=str(folder / "gone")), lambda text: None)
+
+
+def test_autocast_ends_with_every_policy_that_is_measured(folder, monkeypatch):
+    """Its cache holds a copy of every weight that it has cast, until it ends."""
+    path, seen = str(folder / "model"), []
+    given = dict(sft=SFTConfig(model=path), dpo=DPOConfig(model=path), output=str(folder / "measured"))
+    context = dataclasses.replace(context_of(folder, stages=("sft", "rto"), **given), autocast=torch.bfloat16)
+
+    def evaluated(policy, **settings):
+        assert torch.is_autocast_enabled("cpu")
+        seen.append("measured")
+        if seen.count("measured") == 2:
+            raise Seen
+
+    def loaded(self, *words):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return load(self, path)
+
+    load = Context.load
+    monkeypatch.setattr(Context, "load", loaded)
+    monkeypatch.setattr(measure, "evaluate", evaluated)
+    with pytest.raises(Seen):
+        measure.evaluate_run(context, lambda text: None)
+    assert seen == [False, False, "measured", False, "measured"]
+
+
 def test_an_evaluation_is_made_with_its_own_settings(folder, monkeypatch):
     seen = {}
     monkeypatch.setattr(measure, "evaluate", lambda policy, **settings: seen.update(settings))
@@ -115,6 +161,7 @@ def test_an_evaluation_is_made_with_its_own_settings(folder, monkeypatch):
         corpus=SimpleNamespace(evaluation=[[i] for i in range(8)]),
         eos_token_ids=(2, 3),
         oracle=None,
+        precision=contextlib.nullcontext,
         limits={"microbatch_rows": 99, "workspace_mb": 3},
     )
     measure._measure(context, "policy", "reference", "dpo", None)

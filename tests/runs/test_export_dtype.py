@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.model.load import load_language_model, stored_dtype
-from rto_fast.runs.export import check_export, rounded, save_stage
+from rto_fast.runs.export import rounded, save_stage
+from rto_fast.runs.read_back import check_export
 from rto_fast.train import main
 from tests.tiny import language_model
 from tests.tiny_run import SETTINGS, WORDS, write_model, write_pairs
@@ -57,14 +58,14 @@ def test_the_rounded_export_is_the_trained_weights_rounded_and_training_goes_on_
     before = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
     save_stage(tmp_path / "out", model.hf, tokenizer, {"stage": "sft"}, torch.bfloat16)
     load = lambda path: load_language_model(path, dtype=torch.float32)  # noqa: E731
-    check_export(tmp_path / "out", model, load, torch.bfloat16)
+    check_export(tmp_path / "out", model.hf, tokenizer, torch.bfloat16)
     saved = load(str(tmp_path / "out")).hf.state_dict()
     assert all(torch.equal(saved[name], weight.bfloat16().float()) for name, weight in before.items())
     assert all(torch.equal(weight, before[name]) for name, weight in model.hf.state_dict().items())
     with torch.no_grad():
         model.hf.get_input_embeddings().weight[3, 0] += 1
-    with pytest.raises(ValueError, match="reloads to other model.embed_tokens.weight"):
-        check_export(tmp_path / "out", model, load, torch.bfloat16)
+    with pytest.raises(ValueError, match="reads back to another model.embed_tokens.weight"):
+        check_export(tmp_path / "out", model.hf, tokenizer, torch.bfloat16)
 
 
 def test_a_weight_that_float16_cannot_hold_is_an_error():
@@ -72,5 +73,5 @@ def test_a_weight_that_float16_cannot_hold_is_an_error():
     with torch.no_grad():
         model.hf.get_input_embeddings().weight[3, 0] = 1e6
     with pytest.raises(ValueError, match="export.dtype: .*embed_tokens.weight has a weight beyond.*bfloat16"):
-        rounded(model.hf, torch.float16)
-    assert rounded(model.hf, torch.bfloat16)
+        rounded(model.hf.state_dict(), torch.float16)
+    assert rounded(model.hf.state_dict(), torch.bfloat16)

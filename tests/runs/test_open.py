@@ -32,6 +32,7 @@ from rto_fast.evaluate.__main__ import main as evaluate
 from rto_fast.evaluate.measure import read_prompts
 from rto_fast.evaluate.options import Options
 from rto_fast.evaluate.subject import subject
+from rto_fast.model.language import LanguageModel
 from tests.evaluate.runs import write_reward_model
 from tests.tiny_run import write_model, write_pairs
 
@@ -101,17 +102,21 @@ def test_a_reward_model_that_was_given_judges(tmp_path):
     assert (about.reward_model, list(about.policies)) == (str(rm), list(WHOLE))
 
 
+def matrices(model: LanguageModel) -> torch.dtype:
+    return model.hf.model.layers[0].mlp.up_proj.weight.dtype
+
+
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
 def test_models_are_looked_at_in_the_runs_type(dtype, tmp_path):
     config = Config(data=data_of(tmp_path), model=ModelConfig(path="x", dtype=dtype))
     run = str(write_run(tmp_path / "run", config, *WHOLE))
     wanted = {"auto": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     scorer = open_credited(Watch(run, device="cpu")).scorer
-    assert scorer.dpo.hf.dtype == scorer.reference.hf.dtype == wanted
+    assert matrices(scorer.dpo) == matrices(scorer.reference) == wanted
     decoded = open_source(DecodeOptions(run=run, device="cpu"))
-    assert decoded.dpo.hf.dtype == wanted
+    assert matrices(decoded.dpo) == wanted
     about = subject(Options(run=run, device="cpu"))
-    assert about.run.load(about.reference).hf.dtype == wanted
+    assert matrices(about.run.load(about.reference)) == about.run.dtype == wanted
     assert subject(Options(run=run, device="cpu", dtype="float32")).run.dtype == torch.float32
 
 

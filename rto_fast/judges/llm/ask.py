@@ -38,7 +38,8 @@ def ask_all(
 
     ask(question) is called in threads and raises Failure; progress(n) is called when n more questions are dealt with.
     One that fails is left out and asked again by the next call. ConnectionError, one line, when none would succeed:
-    a refusal that is about the settings, or as many failures in a row as `_PATIENCE` has.
+    a refusal that is about the settings, as many failures in a row as `_PATIENCE` has, or no reply at all by the
+    server's fault.
     """
     questions = list(dict.fromkeys(questions))
     texts = {q: reply for q in questions if (reply := cache.get(q)) is not None}
@@ -66,7 +67,7 @@ def ask_all(
     # daemons: a run that stops does not wait for replies that nobody will read
     for _ in range(workers):
         threading.Thread(target=work, daemon=True).start()
-    streak = 0
+    streak, only_the_server = 0, True
     try:
         while len(texts) + len(failed) < len(questions):
             question, said = done.get()
@@ -77,8 +78,9 @@ def ask_all(
                 raise RuntimeError("ask_all: the threads that ask the judge died; see the trace above") from said
             else:
                 failed[question], streak = str(said), streak + 1
+                only_the_server = only_the_server and said.whose == "server"
                 patience = max(_PATIENCE[said.whose], concurrency) if said.whose in _PATIENCE else 1
-                if streak >= patience:
+                if streak >= patience or (only_the_server and len(failed) == len(questions)):
                     raise ConnectionError(
                         f"judge: {said}; {len(texts)} of {len(questions)} questions are answered and kept in "
                         f"{cache.path}, the same command asks the rest"

@@ -104,10 +104,11 @@ def judge(
     if replies.failed:
         counts["failed_example"] = next(iter(replies.failed.values()))
     if asked and not judged:
-        what = f"e.g. {unreadable[0][:80]!r}" if unreadable else f"e.g. {counts['failed_example']}"
+        shown = [repr(reply[:80]) for reply in unreadable[:1]] + list(replies.failed.values())[:1]
         raise ValueError(
             f"judge: none of {len(asked)} comparisons got a verdict: {len(unreadable)} replies name no winner and "
-            f"{counts['failed']} questions failed, {what}; try another --llm.model, or a larger --llm.max-tokens"
+            f"{counts['failed']} questions failed, e.g. {' and '.join(shown)}; try another --llm.model, or a larger "
+            "--llm.max-tokens"
         )
     return Judgement(outcomes, counts, records)
 
