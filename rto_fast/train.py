@@ -1,7 +1,7 @@
 """python -m rto_fast.train: preference pairs in, an RTO-aligned model out."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rto_fast import cli, tasks
 from rto_fast.config import NEUTRAL, Config, neutral, trust
@@ -15,23 +15,13 @@ FROM = "--from"
 """Not a setting either: a run whose finished stages are taken over."""
 
 
-def parse(args: Sequence[str]) -> Config:
-    """Flags over the recipe that --recipe names, or over what suits the model and data that they name.
-
-    Says what was chosen for these. Raises ValueError, one line, naming the flag.
-    Code is run for flags alone: a recipe that asks for it is refused unless the flags ask for the same.
-    """
-    cli.check_words(args)
-    name = NEUTRAL if neutral.is_own(args, tasks.names()) or not {"-h", "--help"}.isdisjoint(args) else Config.recipe
-    for flag, value in zip(args, [*args[1:], ""], strict=False):
-        if flag == "--recipe" or flag.startswith("--recipe="):
-            name = flag.partition("=")[2] or value
-    recipe = neutral.base() if name == NEUTRAL else load_recipe(name)
-    config = _parse(args, recipe)
-    if trust.asked(config):
-        # what is left when the recipe asks for no code is what the flags ask for
-        trust.check_granted(config, _parse(args, trust.without_code(recipe)), f"recipe {name}")
-    return _chosen(config) if name == NEUTRAL else config
+MORE = (
+    "With --model.path and --data.path, settings that suit them are chosen; with neither, and no --recipe, the "
+    "embedded quickstart runs.",
+    f"{PREFLIGHT_ONLY}: check everything, print what was measured, and stop.",
+    f"{FROM} RUN: use the finished stages of another run's folder, where settings, data and models are the "
+    "same, in place of training them; name a new folder with --output.",
+)
 
 
 def _chosen(config: Config) -> Config:
@@ -43,21 +33,34 @@ def _chosen(config: Config) -> Config:
     return config
 
 
-def _parse(args: Sequence[str], default: Config) -> Config:
-    return cli.parse(
-        Config,
-        args,
-        "python -m rto_fast.train",
-        default=default,
-        onoff=False,
-        more=(
-            "With --model.path and --data.path, settings that suit them are chosen; with neither, and no --recipe, the "
-            "embedded quickstart runs.",
-            f"{PREFLIGHT_ONLY}: check everything, print what was measured, and stop.",
-            f"{FROM} RUN: use the finished stages of another run's folder, where settings, data and models are the "
-            "same, in place of training them; name a new folder with --output.",
-        ),
-    )
+def parse(
+    args: Sequence[str],
+    prog: str = "python -m rto_fast.train",
+    more: Sequence[str] = MORE,
+    chosen: Callable[[Config], Config] = _chosen,
+) -> Config:
+    """Flags over the recipe that --recipe names, or over what suits the model and data that they name.
+
+    chosen  fills in what a run without a recipe leaves open; train's says what it chose, by the model and the data
+
+    Raises ValueError, one line, naming the flag.
+    Code is run for flags alone: a recipe that asks for it is refused unless the flags ask for the same.
+    """
+    cli.check_words(args)
+    name = NEUTRAL if neutral.is_own(args, tasks.names()) or not {"-h", "--help"}.isdisjoint(args) else Config.recipe
+    for flag, value in zip(args, [*args[1:], ""], strict=False):
+        if flag == "--recipe" or flag.startswith("--recipe="):
+            name = flag.partition("=")[2] or value
+    recipe = neutral.base() if name == NEUTRAL else load_recipe(name)
+    config = _parse(args, recipe, prog, more)
+    if trust.asked(config):
+        # what is left when the recipe asks for no code is what the flags ask for
+        trust.check_granted(config, _parse(args, trust.without_code(recipe), prog, more), f"recipe {name}")
+    return chosen(config) if name == NEUTRAL else config
+
+
+def _parse(args: Sequence[str], default: Config, prog: str, more: Sequence[str]) -> Config:
+    return cli.parse(Config, args, prog, default=default, onoff=False, more=more)
 
 
 def _without_from(args: Sequence[str]) -> tuple[list[str], str | None]:

@@ -17,7 +17,7 @@ FLOORS = [  # from the ground up
     {"stages"},
     {"evaluate", "credit", "decode", "report"},
     {"pipeline"},
-    {"train", "cli"},
+    {"train", "plan", "cli"},
 ]
 OPERATORS = {("rto_score", "token_reward_gae")}
 """Arrows between operators; what else they share is in kernels/common/."""
@@ -27,9 +27,11 @@ ARROWS = {  # within a floor
     ("decode", "evaluate"),
     ("report", "evaluate"),
     ("rl", "judges"),
+    ("plan", "cli"),
+    ("plan", "train"),
     ("train", "cli"),
 }
-DOORS = {"train.py", "cli.py", "__main__.py", "serve.py", "likelihood.py"}
+DOORS = {"train.py", "cli.py", "plan.py", "__main__.py", "serve.py", "likelihood.py"}
 """Commands: what they parse their options with is above everything."""
 FILES = sorted([*ROOT.glob("rto_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

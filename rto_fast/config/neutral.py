@@ -117,7 +117,7 @@ def is_own(args: Sequence[str], tasks: Sequence[str]) -> bool:
 
 def base() -> Config:
     """The settings before anything is known of the model and the data."""
-    return _with(Config(), FIXED | LATER)
+    return with_values(Config(), FIXED | LATER)
 
 
 def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
@@ -172,7 +172,7 @@ def choose(config: Config, shape: Shape, rows: int) -> tuple[Config, list[str]]:
     chosen["rto.sampling.batch_size"] = (_power(answers, 1, 256), fits)
 
     taken = {name: value for name, value in chosen.items() if _later(attrgetter(name)(config))}
-    return _with(config, {name: value for name, (value, _) in taken.items()}), _lines(config, taken)
+    return with_values(config, {name: value for name, (value, _) in taken.items()}), _lines(config, taken)
 
 
 def rate(name: str, parameters: int) -> float:
@@ -203,10 +203,10 @@ def _later(value: Any) -> bool:
     return isinstance(value, _Later)
 
 
-def _with(config: Any, values: dict[str, Any]) -> Any:
+def with_values(config: Any, values: dict[str, Any]) -> Any:
     """The configuration with values by dotted name, each of its tables replaced once, so that checks see all of it."""
     own = {name: value for name, value in values.items() if "." not in name}
     for head in dict.fromkeys(name.partition(".")[0] for name in values if "." in name):
         inner = {name.removeprefix(f"{head}."): x for name, x in values.items() if name.startswith(f"{head}.")}
-        own[head] = _with(getattr(config, head), inner)
+        own[head] = with_values(getattr(config, head), inner)
     return replace(config, **own)

@@ -23,13 +23,18 @@ from rto_fast.model.scalar import ScalarModel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False) -> None:
-    """Raises ValueError, naming `field`, for what is no model that can be trained here; a hub id's weights apart."""
-    check_stage(Path(path).expanduser(), field)
+def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = False, *, weights: bool = True) -> None:
+    """Raises ValueError, naming `field`, for what is no model that can be trained here; a hub id's weights apart.
+
+    weights  False: the configuration alone is wanted
+    """
+    if weights:
+        check_stage(Path(path).expanduser(), field)
     path = whole_of(path, field)
     folder = Path(path).expanduser()
     if (folder / "config.json").exists():
-        check_model_folder(folder, field, trust_remote_code)
+        if weights:
+            check_model_folder(folder, field, trust_remote_code)
     elif path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
         raise ValueError(
             f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2"

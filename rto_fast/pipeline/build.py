@@ -1,5 +1,6 @@
 """Every stage's models, optimizer and stage object, from the run's context."""
 
+import gc
 from typing import Any, NamedTuple
 
 from rto_fast.config import RTOConfig, member
@@ -44,6 +45,8 @@ def build(context: Context, stage: str) -> Built:
         return Built(model, DPO(model, pairs, config.dpo, state, **context.stage_options), state)
     # a head's bias would cancel in every pair, and drift on rounding errors alone
     rm = scalar_on(context, model, "rm", bias=False)
+    del model
+    gc.collect()  # models hold themselves in circles, and this one would be in memory beside its copy
     state = loop.make_state(config.rm.optim, {"policy": rm})
     rows, device = config.microbatch_rows, context.device
     trainer = RewardModel(rm, pairs, config.rm, state, seed=config.seed, microbatch_rows=rows, device=device)

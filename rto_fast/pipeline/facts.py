@@ -1,16 +1,21 @@
 """What a model and its data are like, cheaply: no weight is read and no row beyond those that matter."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from rto_fast import tasks
-from rto_fast.config import Config
+from rto_fast.config import Config, member
 from rto_fast.config.neutral import LOOK, Shape
 from rto_fast.data.read import read_rows
 from rto_fast.files.foreign import opening
-from rto_fast.model.adapter_files import whole_of
-from rto_fast.model.load import check_folder
-from rto_fast.pipeline.memory import activation_numbers, cache_numbers
+from rto_fast.model.adapter_files import is_adapter, whole_of
+from rto_fast.model.load import DTYPES, check_folder
+from rto_fast.pipeline.estimate import Arithmetic, Models, Sizes, graph
+from rto_fast.pipeline.sizes import sizes_of
 from rto_fast.training.stall import StallGuard
 
 
@@ -39,16 +44,60 @@ def look(config: Config) -> tuple[Shape, int]:
 def model_shape(path: str, trust_remote_code: bool = False) -> Shape:
     """From config.json alone, through a model without weights; raises ValueError as loading it would."""
     check_folder(path, "model.path", trust_remote_code)
-    path = whole_of(path, "model.path")
-    with opening("model.path", path, "causal language model"), torch.device("meta"):
+    return shape_of(model_sizes(path, "model.path", trust_remote_code))
+
+
+def shape_of(sizes: Sizes) -> Shape:
+    """What settings are chosen by, in float32."""
+    how = Arithmetic()
+    return Shape(
+        parameters=sizes.parameters,
+        context=sizes.context,
+        activations=graph(sizes, how, 1, checkpointing=False, rank=None, full=True),
+        cache=sizes.layers * 2 * sizes.kv * how.weights,
+    )
+
+
+def model_sizes(path: str, field: str, trust_remote_code: bool = False, scalar: bool = False) -> Sizes:
+    """From config.json alone, the only file that there has to be; ValueError for what cannot be trained here.
+
+    scalar  a reward model's: its own head, a number for each token, does not count
+    """
+    check_folder(path, field, trust_remote_code, scalar=scalar, weights=False)
+    path = whole_of(path, field)
+    with opening(field, path, "reward model" if scalar else "causal language model"), torch.device("meta"), _silent():
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    text = config.get_text_config()
-    limits = (getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window"))
-    context = min((limit for limit in limits if limit), default=None)
-    return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
-        context=context,
-        activations=4 * activation_numbers(text),
-        cache=4 * cache_numbers(text),
-    )
+    return sizes_of(model)
+
+
+def models_of(config: Config) -> Models:
+    """The sizes of every network that the settings name, from their configurations alone."""
+    trusted, rl = config.model.trust_remote_code, [member(config.rto, stage) for stage in config.members]
+    policy = model_sizes(config.sft.model or config.model.path, "model.path", trusted)
+    critics = {member.critic.model for member in rl if member.critic.model}
+    critic = score = None
+    given = config.rm.model
+    if given and (any(x.reward.beta_3 for x in rl) or "rm" in critics):
+        score = model_sizes(given, "rm.model", trusted, scalar=True)
+    for path in critics:
+        critic = score if path == "rm" else model_sizes(path, "rto.critic.model", trusted, scalar=True)
+    shared = not config.dpo.model or is_adapter(config.dpo.model)
+    return Models(policy, critic, score, dpo_is_adapter=shared)
+
+
+def arithmetic_on_cuda(config: Config) -> Arithmetic:
+    """What numbers take on a GPU with these settings, whether this machine has one or not."""
+    automatic = config.model.dtype == "auto"
+    return Arithmetic(4 if automatic else DTYPES[config.model.dtype].itemsize, half=automatic, cpu=False)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """A model that nobody sees is made without remarks."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

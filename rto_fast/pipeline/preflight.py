@@ -19,7 +19,8 @@ from rto_fast.model.exact import TOLERANCE, check_packing, check_ratio
 from rto_fast.model.language import LanguageModel
 from rto_fast.packing import pack
 from rto_fast.pipeline import threads
-from rto_fast.pipeline.memory import estimate
+from rto_fast.pipeline.estimate import Arithmetic, disk, needs
+from rto_fast.pipeline.facts import models_of
 from rto_fast.pipeline.networks import adapter_size
 from rto_fast.runs.export import save_stage
 from rto_fast.runs.open import Context
@@ -42,7 +43,7 @@ class Check(NamedTuple):
 
 def preflight(context: Context, model: LanguageModel) -> list[Check]:
     """Run all checks. Raises ValueError, naming the field, what was measured and the fix, at the first that fails."""
-    return [*_sound(context, model), *_room(context, model)]
+    return [*_sound(context, model), *_room(context)]
 
 
 def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
@@ -82,24 +83,30 @@ def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
         yield Check("tokenizer reads back", f"{characters} characters", "the same text")
 
 
-def _room(context: Context, model: LanguageModel) -> Iterator[Check]:
-    needs = estimate(context.config, model, context.autocast)
-    memory, disk = available_memory(context.device), free_disk(context.folder)
-    parts = f"models {in_words(needs.models)}, activations {in_words(needs.activations)}, cache {in_words(needs.cache)}"
-    if needs.models > memory:
+def _room(context: Context) -> Iterator[Check]:
+    config, models = context.config, models_of(context.config)
+    how = Arithmetic(context.dtype.itemsize, context.autocast is not None, context.device.type == "cpu")
+    memory, free = available_memory(context.device), free_disk(context.folder)
+    if found := needs(config, models, how):
+        stage, need = max(found.items(), key=lambda item: item[1].peak)
+        held = need.weights + need.gradients + need.states
+        if held > memory:
+            raise ValueError(
+                f"model: weights, gradients and moments of {stage} need {in_words(held)}, but {context.device} has "
+                f"{in_words(memory)} free; use a smaller model, --adapter.rank 16, or --rto.critic.kind shared "
+                "(python -m rto_fast.plan says what fits which GPU)"
+            )
+        parts = f"models {in_words(held)}, activations {in_words(need.activations)}, cache {in_words(need.cache)}"
+        # the data may be shorter than the settings allow: no reason to refuse a run
+        tight = "" if need.peak <= memory else "; TIGHT: lower --microbatch-rows"
+        yield Check("memory", f"{stage} about {in_words(need.peak)} ({parts})", f"{in_words(memory)} free{tight}")
+    wanted = sum(disk(config, models, how))
+    if wanted > free:
         raise ValueError(
-            f"model: weights, gradients and moments need {in_words(needs.models)}, but {context.device} has "
-            f"{in_words(memory)} free; use a smaller model, --model.dtype bfloat16, or --rto.critic.kind shared"
+            f"output: {context.folder} needs about {in_words(wanted)} for models and checkpoints, but its disk has "
+            f"{in_words(free)} free; name another with --output, or lower --checkpoint.keep"
         )
-    if needs.disk > disk:
-        raise ValueError(
-            f"output: {context.folder} needs about {in_words(needs.disk)} for models and checkpoints, but its disk has "
-            f"{in_words(disk)} free; name another with --output, or lower --checkpoint.keep"
-        )
-    # an estimate of activations is too rough to refuse a run for
-    tight = "" if needs.memory <= memory else "; TIGHT: lower --microbatch-rows"
-    yield Check("memory", f"about {in_words(needs.memory)} ({parts})", f"{in_words(memory)} free{tight}")
-    yield Check("disk", f"about {in_words(needs.disk)}", f"{in_words(disk)} free")
+    yield Check("disk", f"about {in_words(wanted)}", f"{in_words(free)} free")
 
 
 def warn(context: Context) -> None:

@@ -1,6 +1,7 @@
 """What a run does, in order: data, its stages, evaluation, sweep. Stages that are finished are not run again."""
 
 import contextlib
+import gc
 import json
 import os
 import tempfile
@@ -123,6 +124,7 @@ def _run_stage(context: Context, stage: str) -> None:
         _checkpoints(context, stage).forget()  # a run may die between the two
         return
     started = time.perf_counter()
+    gc.collect()  # models hold themselves in circles: those of what was done before would stay beside this stage's
     with Interrupt(context.say) as interrupt:
         built = build(context, stage)
         checkpoints = _train(context, stage, built, interrupt)
