@@ -9,7 +9,7 @@ import torch
 
 from rto_fast.config import ModelConfig
 from rto_fast.model.liger import apply_liger
-from rto_fast.runs import open as runs
+from rto_fast.pipeline import networks
 from tests.pipeline.test_wiring import context_of
 from tests.tiny import language_model
 from tests.tiny_run import write_model, write_pairs
@@ -47,6 +47,6 @@ def test_critics_and_reward_models_are_changed_too(changed, tmp_path, monkeypatc
     context = context_of(tmp_path)
     model = context.load(str(tmp_path / "model"))
     config = replace(context.config, model=ModelConfig(path=str(tmp_path / "model"), liger=True))
-    monkeypatch.setattr(runs, "apply_liger", lambda network, device: apply_liger(network, torch.device("cuda")))
-    scalar = replace(context, config=config).scalar_on(model, "rm", bias=False)
+    monkeypatch.setattr(networks, "apply_liger", lambda network, device: apply_liger(network, torch.device("cuda")))
+    scalar = networks.scalar_on(replace(context, config=config), model, "rm", bias=False)
     assert changed == [scalar.backbone]

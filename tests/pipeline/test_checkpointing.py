@@ -7,6 +7,7 @@ from rto_fast.config import AdapterConfig, ModelConfig, SFTConfig
 from rto_fast.model.logprobs import response_logprobs
 from rto_fast.packing import pack, pack_whole
 from rto_fast.pipeline.build import build
+from rto_fast.pipeline.networks import critic_of, scalar_on
 from rto_fast.runs.export import as_classifier, save_stage
 from rto_fast.runs.open import Context
 from tests.pipeline.test_wiring import context_of
@@ -22,16 +23,17 @@ def folder(tmp_path_factory):
     write_model(folder / "model")
     write_pairs(folder / "pairs.jsonl")
     context = context_of(folder)
-    scorer = context.scalar_on(context.load(str(folder / "model")), "rm", bias=False)
+    scorer = scalar_on(context, context.load(str(folder / "model")), "rm", bias=False)
     save_stage(folder / "rm", as_classifier(scorer, context.tokenizer), context.tokenizer, {"stage": "rm"})
     return folder
 
 
 def network(context: Context, name: str, folder) -> torch.nn.Module:
     if name == "critic from a reward model":
-        return context.critic_of(context.load(str(folder / "model")), str(folder / "rm"), "rto.critic.model").train()
+        reference = context.load(str(folder / "model"))
+        return critic_of(context, reference, str(folder / "rm"), "rto.critic.model").train()
     if name == "critic":
-        return context.scalar_on(context.load(str(folder / "model")), name).train()  # as the stage does
+        return scalar_on(context, context.load(str(folder / "model")), name).train()  # as the stage does
     return build(context, {"policy": "sft", "reward model": "rm"}[name]).model
 
 

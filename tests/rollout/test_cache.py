@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from rto_fast.pipeline.memory import cache_numbers
 from rto_fast.rollout import Sampling, beam_search, lane, rollout
 from rto_fast.rollout.cache import RowCache
 from tests.rollout.test_rollout import CONFIGS, build, ragged
@@ -22,6 +21,14 @@ def caches(monkeypatch) -> list[RowCache]:
     return made
 
 
+def numbers(name: str) -> int:
+    """Of each token: a key and a value in every layer."""
+    shape = CONFIGS[name]
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return 2 * shape.num_hidden_layers * heads * width
+
+
 def held(cache: RowCache) -> int:
     return sum(store.untyped_storage().nbytes() for layer in cache.storage.values() for store in layer)
 
@@ -37,14 +44,14 @@ def test_under_autocast_a_number_takes_two_bytes_and_no_position_is_spare(name, 
     # the last token of an answer is never written
     length = max(map(len, prompts)) + max_new_tokens - 1
     assert cache.capacity <= length
-    assert held(cache) == 2 * 4 * cache.capacity * cache_numbers(CONFIGS[name])
+    assert held(cache) == 2 * 4 * cache.capacity * numbers(name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_autocast_it_is_the_models_own(dtype, caches):
     model, prompts = build("llama").to(dtype), ragged(5, 1, 20)
     rollout(model, prompts, Sampling(max_new_tokens=66), (), seed=0, max_batch=4)
-    assert held(caches[0]) == dtype.itemsize * 4 * caches[0].capacity * cache_numbers(CONFIGS["llama"])
+    assert held(caches[0]) == dtype.itemsize * 4 * caches[0].capacity * numbers("llama")
 
 
 def test_it_grows_by_half_up_to_the_longest_that_a_row_can_get(caches, monkeypatch):
