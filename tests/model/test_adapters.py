@@ -55,7 +55,7 @@ def logprobs(model: LanguageModel) -> torch.Tensor:
 def test_a_new_adapter_changes_nothing_and_off_is_the_base(architecture):
     plain = logprobs(language_model(architecture))
     base, policy, dpo, reference, _ = family(architecture)
-    assert torch.equal(logprobs(policy), plain)
+    assert torch.equal(logprobs(policy), plain) and base.active is None
     moved(base, "policy", "dpo", "critic")
     assert torch.equal(logprobs(reference), plain)
     assert len({tuple(logprobs(m).tolist()) for m in (policy, dpo, reference)}) == 3
