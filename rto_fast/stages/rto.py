@@ -60,7 +60,7 @@ class RTO:
                 if progress["place"] == 0:
                     tensors["moved"] = torch.zeros(2, device=self.collector.device)
                 tensors["moved"] = tensors["moved"].to(self.collector.device)
-                order = permutation(config.rollouts, self.collector.seed, "rto", iteration, epoch)
+                order = permutation(len(experience.kept), self.collector.seed, "rto", iteration, epoch)
                 for start in range(int(progress["place"]), len(order), config.minibatch):
                     step = self._step(experience, order[start : start + config.minibatch], metrics)
                     progress["place"] = start + config.minibatch

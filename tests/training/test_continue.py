@@ -153,3 +153,12 @@ def test_a_sampler_that_is_off_either_way_is_seen(shift):
     _, said = learned(stage, off)
     assert float(said["sampler_gap/mean"]) == pytest.approx(1, abs=1e-3)
     assert float(said["sampler_gap/max"]) == pytest.approx(1, abs=1e-2)
+
+
+def test_fewer_answers_than_rollouts_are_all_learned_from():
+    """A bench, or whoever gives the answers, may have fewer."""
+    stage, _ = make_rto(CONFIG)
+    answers = stage.collector.answer(0)[:10]
+    stage.collector.answer = lambda iteration, note: answers
+    steps = [next(steps) for steps in [stage.steps()] for _ in range(2)]
+    assert [sum(len(batch.packed.lengths) for batch in step.batches) for step in steps] == [8, 2]
