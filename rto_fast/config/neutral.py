@@ -66,7 +66,7 @@ class Shape(NamedTuple):
 
     parameters: int
     context: int | None
-    """Longest sequence in tokens: its positions, or its sliding window where that is shorter"""
+    """Longest sequence in tokens"""
     activations: int
     """Bytes of float32 per row, for the backward"""
     cache: int

@@ -5,10 +5,12 @@ A packed forward passes cu_seq_lens_q (S+1,) int32 and max_length_q to the model
     o_t = sum_{s <= t, same sequence} softmax(q_t . k_s * scale)_s v_s
 
 CUDA, bf16 / fp16: flash-attn's varlen kernel where the package is installed, else torch's own varlen_attn. Elsewhere
-(CPU, float32): one scaled_dot_product_attention call for each run of neighbouring sequences of equal length, which is
-exact and costs sum(len^2), not (sum len)^2. Without cu_seq_lens_q it is plain causal attention, as prefill needs it,
-or attention by a mask, as decoding does on a CPU. On CUDA a step of decoding passes a RaggedStep and no mask: one query
-of each row attends to as much of the cache as its row has filled, by decode_attention.
+(CPU, float32): one call of dense attention for each run of neighbouring sequences of equal length, which is exact and
+costs sum(len^2), not (sum len)^2. A model's sliding windows (s > t - window) and soft-caps of the scores are kept.
+
+Without cu_seq_lens_q it is plain causal attention, as prefill needs it, or attention by a mask, as decoding does on a
+CPU. On CUDA a step of decoding passes a RaggedStep and no mask: one query of each row attends to as much of the cache
+as its row has filled, by decode_attention.
 
 N heads, T rows, D head size.
 """
@@ -19,12 +21,12 @@ from itertools import groupby
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from rto_fast.kernels.decode_attention import decode_attention
+from rto_fast.model.dense_attention import causal, masked
 
 NAME = "rto_packed"
 
@@ -59,12 +61,11 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """The function transformers calls; returns ((1, T, N, D), None).
 
-    Raises ValueError for what would change the result and is not computed here: attention soft-caps and sinks.
+    Raises ValueError for what would change the result and is not computed here: attention sinks.
     """
-    if softcap is not None or s_aux is not None:
-        what = "soft-capped attention" if softcap is not None else "attention sinks"
+    if s_aux is not None:
         raise ValueError(
-            f"rto_packed attention: {what} ({type(module).__name__}) is not supported; choose another model"
+            f"rto_packed attention: attention sinks ({type(module).__name__}) are not supported; choose another model"
         )
     if torch.is_autocast_enabled(query.device.type):
         # rotary embeddings leave queries and keys in float32, values are in the dtype of the arithmetic
@@ -75,35 +76,35 @@ def packed_attention(
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         layer = module.layer_idx
         assert isinstance(layer, int)  # by which it wrote to the cache
-        window = ragged_step.windows[layer]
-        return decode_attention(query[:, :, 0], key, value, ragged_step.lengths, scale, window=window)[:, None], None
+        seen = {"window": ragged_step.windows[layer], "softcap": softcap}
+        return decode_attention(query[:, :, 0], key, value, ragged_step.lengths, scale, **seen)[:, None], None
     if cu_seq_lens_q is None:
         if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
             raise ValueError("rto_packed attention: several queries on a longer cache need an attention mask")
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            is_causal=attention_mask is None and query.shape[2] > 1,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        if attention_mask is None and query.shape[2] > 1:
+            out = causal(query, key, value, scaling, sliding_window, softcap)
+        else:  # the mask knows of windows
+            out = masked(query, key, value, attention_mask, scaling, softcap)
         return out.transpose(1, 2), None
     if dropout:
         raise ValueError("rto_packed attention: dropout must be 0; log-probs of a policy must not be random")
     assert max_length_q is not None  # beside cu_seq_lens_q
-    if sliding_window is not None and max_length_q > sliding_window:
-        raise ValueError(
-            f"rto_packed attention: a sequence of {max_length_q} rows exceeds the model's sliding window of "
-            f"{sliding_window}; set --data.max-length to at most {sliding_window}"
-        )
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen_cuda(query, key, value, cu_seq_lens_q, max_length_q, scaling)[None], None
-    return _runs_of_equal_length(query, key, value, cu_seq_lens_q, scaling)[None], None
+        out = _varlen_cuda(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window, softcap)
+    else:
+        out = _runs_of_equal_length(query, key, value, cu_seq_lens_q, scaling, sliding_window, softcap)
+    return out[None], None
 
 
-def _runs_of_equal_length(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float | None) -> Tensor:
+def _runs_of_equal_length(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
     bounds = cu_seqlens.tolist()
     lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
     runs = [(length, len(list(same))) for length, same in groupby(lengths) if length]
@@ -114,14 +115,23 @@ def _runs_of_equal_length(query: Tensor, key: Tensor, value: Tensor, cu_seqlens:
         runs, query[0].split(sizes, 1), key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True
     ):
         q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in qkv)  # (count, N, length, D)
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        o = causal(q, k, v, scale, window, softcap)
         outputs.append(o.transpose(1, 2).reshape(count * length, o.shape[1], o.shape[3]))
     return torch.cat(outputs)
 
 
 def _varlen_cuda(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
+    # how many keys to the left are seen, the query's own not counted
+    left = -1 if window is None else window - 1
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, N, D)
     if importlib.util.find_spec("flash_attn") is not None:
         from flash_attn import flash_attn_varlen_func
@@ -136,16 +146,23 @@ def _varlen_cuda(
             max_seqlen,
             softmax_scale=scale,
             causal=True,
+            window_size=(left, 0),
+            softcap=softcap or 0.0,
             # else its backward adds up dq in whatever order blocks end, and a resumed run would be another
             deterministic=True,
         )
     from torch.nn.attention.varlen import varlen_attn
 
+    if softcap is not None:
+        raise ValueError(
+            "model.path: its attention is soft-capped, which on CUDA needs flash-attn; pip install flash-attn, or use "
+            "--model.dtype float32"
+        )
     # torch 2.11's varlen_attn has no grouped-query attention: repeat the key and value heads
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0))
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(left, 0))
     assert isinstance(out, Tensor)  # nothing beside it was asked for
     return out
 

@@ -1,4 +1,4 @@
-"""A model's sizes from its modules, with or without weights: what the arithmetic of estimate.py stands on."""
+"""A model's sizes from its modules, with or without weights: what the arithmetic of footprint.py stands on."""
 
 import re
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rto_fast.pipeline.estimate import Sizes
+from rto_fast.pipeline.footprint import Sizes
 
 
 def sizes_of(hf: PreTrainedModel) -> Sizes:
@@ -31,7 +31,6 @@ def sizes_of(hf: PreTrainedModel) -> Sizes:
     ups = sum(out for into, out in mlp.values() if into == hidden)
     fused = any(out == heads * width + 2 * kv and kv for _, out in (first[name] for name in attention))
     names = {type(module).__name__ for module in hf.modules()}
-    limits = (getattr(shape, name, None) for name in ("max_position_embeddings", "sliding_window"))
     act = getattr(shape, "hidden_act", None) or getattr(shape, "activation_function", "")
     dtype = getattr(hf.config, "dtype", None)
     return Sizes(
@@ -45,7 +44,7 @@ def sizes_of(hf: PreTrainedModel) -> Sizes:
         kv=kv,
         mlp=down[0],
         vocab=embedding.shape[0],
-        context=min((limit for limit in limits if limit), default=None),
+        context=getattr(shape, "max_position_embeddings", None),
         gated=ups >= 2 * down[0],
         fused=fused,
         rotary=any("Rotary" in name for name in names),

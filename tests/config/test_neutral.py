@@ -164,10 +164,11 @@ def test_the_size_is_known_without_the_weights(architecture, tmp_path):
     assert shape.activations == known.get(architecture, shape.activations) > 0
 
 
-def test_a_sliding_window_bounds_the_context(tmp_path):
+def test_a_sliding_window_is_no_bound_of_the_context(tmp_path):
     sizes = dict(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
-    AutoModelForCausalLM.from_config(MistralConfig(**sizes, sliding_window=40)).save_pretrained(tmp_path)
-    assert model_shape(str(tmp_path)).context == 40
+    config = MistralConfig(**sizes, sliding_window=40, max_position_embeddings=72)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert model_shape(str(tmp_path)).context == 72
 
 
 def test_no_row_is_read_beyond_those_that_matter(folder, monkeypatch):

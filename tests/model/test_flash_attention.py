@@ -39,10 +39,13 @@ def test_its_backward_adds_in_one_order(asked):
     query = torch.randn(1, 4, 9, 8, generator=generator)
     key, value = (torch.randn(1, 2, 9, 8, generator=generator) for _ in range(2))
     cu_seqlens = torch.tensor([0, 3, 9], dtype=torch.int32)
-    got = attention._varlen_cuda(query, key, value, cu_seqlens, 6, 0.3)
+    got = attention._varlen_cuda(query, key, value, cu_seqlens, 6, 0.3, None, None)
     wanted, _ = attention.packed_attention(
         torch.nn.Module(), query, key, value, None, 0.3, cu_seq_lens_q=cu_seqlens, max_length_q=6
     )
     torch.testing.assert_close(got[None], wanted)
-    assert asked == [{"deterministic": True}]
+    assert asked == [{"deterministic": True, "window_size": (-1, 0), "softcap": 0.0}]
+    attention._varlen_cuda(query, key, value, cu_seqlens, 6, 0.3, 4, 30.0)
+    # how many keys to the left beside the query's own
+    assert asked[1] == {"deterministic": True, "window_size": (3, 0), "softcap": 30.0}
     assert attention.describe(torch.device("cuda"), torch.bfloat16) == "flash-attn varlen"

@@ -79,20 +79,6 @@ def test_attention_without_packing_is_causal_over_a_prompt():
     torch.testing.assert_close(got, want.transpose(1, 2))
 
 
-def test_a_sequence_beyond_the_sliding_window_is_refused():
-    q = torch.randn(1, 2, 5, 4)
-    offsets = torch.tensor([0, 5], dtype=torch.int32)
-
-    def attend(window: int):
-        return attention.packed_attention(
-            torch.nn.Identity(), q, q, q, None, cu_seq_lens_q=offsets, max_length_q=5, sliding_window=window
-        )
-
-    with pytest.raises(ValueError, match="a sequence of 5 rows exceeds the model's sliding window of 4"):
-        attend(4)
-    assert attend(5)[0].shape == (1, 5, 2, 4)
-
-
 def test_a_critic_starts_from_a_copy_of_the_backbone():
     model = language_model("llama")
     critic = critic_from(model)

@@ -131,10 +131,10 @@ def test_the_self_test_notices_a_leak_between_sequences(monkeypatch):
     assert check_packing(model, list(zip(prompts, responses, strict=True)), torch.float32, 64) < 5e-6
 
 
-def test_soft_capped_attention_is_refused():
+def test_attention_sinks_are_refused():
     q = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="soft-capped attention"):
-        attention.packed_attention(torch.nn.Linear(1, 1), q, q, q, None, softcap=30.0)
+    with pytest.raises(ValueError, match=r"attention sinks \(Linear\) are not supported"):
+        attention.packed_attention(torch.nn.Linear(1, 1), q, q, q, None, s_aux=torch.zeros(2))
 
 
 def test_copies_to_a_gpu_do_not_wait_and_come_from_pinned_memory(monkeypatch):
