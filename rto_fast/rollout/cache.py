@@ -76,6 +76,12 @@ class RowCache(Cache):
             for store in layer:
                 store[target, :, : self._width] = store[source, :, : self._width]
 
+    def copy_rows(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Let rows `target` (int64) begin with what rows `source` hold in their first `length` positions."""
+        for layer in self.storage.values():
+            for store in layer:
+                store[target, :, :length] = store[source, :, :length]
+
     def _grow(self, capacity: int) -> None:
         for layer in self.storage.values():
             for i, old in enumerate(layer):

@@ -51,8 +51,9 @@ def rollout(
     any of them ends an answer; empty = every answer has max_new_tokens. max_context: lowers the model's own limit,
     never raises it. progress(n) is called with the number of answers that finished since the last call.
 
-    Cost: each prompt is prefilled once and without its last token, which is the first decoding step's input, so that
-    sampling happens in one place. A step runs all rows; finished rows leave, and waiting prompts take their place.
+    Cost: each prompt is prefilled once, however many answers to it begin together, and without its last token, which is
+    the first decoding step's input, so that sampling happens in one place. A step runs all rows; finished rows leave,
+    and waiting prompts take their place.
     Memory: keys and values of max_batch rows in the dtype of the arithmetic, never more positions than the longest
     prompt and max_new_tokens have, and (max_batch, V) logits. One device sync per step (which token was sampled, hence
     who finished); looking at every k-th step only would save the others at the price of up to k - 1 wasted tokens per

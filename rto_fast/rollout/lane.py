@@ -56,16 +56,38 @@ class Batch:
         # refilling at half measured best: sooner mixes old rows with new, and attention is as wide as the oldest
         while self.waiting and 2 * used <= self.places and (place := used + len(admitted)) < self.places:
             length = len(self.prompts[self.waiting[-1]]) - 1
-            room = min(self.places - place, max(1, self.prefill_tokens // max(1, length)))
-            chosen = [self.waiting.pop() for _ in range(min(room, len(self.waiting)))]
-            admitted += chosen
+            chosen, repeats = self._next(self.places - place, max(1, self.prefill_tokens // max(1, length)))
+            admitted += chosen + [again for again, _ in repeats]
             if length:
                 prompts = [self.prompts[i] for i in chosen]
                 # padding on the right needs no mask: causal attention never looks there, and later writes cover it
                 ids = torch.tensor([p[:-1] + [0] * (length + 1 - len(p)) for p in prompts], device=self.device)
+                first = place + len(chosen)
+                copies = [(place + source, first + i) for i, (_, source) in enumerate(repeats)]
                 for lane in self.lanes:
                     lane.prefill(ids, place * self.row_step, self.row_step)
+                    if copies:
+                        lane.cache.copy_rows(*(torch.tensor(copies).T * self.row_step).to(self.device), length)
         return admitted
+
+    def _next(self, places: int, room: int) -> tuple[list[int], list[tuple[int, int]]]:
+        """Of those that wait, at most `room` prompts to be read, and (another of the same, place of its first) each.
+
+        The answers to one prompt, as in a group of GRPO, come one after the other and read it once.
+        """
+        chosen: list[int] = []
+        repeats: list[tuple[int, int]] = []
+        firsts: dict[tuple[int, ...], int] = {}
+        while self.waiting and len(chosen) + len(repeats) < places:
+            prompt = tuple(self.prompts[self.waiting[-1]])
+            if prompt in firsts:
+                repeats.append((self.waiting.pop(), firsts[prompt]))
+            elif len(chosen) < room:
+                firsts[prompt] = len(chosen)
+                chosen.append(self.waiting.pop())
+            else:
+                break
+        return chosen, repeats
 
     def step(self, tokens: Tensor, positions: Tensor, width: int) -> Iterator[Tensor]:
         """Append tokens (B,) at positions (B,) to rows 0 ... B-1 -> (B, V) next-token logits of each mixture."""
