@@ -104,7 +104,7 @@ def test_guards_at_every_step(benchmark, run):
 
 def test_preflight(benchmark, run):
     context, model = run
-    checks = benchmark.pedantic(lambda: preflight(context, model), rounds=3, warmup_rounds=1)
+    _, checks = benchmark.pedantic(lambda: preflight(context, model), rounds=3, warmup_rounds=1)
     assert len(checks) >= 7
     seconds = statistics.median(benchmark.stats.stats.data)
     benchmark.extra_info.update(

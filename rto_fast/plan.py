@@ -17,9 +17,10 @@ MORE = (
         gpu=GPU, cards="h100-80g, a100-80g, a100-40g, l40s-48g, rtx-4090, rtx-3090, h200 and b200"
     ),
     f"{JSON}: one JSON object, in bytes, in place of the tables: stages.<name>.weights, .gradients, .states (Adam's "
-    "moments), .activations, .cache (keys and values of a rollout), .workspace, .peak; cards.<name>.fits, .settings "
-    "(those to change for that; results stay but for their last bits with microbatch_rows, "
-    "model.gradient_checkpointing and rto.sampling.batch_size, and do not with the others).",
+    "moments), .activations, .cache (keys and values of a rollout), .workspace, .peak, .host (what waits in host "
+    "memory); cards.<name>.fits, .settings (those to change for that; results stay to the bit with offload and "
+    "model.gradient_checkpointing, but for last bits with microbatch_rows and rto.sampling.batch_size, and not with "
+    "the others).",
     "The peak is that of torch's tensors when every micro-batch is full and every answer as long as it may be; 1 GB of "
     "each card is set aside for what is not torch's. Checked against measured runs on a CPU, to 10 %; not on GPUs.",
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from rto_fast.config.adapter import AdapterConfig
 from rto_fast.config.checks import Section, check, check_bounds
+from rto_fast.config.offload import OffloadConfig
 from rto_fast.config.rl import RTOConfig, member
 from rto_fast.config.stages import DPOConfig, RMConfig, SFTConfig
 
@@ -23,8 +24,9 @@ class ModelConfig:
     whatever it is; frozen ones take the memory of this type. float16: to look at models, not to train."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward: slower, much less memory."""
-    liger: bool = False
-    """Use liger-kernel's fused norms, rotary embeddings and MLPs (CUDA only, and not for every family)."""
+    liger: bool | None = None
+    """Use liger-kernel's fused norms, rotary embeddings and MLPs. none: on CUDA, for every family that it serves (said
+    at the start)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models you have read."""
 
@@ -178,6 +180,9 @@ class Config(Section, prefix=""):
     """Seeds every random stream of the run."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
+    memory: Literal["auto", "as-set"] = "auto"
+    """auto: where the device has too little, lower microbatch_rows, then recompute activations, then keep in host
+    memory what waits (offload), no further than needed (said at the start). as-set: leave these settings alone."""
     microbatch_rows: Annotated[int, "positive"] = 16384
     """Tokens in one forward and backward. Lower it when memory runs out; results change in their last bits only."""
     workspace_mb: Annotated[int | None, "at least 1"] = None
@@ -189,6 +194,7 @@ class Config(Section, prefix=""):
     """Go on from the checkpoint of a stage that was interrupted; False starts that stage over."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

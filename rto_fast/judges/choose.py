@@ -76,10 +76,11 @@ def reward_model(context: Context) -> Judge:
     """The run's reward model, or the one that the user gives, as a judge."""
     path = context.stage_path("rm")
     return reward_judge(
-        context.load_scalar(path, "rm.model").requires_grad_(False),
+        context.load_scalar(path, "rm.model", device=context.resting).requires_grad_(False),
         load_tokenizer(path, "rm.model", context.trusted),
         context.tokenizer,
         context.corpus.conversations,
         max_rows=context.config.microbatch_rows,
         field="rm.model",
+        device=context.device,
     )

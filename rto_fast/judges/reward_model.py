@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from rto_fast.config.checks import check
@@ -17,6 +18,7 @@ from rto_fast.data.fingerprint import fingerprint
 from rto_fast.data.parse import Message, as_messages, is_dialogue
 from rto_fast.data.template import Template
 from rto_fast.judges import Answer, Judge, as_texts, check_scores
+from rto_fast.model.lend import lent
 from rto_fast.model.logprobs import last_token_scores
 from rto_fast.model.scalar import ScalarModel
 
@@ -29,6 +31,7 @@ class RewardModel:
     score = the model's output at the last token: EOS of a finished answer, else the last token of one that was cut off
 
     model      a scalar model, on its device
+    device     to score on, where the model waits elsewhere
     tokenizer  the reward model's own
     max_rows   tokens in one forward pass, or one answer; what an answer is packed with changes nothing
     style      how a conversation becomes text, as data.template
@@ -52,11 +55,13 @@ class RewardModel:
         max_rows: int,
         style: str = "auto",
         field: str = "rm.model",
+        device: torch.device | None = None,
     ):
         check(max_rows >= 1, f"{field}: max_rows", "positive", max_rows)
         self.model = model.eval()
         self.max_rows = max_rows
         self.field = field
+        self._device = device or model.head.weight.device
         self.truncated = 0
         self._own, self._plain = Template(tokenizer, style), Template(tokenizer, "plain")
         self._context: int | None = getattr(model.backbone.config, "max_position_embeddings", None)
@@ -75,7 +80,8 @@ class RewardModel:
                 "embeddings; give the tokenizer that belongs to the model"
             )
         # texts can come out longer here than the policy's tokens that the budget was made for
-        scores = last_token_scores(self.model, ids, max([self.max_rows, *map(len, ids)])).tolist()
+        with lent((self.model,), self._device):
+            scores = last_token_scores(self.model, ids, max([self.max_rows, *map(len, ids)])).tolist()
         return check_scores(scores, len(ids), self.field)
 
     def encode(self, answers: Sequence[Answer]) -> list[tuple[list[int], list[int]]]:
@@ -129,6 +135,7 @@ def reward_judge(
     *,
     max_rows: int,
     field: str,
+    device: torch.device | None = None,
 ) -> Judge:
     """A reward model as a judge of a policy's answers: their token ids where the tokenizers are the same, chat template
     included, else their texts.
@@ -139,7 +146,7 @@ def reward_judge(
     """
     if fingerprint(tokenizer) == fingerprint(policy_tokenizer):
         # ids need no template
-        scorer = RewardModel(model, tokenizer, max_rows=max_rows, style="none", field=field)
+        scorer = RewardModel(model, tokenizer, max_rows=max_rows, style="none", field=field, device=device)
         return lambda answers: scorer.score([(a.prompt, a.response) for a in answers])
-    scorer = RewardModel(model, tokenizer, max_rows=max_rows, field=field)
+    scorer = RewardModel(model, tokenizer, max_rows=max_rows, field=field, device=device)
     return lambda answers: scorer(as_texts(policy_tokenizer, answers, conversations))

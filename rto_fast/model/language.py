@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rto_fast.kernels.common.workspace import accumulator
 from rto_fast.model.adapters import Base, Network
 from rto_fast.packing import PackedBatch
 
@@ -107,6 +108,16 @@ class LanguageModel(Network):
         config = self.hf.config
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(output.weight, output.bias, getattr(config, "final_logit_softcapping", None), 1.0 / scale)
+
+    def head_gradient(self) -> Tensor | None:
+        """(V, H) the gradient of the head's weight, which head operators add theirs to: in float32 whatever type they
+        multiply in, and without a second tensor of its size. None where the head learns nothing."""
+        weight = self.hf.get_output_embeddings().weight
+        if not torch.is_grad_enabled() or not weight.requires_grad or accumulator(weight.dtype) != weight.dtype:
+            return None
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        return weight.grad
 
     def share(self) -> Base:
         """This model's weights for other networks too; it is the base with all adapters off from now on."""

@@ -1,23 +1,35 @@
 """liger-kernel's fused norms, rotary embeddings and MLPs in the place of a network's own."""
 
+from importlib.util import find_spec
+
 import torch
 from transformers import PreTrainedModel
 
 
-def apply_liger(network: PreTrainedModel, device: torch.device | str) -> None:
-    """Of a language model, or of a backbone alone.
-
-    Raises ValueError away from CUDA, and for a family that liger-kernel does not know, which it would leave as it is.
-    """
+def unserved(model_type: str, device: torch.device | str) -> str | None:
+    """Why liger-kernel changes no network of this family there; None where it does."""
     if torch.device(device).type != "cuda":
-        raise ValueError(f"model.liger: liger-kernel runs on CUDA only, got {device}; use --model.liger False")
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        return f"liger-kernel runs on CUDA only, got {device}"
+    if find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
-    if network.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise ValueError(
-            f"model.liger: liger-kernel has nothing for {type(network).__name__} ({network.config.model_type}); use "
-            "--model.liger False"
-        )
+    return None if model_type in MODEL_TYPE_TO_APPLY_LIGER_FN else f"liger-kernel has nothing for {model_type}"
+
+
+def apply_liger(network: PreTrainedModel, device: torch.device | str, wanted: bool | None = True) -> None:
+    """Of a language model, or of a backbone alone. wanted: model.liger, of which None is wherever it can be.
+
+    Raises ValueError where it is wanted and cannot be: away from CUDA, and for a family that liger-kernel does not
+    know, which it would leave as it is.
+    """
+    if wanted is False:
+        return
+    if reason := unserved(network.config.model_type, device):
+        if wanted:
+            raise ValueError(f"model.liger: {reason}; use --model.liger none")
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
     # the losses stay ours: liger's would compute logits
     _apply_liger_kernel_to_instance(model=network, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -62,15 +62,15 @@ def load_language_model(
     device: torch.device | str = "cpu",
     field: str = "model.path",
     trust_remote_code: bool = False,
-    liger: bool = False,
+    liger: bool | None = False,
     autocast: torch.dtype | None = None,
 ) -> LanguageModel:
     """Load a Hugging Face causal language model (a folder or a hub id; safetensors only).
 
     An adapter's folder gives its base with the adapter merged into it. `liger` replaces norms, rotary embeddings and
-    MLPs by liger-kernel's. `autocast` is of a frozen model, which then takes the memory of that type (`cast_matrices`)
-    and is to run under that autocast. Raises ValueError naming `field` when the folder holds no model, and for liger
-    away from CUDA.
+    MLPs by liger-kernel's (None: where it can). `autocast` is of a frozen model, which then takes the memory of that
+    type (`cast_matrices`) and is to run under that autocast. Raises ValueError naming `field` when the folder holds no
+    model, and for liger=True where liger-kernel has nothing for it.
     """
     if is_adapter(path):
         merged, _ = _merged(path, dtype, device, field, trust_remote_code, liger)
@@ -82,8 +82,7 @@ def load_language_model(
     check_loaded(info, field, path)
     _frozen(hf, autocast)
     check_finite(hf.to(device), field, path)
-    if liger:
-        apply_liger(hf, device)
+    apply_liger(hf, device, liger)
     return LanguageModel(hf)
 
 
@@ -94,7 +93,7 @@ def _frozen(hf: PreTrainedModel, autocast: torch.dtype | None) -> PreTrainedMode
 
 
 def _merged(
-    path: str, dtype: torch.dtype, device: torch.device | str, field: str, trust_remote_code: bool, liger: bool
+    path: str, dtype: torch.dtype, device: torch.device | str, field: str, trust_remote_code: bool, liger: bool | None
 ) -> tuple[PreTrainedModel, Tensor | None]:
     """An adapter's base with the adapter merged into it, and a reward model's head."""
     check_stage(Path(path).expanduser(), field)
@@ -119,7 +118,7 @@ def load_scalar_model(
     device: torch.device | str = "cpu",
     field: str = "rm.model",
     trust_remote_code: bool = False,
-    liger: bool = False,
+    liger: bool | None = False,
     autocast: torch.dtype | None = None,
 ) -> ScalarModel:
     """Load a reward model, as a scorer or as a critic's start: a backbone and a head `score` or `value_head` (1, H).
@@ -142,8 +141,7 @@ def load_scalar_model(
     mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
     model = ScalarModel(_frozen(backbone, autocast), head, mean, std).to(device)
     check_finite(model, field, path)
-    if liger:
-        apply_liger(backbone, device)
+    apply_liger(backbone, device, liger)
     return model
 
 

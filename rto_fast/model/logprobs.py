@@ -14,13 +14,25 @@ from rto_fast.model.scalar import ScalarModel
 from rto_fast.packing import PackedBatch, microbatches, pack_whole
 
 
-def response_logprobs(model: LanguageModel, batch: PackedBatch, workspace_mb: int | None) -> Tensor:
-    """(R,) float32 log-probs of the response tokens; differentiable in the model's weights."""
+def response_logprobs(
+    model: LanguageModel, batch: PackedBatch, workspace_mb: int | None, weight_grad: Tensor | None = None
+) -> Tensor:
+    """(R,) float32 log-probs of the response tokens; differentiable in the model's weights.
+
+    weight_grad  what the head's gradient is added to, by a backward (`LanguageModel.head_gradient`)
+    """
     target = batch.responses(batch.target_ids)
 
     def head_rows(hidden: Tensor, head: Head) -> Tensor:
         hidden = batch.responses(hidden)
-        out = linear_logprob(hidden, head.weight, target, workspace_mb=workspace_mb, **head.options())
+        out = linear_logprob(
+            hidden,
+            head.weight,
+            target,
+            workspace_mb=workspace_mb,
+            weight_grad=weight_grad,
+            **head.options(),
+        )
         assert isinstance(out, Tensor)  # no statistics were asked for
         return out
 

@@ -28,26 +28,27 @@ class Built(NamedTuple):
 def build(context: Context, stage: str) -> Built:
     """The named stage at its first step."""
     config, pairs, whole = context.config, context.corpus.pairs, context.config.adapter.rank is None
+    on_host = config.offload.optimizer
     if stage not in ("sft", "dpo", "rm"):
         return build_rl(context, member(config.rto, stage))
     if stage == "sft":
         model = context.load(config.model.path, trained=whole or config.adapter.full_sft)
         if not config.adapter.full_sft:
             model = adapted(context, model, "sft")
-        state = loop.make_state(config.sft.optim, {"policy": model})
+        state = loop.make_state(config.sft.optim, {"policy": model}, on_host)
         return Built(
             model, SFT(model, context.corpus.demonstrations, config.sft, state, **context.stage_options), state
         )
     model = context.load(context.stage_path("sft"), "sft.model", trained=whole)
     if stage == "dpo":
         model = adapted(context, model, "dpo")
-        state = loop.make_state(config.dpo.optim, {"policy": model})
+        state = loop.make_state(config.dpo.optim, {"policy": model}, on_host)
         return Built(model, DPO(model, pairs, config.dpo, state, **context.stage_options), state)
     # a head's bias would cancel in every pair, and drift on rounding errors alone
     rm = scalar_on(context, model, "rm", bias=False)
     del model
     gc.collect()  # models hold themselves in circles, and this one would be in memory beside its copy
-    state = loop.make_state(config.rm.optim, {"policy": rm})
+    state = loop.make_state(config.rm.optim, {"policy": rm}, on_host)
     rows, device = config.microbatch_rows, context.device
     trainer = RewardModel(rm, pairs, config.rm, state, seed=config.seed, microbatch_rows=rows, device=device)
     return Built(rm, trainer, state)
@@ -55,14 +56,16 @@ def build(context: Context, stage: str) -> Built:
 
 def build_rl(context: Context, config: RTOConfig) -> Built:
     """PPO on the reward that `config` describes."""
-    reference = context.load(context.stage_path("sft"), "sft.model")
+    resting = context.resting if context.config.adapter.rank is None else context.device
+    reference = context.load(context.stage_path("sft"), "sft.model", device=resting)
     if context.config.adapter.rank is None:
         policy = context.load(context.stage_path("sft"), "sft.model", trained=True)
     else:
         policy = adapted(context, reference, "policy")
     dpo = frozen_on(context, reference, context.stage_path("dpo"), "dpo.model", "dpo") if config.reward.beta_1 else None
     critic = _critic(context, config, policy, reference)
-    state = loop.make_state(config.optim, {"policy": policy, "critic": critic}, critic=config.critic.lr)
+    networks, on_host = {"policy": policy, "critic": critic}, context.config.offload.optimizer
+    state = loop.make_state(config.optim, networks, on_host, critic=config.critic.lr)
     scorer = scorer_of(context, config)
     collector = Collector(
         models=Models(policy, reference, dpo, critic),

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from rto_fast.config import Config, member
-from rto_fast.pipeline.estimate import Arithmetic, Models
+from rto_fast.pipeline.estimate import Models
+from rto_fast.pipeline.footprint import Arithmetic
 
 
 class Card(NamedTuple):

@@ -13,8 +13,9 @@ from rto_fast.config.neutral import LOOK, Shape
 from rto_fast.data.read import read_rows
 from rto_fast.files.foreign import opening
 from rto_fast.model.adapter_files import is_adapter, whole_of
-from rto_fast.model.load import DTYPES, check_folder
-from rto_fast.pipeline.estimate import Arithmetic, Models, Sizes, graph
+from rto_fast.model.load import check_folder
+from rto_fast.pipeline.estimate import Models
+from rto_fast.pipeline.footprint import Arithmetic, Sizes, graph
 from rto_fast.pipeline.sizes import sizes_of
 from rto_fast.training.stall import StallGuard
 
@@ -88,8 +89,7 @@ def models_of(config: Config) -> Models:
 
 def arithmetic_on_cuda(config: Config) -> Arithmetic:
     """What numbers take on a GPU with these settings, whether this machine has one or not."""
-    automatic = config.model.dtype == "auto"
-    return Arithmetic(4 if automatic else DTYPES[config.model.dtype].itemsize, half=automatic, cpu=False)
+    return Arithmetic(half=config.model.dtype != "float32", cpu=False)
 
 
 @contextmanager

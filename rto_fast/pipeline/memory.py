@@ -25,6 +25,6 @@ def explained(doing: str, config: Config) -> Iterator[None]:
         raise ValueError(
             f"{doing}: out of {where} memory. Lower --microbatch-rows (now {config.microbatch_rows}; results stay the "
             f"same), then --workspace-mb (now {workspace}), for rollouts --rto.sampling.batch-size (now "
-            f"{config.rto.sampling.batch_size}), or set --model.gradient-checkpointing True: the same command goes "
-            "on from the last checkpoint"
+            f"{config.rto.sampling.batch_size}), or set --model.gradient-checkpointing, --offload.frozen or "
+            "--offload.optimizer True: the same command goes on from the last checkpoint"
         ) from error

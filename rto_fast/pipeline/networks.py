@@ -28,7 +28,7 @@ def frozen_on(context: Context, reference: LanguageModel, path: str, field: str,
     """The model at `path`; where adapters are trained, one on `reference`'s weights shares them."""
     shared = context.config.adapter.rank is not None and is_adapter(path)
     if not shared or Path(base_of(path, field)).resolve() != Path(context.stage_path("sft")).resolve():
-        return context.load(path, field)
+        return context.load(path, field, device=context.resting)
     base = _shared(context, reference)
     add_adapter(base, name, path, field)
     return LanguageModel(base.hf, base, name)
@@ -38,8 +38,7 @@ def scalar_on(context: Context, model: LanguageModel, name: str, bias: bool = Tr
     """A critic or reward model to be trained, from the model's weights and a head of zeros."""
     if context.config.adapter.rank is None:
         scalar = critic_from(model, bias)
-        if context.config.model.liger:
-            apply_liger(scalar.backbone, context.device)
+        apply_liger(scalar.backbone, context.device, context.config.model.liger)
         context.checkpointed(scalar.backbone)
         return scalar
     base = _with_new(context, _shared(context, model), name)

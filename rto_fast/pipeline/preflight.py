@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,15 +17,14 @@ from rto_fast.kernels.common import dispatch, native
 from rto_fast.model import attention
 from rto_fast.model.exact import TOLERANCE, check_packing, check_ratio
 from rto_fast.model.language import LanguageModel
+from rto_fast.model.liger import unserved
 from rto_fast.packing import pack
 from rto_fast.pipeline import threads
-from rto_fast.pipeline.estimate import Arithmetic, disk, needs
-from rto_fast.pipeline.facts import models_of
+from rto_fast.pipeline.ladder import Check, check_room, climb, free_for_stages
 from rto_fast.pipeline.networks import adapter_size
 from rto_fast.runs.export import save_stage
 from rto_fast.runs.open import Context
 from rto_fast.runs.read_back import check_export
-from rto_fast.training.resources import available_memory, free_disk
 
 SMALL = 256 * 2**20
 """Bytes of weights up to which a trial export is quick; larger models are checked when a stage is finished."""
@@ -35,15 +34,17 @@ PROBE = range(1, 9)
 """Token ids (modulo the vocabulary) of the one sequence that a trial export must agree on."""
 
 
-class Check(NamedTuple):
-    name: str
-    measured: str
-    wanted: str
+def preflight(
+    context: Context, model: LanguageModel, began: dict[str, Any] | None = None
+) -> tuple[Context, list[Check]]:
+    """Run all checks. Raises ValueError, naming the field, what was measured and the fix, at the first that fails.
 
-
-def preflight(context: Context, model: LanguageModel) -> list[Check]:
-    """Run all checks. Raises ValueError, naming the field, what was measured and the fix, at the first that fails."""
-    return [*_sound(context, model), *_room(context)]
+    The run comes back with the settings that fit its device (memory = auto). began: inputs.json of one that goes on.
+    """
+    checks = list(_sound(context, model))
+    free = free_for_stages(context.device, model)
+    context = climb(context, free, began)
+    return context, [*checks, *check_room(context, free)]
 
 
 def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
@@ -83,32 +84,6 @@ def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
         yield Check("tokenizer reads back", f"{characters} characters", "the same text")
 
 
-def _room(context: Context) -> Iterator[Check]:
-    config, models = context.config, models_of(context.config)
-    how = Arithmetic(context.dtype.itemsize, context.autocast is not None, context.device.type == "cpu")
-    memory, free = available_memory(context.device), free_disk(context.folder)
-    if found := needs(config, models, how):
-        stage, need = max(found.items(), key=lambda item: item[1].peak)
-        held = need.weights + need.gradients + need.states
-        if held > memory:
-            raise ValueError(
-                f"model: weights, gradients and moments of {stage} need {in_words(held)}, but {context.device} has "
-                f"{in_words(memory)} free; use a smaller model, --adapter.rank 16, or --rto.critic.kind shared "
-                "(python -m rto_fast.plan says what fits which GPU)"
-            )
-        parts = f"models {in_words(held)}, activations {in_words(need.activations)}, cache {in_words(need.cache)}"
-        # the data may be shorter than the settings allow: no reason to refuse a run
-        tight = "" if need.peak <= memory else "; TIGHT: lower --microbatch-rows"
-        yield Check("memory", f"{stage} about {in_words(need.peak)} ({parts})", f"{in_words(memory)} free{tight}")
-    wanted = sum(disk(config, models, how))
-    if wanted > free:
-        raise ValueError(
-            f"output: {context.folder} needs about {in_words(wanted)} for models and checkpoints, but its disk has "
-            f"{in_words(free)} free; name another with --output, or lower --checkpoint.keep"
-        )
-    yield Check("disk", f"about {in_words(wanted)}", f"{in_words(free)} free")
-
-
 def warn(context: Context) -> None:
     """Say what of the data should be looked at, in lines that stand out."""
     for line in context.corpus.warnings:
@@ -121,8 +96,7 @@ def announce(context: Context, model: LanguageModel, checks: list[Check]) -> Non
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     say(
         f"rto_fast {context.config.recipe}: {type(model.hf).__name__} {millions:.2f} M parameters, {device}, "
-        f"{str(dtype).removeprefix('torch.')}, attention: {attention.describe(device, dtype)}"
-        + (", liger-kernel" if context.config.model.liger else "")
+        f"{str(dtype).removeprefix('torch.')}, attention: {attention.describe(device, dtype)}" + _liger(context, model)
     )
     say("kernels: " + ", ".join(f"{op} = {backend}" for op, backend in dispatch.table(device).items()))
     if device.type == "cpu":
@@ -136,6 +110,13 @@ def announce(context: Context, model: LanguageModel, checks: list[Check]) -> Non
     width = max(len(check.name) for check in checks)
     for name, measured, wanted in checks:
         say(f"  {name:{width}}  {measured}  ({wanted})")
+
+
+def _liger(context: Context, model: LanguageModel) -> str:
+    """Whether liger-kernel's layers are in it; on a CPU, where they cannot be, nothing."""
+    if context.config.model.liger is False or context.device.type != "cuda":
+        return ""
+    return f", {unserved(model.hf.config.model_type, context.device) or 'liger-kernel'}"
 
 
 def check_eos(responses: Sequence[list[int]], eos_token_ids: Sequence[int]) -> int:

@@ -107,7 +107,9 @@ def keep_task(context: Context, config: Config) -> Context:
     if made != kept:
         with writing(kept), new_folder(kept) as partial:
             shutil.copytree(made, partial, dirs_exist_ok=True)
-    return replace(context, config=tasks.pointed(config, kept))
+    there = tasks.pointed(config, kept)
+    model = replace(context.config.model, path=there.model.path)
+    return replace(context, config=replace(context.config, data=there.data, model=model))
 
 
 def _check_ids(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None:

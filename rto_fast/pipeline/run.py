@@ -58,7 +58,7 @@ def run(
             held.enter_context(alone(folder))
         with tempfile.TemporaryDirectory() as scratch:
             context, model = prepare(config, say, Path(scratch))
-            checks = preflight(context, model)
+            context, checks = preflight(context, model, inputs.read(context.folder))
             announce(context, model, checks)
             del model  # stages load their own, and this one would lie beside them to the end
             if preflight_only:
@@ -73,7 +73,7 @@ def run(
         # once more, now that nobody else can begin a run in this folder
         began, (now, learns) = inputs.read(context.folder), _inputs(context)
         inputs.check(began, now)
-        inputs.remember(context, began, now, learns)
+        inputs.remember(context, began, now, learns, config.microbatch_rows)
         if other:
             take_over(context, other, now, learns, only_say=False)
         results = _work(context)

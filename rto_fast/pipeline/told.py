@@ -8,7 +8,7 @@ from rto_fast.files.text import in_columns
 from rto_fast.pipeline.cards import CARDS, RESERVED, step_flops, tokens_per_second
 from rto_fast.pipeline.estimate import disk
 from rto_fast.pipeline.facts import arithmetic_on_cuda, models_of
-from rto_fast.pipeline.fit import largest
+from rto_fast.pipeline.fit import largest, waiting
 
 PARTS = ("weights", "gradients", "states", "activations", "cache", "workspace", "peak")
 SPEEDS = ("rollout at most", "a step at least")
@@ -41,7 +41,9 @@ def told(config: Config, found: dict[str, Any]) -> list[str]:
         peak = f"{largest(changed, models, how) / 1e9:.1f}"
         rows.append([name, f"{(card.memory - RESERVED) / 1e9:.0f}", peak, answer, *(speeds if fits else ("", ""))])
         if fits and said["settings"]:
-            notes.append(f"{name}: {' '.join(_flag(key, value) for key, value in said['settings'].items())}")
+            host = waiting(changed, models, how)
+            aside = f" ({host / 1e9:.1f} GB wait in host memory)" if host else ""
+            notes.append(f"{name}: {' '.join(flag(key, value) for key, value in said['settings'].items())}{aside}")
     lines += [*in_columns(rows), *notes]
     room = disk(config, models, how)
     lines.append(
@@ -55,5 +57,6 @@ def _arithmetic(how: Any) -> str:
     return f"{how.weights * 8}-bit weights" + (" with bfloat16 arithmetic" if how.half else "")
 
 
-def _flag(name: str, value: Any) -> str:
+def flag(name: str, value: Any) -> str:
+    """A setting as one types it."""
     return f"--{name.replace('_', '-')} {'none' if value is None else value}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from rto_fast.config import GuardConfig, RTOConfig
 from rto_fast.judges import Judge
 from rto_fast.kernels.rto_score import RTOScore
+from rto_fast.model.lend import lent
 from rto_fast.packing import PackedBatch, pack
 from rto_fast.rl.experience import Experience
 from rto_fast.rl.groups import group_relative
@@ -116,7 +117,8 @@ class Collector:
         packed = pack([a.prompt for a in answers], [a.response for a in answers], self.config.average)
         # within groups the KL is part of the loss
         in_reward = 0.0 if self.grouped else beta_2
-        scores = self.score(packed, in_reward, sentence_scores, truncated)
+        with lent((self.models.reference, self.models.dpo), self.device):
+            scores = self.score(packed, in_reward, sentence_scores, truncated)
         check_finite(scores, sentence_scores, reward)
         cu_seqlens = packed.response_cu_seqlens.to(self.device)
         said = reward_statistics(

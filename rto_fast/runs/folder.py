@@ -26,7 +26,7 @@ except ImportError:  # Windows
 FREE = {
     *("device", "log_every", "stages", "output", "workspace_mb", "microbatch_rows", "resume", "compare.seeds"),
     *("guards.stall_minutes", "rto.score.server", "rto.score.timeout", "rto.score.retries", "rto.score.batch"),
-    "data.allow_dropped",
+    *("data.allow_dropped", "memory", "offload.frozen", "offload.optimizer", "model.gradient_checkpointing"),
 }
 """Settings that may change between two calls on one folder: they do not change what is computed."""
 

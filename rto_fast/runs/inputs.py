@@ -2,7 +2,7 @@
 
     {"inputs": {"model.path": {"model.safetensors": "sha256 ...", ...}, "data.path": {"pairs.jsonl": "24 rows, ..."}},
      "learns_from": {"sft": "...", "dpo": "...", "rm": "...", "rto": "..."},
-     "made_with": {"threads": 1, "microbatch_rows": 16384, "workspace_mb": null}}
+     "made_with": {"threads": 1, "microbatch_rows": 4096, "workspace_mb": null, "asked_rows": 16384}}
 
 Content counts, not dates. Of a given model (a folder, or what a hub id leads to) it is weights, configuration and
 tokenizer, with its Python code where that may run; of data it is the rows that were read, in their order, and, for
@@ -143,8 +143,13 @@ def _short(digest: str | None) -> str:
     return "no such file" if digest is None else digest[:-52]
 
 
-def remember(context: Context, began: dict[str, Any] | None, inputs: Digests, learns: dict[str, str]) -> None:
-    """Write inputs.json where there is none, and say when from now on sums are made in another order."""
+def remember(
+    context: Context, began: dict[str, Any] | None, inputs: Digests, learns: dict[str, str], asked_rows: int
+) -> None:
+    """Write inputs.json where there is none, and say when from now on sums are made in another order.
+
+    asked_rows  microbatch_rows as the settings say them, of which memory = auto may have made fewer
+    """
     folder, say = context.folder, context.say
     made_with = {"threads": torch.get_num_threads(), **context.limits}
     if began is None and _trained(folder):
@@ -155,6 +160,7 @@ def remember(context: Context, began: dict[str, Any] | None, inputs: Digests, le
             f"Until now this run was made with {'; '.join(changed)}: sums are rounded in another order, so the last "
             "bits of its numbers will not be those of an undisturbed run"
         )
+    made_with["asked_rows"] = asked_rows
     record = {"inputs": inputs, "learns_from": learns, "made_with": made_with}
     if record != began:
         write_whole(folder / INPUTS, json.dumps(record, indent=1) + "\n")

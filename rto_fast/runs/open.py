@@ -78,12 +78,19 @@ class Run:
         made, path = self.folder / stage, self.stage_path(stage)
         return path if path and (path != str(made) or is_finished(made)) else None
 
-    def load(self, path: str, field: str = "model.path", trained: bool = False) -> LanguageModel:
-        """A language model on the run's device, to be trained in float32, else frozen in the memory of the arithmetic's
-        type. ValueError, naming `field`, where it is none."""
+    @property
+    def resting(self) -> torch.device:
+        """Where frozen networks lie between two looks at them (offload.frozen)."""
+        return torch.device("cpu") if self.config.offload.frozen else self.device
+
+    def load(
+        self, path: str, field: str = "model.path", trained: bool = False, device: torch.device | None = None
+    ) -> LanguageModel:
+        """A language model on the run's device (or another), to be trained in float32, else frozen in the memory of the
+        arithmetic's type. ValueError, naming `field`, where it is none."""
         model = load_language_model(
             path,
-            device=self.device,
+            device=device or self.device,
             field=field,
             trust_remote_code=self.trusted,
             liger=self.config.model.liger,
@@ -97,11 +104,13 @@ class Run:
         if self.config.model.gradient_checkpointing:
             checkpoint_layers(hf, context_fn)
 
-    def load_scalar(self, path: str, field: str, trained: bool = False) -> ScalarModel:
+    def load_scalar(
+        self, path: str, field: str, trained: bool = False, device: torch.device | None = None
+    ) -> ScalarModel:
         """A reward model or a critic, as `load`."""
         return load_scalar_model(
             path,
-            device=self.device,
+            device=device or self.device,
             field=field,
             trust_remote_code=self.trusted,
             liger=self.config.model.liger,
@@ -133,9 +142,11 @@ class Context(Run):
         """The task's judge of answers."""
         return None if self.task is None else self.task.make_oracle(self.tokenizer)
 
-    def load(self, path: str, field: str = "model.path", trained: bool = False) -> LanguageModel:
+    def load(
+        self, path: str, field: str = "model.path", trained: bool = False, device: torch.device | None = None
+    ) -> LanguageModel:
         try:
-            return super().load(path, field, trained)
+            return super().load(path, field, trained, device)
         except ValueError as error:
             if Path(path).parent != self.folder or isinstance(error, Damaged):
                 raise

@@ -85,7 +85,7 @@ class DPO:
             sums[:, group] = sequence_sums(logprobs, packed.response_cu_seqlens).view(2, -1).cpu()
         return sums
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         packed, ref_logprobs = batch.packed, batch.ref_logprobs
 
         def head_rows(hidden: Tensor, head: Head) -> PreferenceHead:
@@ -99,13 +99,14 @@ class DPO:
                 label_smoothing=self.config.label_smoothing,
                 loss=self.config.loss,
                 workspace_mb=self.workspace_mb,
+                weight_grad=self.model.head_gradient(),
                 **head.options(),
             )
 
         out = self.model(packed, head_rows)
         chosen, rejected = ((out.logprobs - ref_logprobs) * self.config.beta).view(2, -1).detach().sum(1)
         logp_chosen, logp_rejected = out.logprobs.view(2, -1).detach().sum(1)
-        return out.loss, {
+        stats = {
             "accuracy": wins(out.margins.detach()).sum(),
             "margin": out.margins.detach().sum(),
             "reward_chosen": chosen,
@@ -113,3 +114,4 @@ class DPO:
             "logp_chosen": logp_chosen,
             "logp_rejected": logp_rejected,
         }
+        yield out.loss / total, stats

@@ -61,15 +61,16 @@ class RewardModel:
         chosen, rejected = ([p.prompt + p.chosen for p in pairs], [p.prompt + p.rejected for p in pairs])
         return Batch(pack_whole(chosen + rejected).to(self.device))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         chosen, rejected = self.model(batch.packed).view(2, -1)
         margin = chosen - rejected
-        return -F.logsigmoid(margin).sum(), {
+        stats = {
             "accuracy": wins(margin.detach()).sum(),
             "margin": margin.detach().sum(),
             "score_chosen": chosen.detach().sum(),
             "score_rejected": rejected.detach().sum(),
         }
+        yield -F.logsigmoid(margin).sum() / total, stats
 
     @torch.no_grad()
     def calibrate(self) -> None:

@@ -96,7 +96,8 @@ class RTO:
         total = sum(lengths[i] for i in kept) if self.config.average == "token" else len(kept)
         return Step(experience.batches(kept, self.collector.microbatch_rows), total, metrics)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """The policy's, with the value loss where they share weights; then that of a critic of its own."""
         packed, config, policy = batch.packed, self.config, self.policy
         critic_only = self.state.progress["iteration"] < config.critic.warmup_iterations
 
@@ -117,31 +118,34 @@ class RTO:
                 kl_coef=self.state.progress["beta_2"] if self.collector.grouped else 0.0,
                 ref_logprobs=batch.ref_logprobs,
                 workspace_mb=self.collector.workspace_mb,
+                loss_scale=1.0 / total,
+                weight_grad=policy.head_gradient(),
                 **head.options(),
             )
             return out, own
 
-        out, values = (None, None) if critic_only and self.critic is not None else policy(packed, head_rows)
+        if self.critic is None or not critic_only:
+            out, values = policy(packed, head_rows)
+            nothing = torch.zeros((), device=batch.weights.device), dict[str, Tensor]()
+            loss, stats = nothing if values is None else self._value_loss(values, batch, total)
+            if out is not None:
+                loss, stats = loss + out.loss, stats | self._policy_statistics(out, batch, total)
+            yield loss, stats
         if self.critic is not None:
-            values = self.critic(packed)
-        loss, stats = torch.zeros((), device=batch.weights.device), {}
-        if values is not None:
-            values_loss = value_loss(values, batch.values, batch.returns, batch.weights, config.critic.clip)
-            loss = config.critic.coef * values_loss
-            stats["value_loss"] = values_loss.detach()
-        if out is not None:
-            loss = loss + out.loss
-            stats |= self._policy_statistics(out, batch)
-        return loss, stats
+            yield self._value_loss(self.critic(packed), batch, total)
 
-    def _policy_statistics(self, out: PPOHead, batch: Batch) -> dict[str, Tensor]:
+    def _value_loss(self, values: Tensor, batch: Batch, total: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = value_loss(values, batch.values, batch.returns, batch.weights, self.config.critic.clip)
+        return self.config.critic.coef * loss / total, {"value_loss": loss.detach()}
+
+    def _policy_statistics(self, out: PPOHead, batch: Batch, total: float) -> dict[str, Tensor]:
         log_ratio = out.logprobs - batch.old_logprobs
         ratio = log_ratio.exp()
         k3 = ((ratio - 1 - log_ratio) * batch.weights).sum()
         tensors = self.state.tensors
         tensors["moved"] = tensors.get("moved", 0.0) + torch.stack((k3, batch.weights.sum()))
         return {
-            "policy_loss": out.loss.detach(),
+            "policy_loss": out.loss.detach() * total,
             "ratio_gap": ((ratio - 1).abs() * batch.weights).sum(),
             "clipped": (((ratio - 1).abs() > self.config.clip).float() * batch.weights).sum(),
             "k3": k3,

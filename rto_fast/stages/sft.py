@@ -60,7 +60,7 @@ class SFT:
         total = len(chosen) if self.config.average == "sequence" else sum(len(d.response) for d in chosen)
         return Step(batches, total)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: Batch, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         packed = batch.packed
-        logprobs = response_logprobs(self.model, packed, self.workspace_mb)
-        return nll_loss(logprobs, packed.responses(packed.weights)), {}
+        logprobs = response_logprobs(self.model, packed, self.workspace_mb, self.model.head_gradient())
+        yield nll_loss(logprobs, packed.responses(packed.weights)) / total, {}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rto_fast.config import GuardConfig, OptimConfig
 from rto_fast.packing import PackedBatch
 from rto_fast.training.guards import StepGuard
+from rto_fast.training.host_adamw import HostAdamW
 from rto_fast.training.metrics import peak_memory_mb
 
 
@@ -26,6 +27,7 @@ class Batch(Protocol):
 
 
 B = TypeVar("B", bound=Batch)
+T = TypeVar("T")
 
 Note = Callable[[str], None]
 """Logs what goes on between two steps; set by whoever shows progress."""
@@ -52,8 +54,12 @@ class Stage(Protocol[B]):
 
     def steps(self) -> Iterator[Step[B]]: ...
 
-    def loss(self, batch: B) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a sum over rows, and statistics that are sums too; all on the device."""
+    def losses(self, batch: B, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """The loss in parts, sums over rows divided by `total`, with statistics that are sums; all on the device.
+
+        A part goes backward before the next is asked for: networks that share no trained weights are a part each, and
+        the activations of one of them are there at a time. The gradients are those of the sum, bit for bit.
+        """
 
 
 @dataclass(slots=True)
@@ -129,10 +135,12 @@ class TrainState:
         return {f"lr/{group['network']}": group["lr"] for group in self.optimizer.param_groups}
 
 
-def make_state(config: OptimConfig, networks: Mapping[str, nn.Module | None], **peak_lr: float) -> TrainState:
+def make_state(
+    config: OptimConfig, networks: Mapping[str, nn.Module | None], on_host: bool = False, **peak_lr: float
+) -> TrainState:
     """AdamW over the networks that there are, nothing trained yet: matrices decay, norms and biases do not.
 
-    A network's learning rate peaks at config.lr, or where its name is given: `critic=1e-5`.
+    A network's learning rate peaks at config.lr, or where its name is given: `critic=1e-5`. on_host: see HostAdamW.
     """
     groups = []
     for name, module in networks.items():
@@ -142,7 +150,8 @@ def make_state(config: OptimConfig, networks: Mapping[str, nn.Module | None], **
         for params, weight_decay in ((matrices, config.weight_decay), (others, 0.0)):
             if params:
                 groups.append(dict(params=params, weight_decay=weight_decay, network=name, lr=lr, peak_lr=lr))
-    return TrainState(torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True), config)
+    adamw = HostAdamW if on_host else torch.optim.AdamW
+    return TrainState(adamw(groups, betas=config.betas, eps=config.eps, fused=True), config)
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
@@ -183,11 +192,10 @@ def train(
         sums: dict[str, Tensor] = {}
         rows += sum(batch.packed.num_rows for batch in step.batches)
         for batch in step.batches:
-            with precision():
-                loss, stats = stage.loss(batch)
-            (loss / step.total).backward()
-            for name, value in {"loss": loss.detach(), **stats}.items():
-                sums[name] = sums[name] + value if name in sums else value
+            for loss, stats in _under(precision, stage.losses(batch, step.total)):
+                loss.backward()
+                for name, value in {"loss": loss.detach() * step.total, **stats}.items():
+                    sums[name] = sums[name] + value if name in sums else value
         norms = {f"grad_norm/{name}": _clip(ps, state.optim.max_grad_norm) for name, ps in state.parameters().items()}
         logged = (state.step + 1) % log_every == 0 or bool(step.metrics) or state.step + 1 == stage.num_steps
         refused = guard.refuse(state.step + 1, step.batches, sums["loss"], list(norms.values()))
@@ -207,14 +215,14 @@ def train(
         after_step(state)
 
 
-def _under(context: Callable[[], AbstractContextManager[Any]], steps: Iterator[Step[B]]) -> Iterator[Step[B]]:
-    """The same steps, each made under the context: a stage's rollout and scoring run in the precision of its loss."""
+def _under(context: Callable[[], AbstractContextManager[Any]], items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made under the context: rollout, scoring and losses in one precision, no backward in it."""
     while True:
         with context():
-            step = next(steps, None)
-        if step is None:
+            item = next(items, None)
+        if item is None:
             return
-        yield step
+        yield item
 
 
 def _clip(parameters: list[Tensor], max_norm: float) -> Tensor:

@@ -23,6 +23,7 @@ RUNS = {
             "--checkpoint.best",
             "kl",
         ),
+        *("--offload.frozen", "True", "--offload.optimizer", "True"),
     ),
     "shared": (
         *("--rto.critic.kind", "shared", "--rto.entropy-coef", "0.01", "--model.gradient-checkpointing", "True"),

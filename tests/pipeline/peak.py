@@ -18,8 +18,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rto_fast.pipeline.build import build
-from rto_fast.pipeline.estimate import Arithmetic, needs
+from rto_fast.pipeline.estimate import needs
 from rto_fast.pipeline.facts import models_of
+from rto_fast.pipeline.footprint import Arithmetic
 from rto_fast.pipeline.prepare import prepare
 from rto_fast.train import parse
 from rto_fast.training import loop

@@ -75,8 +75,8 @@ def test_what_the_comments_of_the_recipes_say(folder, capsys):
     v1 = plan(capsys, *flags(folder, "rto_v1_hh"))
     assert f"{v1['stages']['rto']['peak'] / 1e9:.0f} GB as it stands" in recipe_text("rto_v1_hh")
     settings = v1["cards"]["h200"]["settings"]
-    assert settings == {"microbatch_rows": 4096}
-    lowered = ["--microbatch-rows", "4096"]
+    assert settings == {"microbatch_rows": 8192}
+    lowered = ["--microbatch-rows", "8192"]
     peak = plan(capsys, *flags(folder, "rto_v1_hh"), *lowered)["stages"]["rto"]["peak"]
     assert f"{peak / 1e9:.0f} GB (one H200) with {' '.join(lowered)}" in recipe_text("rto_v1_hh")
     icml = plan(capsys, *flags(folder, "rto_icml"))
@@ -91,7 +91,7 @@ def test_parts_and_peak_are_bytes_of_every_stage(folder, capsys):
     said = plan(capsys, *flags(folder, "rto_v1_hh"), "--gpu", "h200")
     assert list(said["stages"]) == ["sft", "dpo", "rto"] and list(said["cards"]) == ["h200"]
     for need in said["stages"].values():
-        assert list(need) == ["weights", "gradients", "states", "activations", "cache", "workspace", "peak"]
+        assert list(need) == ["weights", "gradients", "states", "activations", "cache", "workspace", "peak", "host"]
         assert need["weights"] < need["peak"] <= sum(need.values()) - need["peak"]
     # 2.775 B parameters; the policy and, without a head, the critic in float32; pi_ref and pi_dpo in bfloat16 but for
     # embeddings, norms and biases

@@ -111,9 +111,9 @@ def test_guards_and_the_log_reach_the_loop_and_the_stage(folder, monkeypatch):
 def test_the_model_of_the_preflight_is_gone_when_the_first_stage_is_built(folder, monkeypatch):
     seen: list[weakref.ref] = []
 
-    def checked(context, model):
+    def checked(context, model, began):
         seen.extend(map(weakref.ref, (model, model.hf, *model.parameters())))
-        return preflight(context, model)
+        return preflight(context, model, began)
 
     def build(context, stage):
         assert len(seen) > 10 and not any(ref() is not None for ref in seen)

@@ -79,8 +79,8 @@ def test_gradients_of_the_reward_model_do_not_depend_on_micro_batching():
             model, pairs(), RMConfig(batch_size=8), state_of(model), **{**RM_LIMITS, "microbatch_rows": rows}
         )
         step = next(iter(stage.steps()))
-        for batch in step.batches:
-            (stage.loss(batch)[0] / step.total).backward()
+        for loss, _ in (part for batch in step.batches for part in stage.losses(batch, step.total)):
+            loss.backward()
         return len(step.batches), [p.grad for p in model.backbone.parameters()]
 
     (few, whole), (many, parts) = at(4096), at(40)
@@ -200,7 +200,7 @@ def test_grpo_without_a_signal_is_pulled_to_the_reference_alone():
     assert experience.advantages.abs().max() < 1e-4
     stage.state.progress["iteration"] = 0
     step = stage._step(experience, list(range(16)), {})
-    loss = sum(stage.loss(batch)[0] for batch in step.batches)
+    loss = sum(loss for batch in step.batches for loss, _ in stage.losses(batch, 1.0))
     gap = experience.ref_logprobs - experience.old_logprobs
     per_answer_mean = [x.mean() for x in per_answer(answers, 0.5 * (gap.expm1() - gap))]
     torch.testing.assert_close(loss.detach(), sum(per_answer_mean), rtol=1e-3, atol=1e-3)

@@ -57,7 +57,8 @@ experience, metrics = collector.experience(answers, 0.05)
 stage.state.progress["iteration"] = 0
 step = stage._step(experience, list(range(ANSWERS)), metrics)
 for batch in step.batches:
-    (stage.loss(batch)[0] / step.total).backward()
+    for loss, _ in stage.losses(batch, step.total):
+        loss.backward()
 done = True; thread.join()
 print(int(step.total), len(step.batches), peak - before)
 """

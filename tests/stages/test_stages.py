@@ -59,7 +59,7 @@ def fresh(model) -> loop.TrainState:
 def one_step(stage) -> torch.Tensor:
     """Gradient of the first step's loss; the modules keep it."""
     step = next(iter(stage.steps()))
-    total = sum(stage.loss(batch)[0] for batch in step.batches) / step.total
+    total = sum(loss for batch in step.batches for loss, _ in stage.losses(batch, step.total))
     total.backward()
     return total.detach()
 
@@ -168,8 +168,8 @@ def test_gradients_do_not_depend_on_micro_batching(which):
                 else DPO(model, pairs(), DPOConfig(batch_size=8), fresh(model), **limits)
             )
         step = next(iter(stage.steps()))
-        for batch in step.batches:
-            (stage.loss(batch)[0] / step.total).backward()
+        for loss, _ in (part for batch in step.batches for part in stage.losses(batch, step.total)):
+            loss.backward()
         return len(step.batches), gradients(stage.policy if which == "rto" else stage.model)
 
     (few, whole), (many, parts) = at(4096), at(40)
@@ -322,11 +322,47 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer():
     state = fresh(model)
     stage = SFT(model, demonstrations(), SFTConfig(batch_size=8), state, **LIMITS)
     before = copy.deepcopy(model)
-    broken = stage.loss
-    stage.loss = lambda batch: (broken(batch)[0] * math.nan, {})
+    broken = stage.losses
+    stage.losses = lambda *given: ((loss * math.nan, {}) for loss, _ in broken(*given))
     with pytest.raises(FloatingPointError, match="step 1: the gradient is not finite"):
         loop.train(stage, state, lambda *_: None)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True))
+
+
+def test_the_policys_graph_is_gone_before_the_critics_is_made():
+    """Else the activations of both would be there at once."""
+    stage, state = make_rto(CONFIG)
+    policy, critic, learned = list(stage.policy.parameters()), list(stage.critic.parameters()), []
+
+    def look(*_):
+        if torch.is_grad_enabled():
+            learned.append(all(p.grad is not None for p in policy))
+
+    stage.critic.backbone.register_forward_pre_hook(look)
+    loop.train(stage, state, lambda *_: None)
+    assert learned and all(learned)
+    step = next(iter(make_rto(CONFIG)[0].steps()))
+    parts = stage.losses(step.batches[0], step.total)
+    next(parts)[0].backward()
+    assert all(p.grad is not None for p in policy) and all(p.grad is None for p in critic)
+    next(parts)[0].backward()
+    assert all(p.grad is not None for p in critic) and next(parts, None) is None
+
+
+def test_the_heads_gradient_is_one_tensor_that_every_micro_batch_adds_to():
+    model = language_model("llama")
+    weight = model.hf.lm_head.weight
+    stage = SFT(model, demonstrations(), SFTConfig(batch_size=8), fresh(model), **{**LIMITS, "microbatch_rows": 40})
+    step, places = next(iter(stage.steps())), set()
+    for batch in step.batches:
+        for loss, _ in stage.losses(batch, step.total):
+            loss.backward()
+        places.add(weight.grad.data_ptr())
+    assert len(step.batches) > 1 and len(places) == 1
+    with torch.no_grad():
+        assert model.head_gradient() is None
+    weight.requires_grad_(False)
+    assert model.head_gradient() is None
 
 
 def test_the_norm_of_no_gradients_lies_where_the_network_does():

@@ -32,8 +32,8 @@ def sft_with(factors: list[float], guards: GuardConfig, log_every: int = 1):
     model = language_model("llama")
     state = fresh(model)
     stage = SFT(model, demonstrations(), SFTConfig(batch_size=8, epochs=len(factors)), state, **LIMITS)
-    plain, seen, logs = stage.loss, [], []
-    stage.loss = lambda batch: (plain(batch)[0] * factors[state.step], {})
+    plain, seen, logs = stage.losses, [], []
+    stage.losses = lambda *given: ((loss * factors[state.step], {}) for loss, _ in plain(*given))
     snapshot = lambda s: seen.append(copy.deepcopy(list(model.parameters())))  # noqa: E731
     record = lambda step, metrics: logs.append(metrics)  # noqa: E731
     return model, seen, logs, lambda: loop.train(stage, state, record, log_every, None, snapshot, guards)
@@ -56,8 +56,8 @@ def test_a_state_behind_a_bad_step_is_never_saved():
     model = language_model("llama")
     state = fresh(model)
     stage = SFT(model, demonstrations(), SFTConfig(batch_size=8, epochs=4), state, **LIMITS)
-    plain = stage.loss
-    stage.loss = lambda batch: (plain(batch)[0] * math.nan, {})
+    plain = stage.losses
+    stage.losses = lambda *given: ((loss * math.nan, {}) for loss, _ in plain(*given))
     with pytest.raises(BadStep, match="step 1"):
         loop.train(stage, state, lambda *_: None, 100, None, lambda s: s.save())
 
@@ -116,8 +116,8 @@ def test_a_run_names_the_stage_the_step_and_the_batch(tmp_path, monkeypatch, cap
     def broken(context, stage):
         built = original(context, stage)
         if stage == "dpo":
-            plain = built.stage.loss
-            built.stage.loss = lambda batch: (plain(batch)[0] * math.nan, {})
+            plain = built.stage.losses
+            built.stage.losses = lambda *given: ((loss * math.nan, {}) for loss, _ in plain(*given))
         return built
 
     monkeypatch.setattr(pipeline, "build", broken)

@@ -38,10 +38,10 @@ class Lines:
         for batches, total in self.given:
             yield loop.Step(batches, total, self.metrics)
 
-    def loss(self, batch: Batch):
+    def losses(self, batch: Batch, total: float):
         self.seen.append(self.weight.detach().clone())
         slopes = torch.tensor(batch.slopes, dtype=self.weight.dtype)
-        return (slopes @ self.weight).sum(), {"rows": torch.tensor(float(len(batch.slopes)))}
+        yield (slopes @ self.weight).sum() / total, {"rows": torch.tensor(float(len(batch.slopes)))}
 
 
 def train(steps, config: OptimConfig = PLAIN, log_every: int = 1, metrics: dict | None = None, start=(0.0, 0.0)):
@@ -89,7 +89,7 @@ def test_every_network_has_a_norm_and_a_rate_of_its_own():
     networks = {"policy": nn.ParameterList([one]), "critic": nn.ParameterList([two])}
     state, logs = loop.make_state(config, networks, critic=0.1), []
     stage = Lines(one, [([Batch([[4.0]])], 1.0)])
-    stage.loss = lambda batch: ((4.0 * one + 0.5 * two).sum(), {})
+    stage.losses = lambda batch, total: iter([((4.0 * one + 0.5 * two).sum(), {})])
     loop.train(stage, state, lambda step, numbers: logs.append(numbers))
     torch.testing.assert_close(one.detach(), moved([1.0]), rtol=1e-5, atol=0)
     torch.testing.assert_close(two.detach(), moved([0.5], lr=0.1))
