@@ -56,7 +56,7 @@ def plan(capsys, *words: str) -> dict:
     "recipe, fits, too_small",
     [
         ("rto_v1_hh", None, "h200"),
-        ("rto_v1_hh_80g", "h100-80g", "l40s-48g"),
+        ("rto_v1_hh_80g", "l40s-48g", "rtx-4090"),
         ("rto_v1_hh_24g", "rtx-3090", None),
         ("rto_icml", None, "b200"),
         ("rto_icml_80g", "a100-80g", "rtx-4090"),
