@@ -10,8 +10,7 @@ from transformers import AutoTokenizer
 
 from rto_fast.files.text import in_words
 from rto_fast.model.exact import check_ratio
-from rto_fast.pipeline import preflight as start
-from rto_fast.pipeline import prepare
+from rto_fast.pipeline import ladder, prepare
 from rto_fast.pipeline.preflight import check_eos, check_round_trip, check_trial_export
 from rto_fast.train import main, parse
 from rto_fast.training.resources import available_memory, free_disk
@@ -161,10 +160,10 @@ def test_a_finished_or_a_given_model_is_enough(folder):
 
 
 def test_too_little_disk_or_memory_stops_the_run_at_once(folder, capsys, monkeypatch):
-    monkeypatch.setattr(start, "free_disk", lambda folder: 10_000)
+    monkeypatch.setattr(ladder, "free_disk", lambda folder: 10_000)
     assert "its disk has 9.77 KiB free; name another with --output" in fails(folder, capsys)
     monkeypatch.undo()
-    monkeypatch.setattr(start, "available_memory", lambda device: 10_000)
+    monkeypatch.setattr(ladder, "available_memory", lambda device: 10_000)
     assert "weights, gradients and moments of rto need" in fails(folder, capsys)
 
 
