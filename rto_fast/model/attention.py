@@ -76,8 +76,9 @@ def packed_attention(
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         layer = module.layer_idx
         assert isinstance(layer, int)  # by which it wrote to the cache
-        seen = {"window": ragged_step.windows[layer], "softcap": softcap}
-        return decode_attention(query[:, :, 0], key, value, ragged_step.lengths, scale, **seen)[:, None], None
+        window = ragged_step.windows[layer]
+        out = decode_attention(query[:, :, 0], key, value, ragged_step.lengths, scale, window=window, softcap=softcap)
+        return out[:, None], None
     if cu_seq_lens_q is None:
         if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
             raise ValueError("rto_packed attention: several queries on a longer cache need an attention mask")

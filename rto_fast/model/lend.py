@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,7 @@ def lent(networks: Iterable[nn.Module | None], device: torch.device) -> Iterator
     Copies are made anew each time and thrown away: nothing in a frozen network changes. Tied weights stay tied. Costs
     the networks' bytes on the device inside, and their transfer there.
     """
-    own = [
-        (table, name, x)
-        for network in networks
-        if network is not None
-        for module in network.modules()
-        for table in (module._parameters, module._buffers)
-        for name, x in table.items()
-        if x is not None and x.device.type != device.type
-    ]
+    own = list(_elsewhere(networks, device))
     copies: dict[int, Tensor] = {}
     try:
         for table, name, x in own:
@@ -34,3 +27,16 @@ def lent(networks: Iterable[nn.Module | None], device: torch.device) -> Iterator
     finally:
         for table, name, x in own:
             table[name] = x
+
+
+def _elsewhere(
+    networks: Iterable[nn.Module | None], device: torch.device
+) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """(a module's table, name in it, tensor) of every weight and buffer that does not lie on a device of that type."""
+    for network in networks:
+        for module in network.modules() if network is not None else ():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name, x in table.items():
+                    if x is not None and x.device.type != device.type:
+                        yield table, name, x

@@ -63,11 +63,12 @@ class Batch:
                 # padding on the right needs no mask: causal attention never looks there, and later writes cover it
                 ids = torch.tensor([p[:-1] + [0] * (length + 1 - len(p)) for p in prompts], device=self.device)
                 first = place + len(chosen)
-                copies = [(place + source, first + i) for i, (_, source) in enumerate(repeats)]
+                rows = [(place + source, first + i) for i, (_, source) in enumerate(repeats)]
                 for lane in self.lanes:
                     lane.prefill(ids, place * self.row_step, self.row_step)
-                    if copies:
-                        lane.cache.copy_rows(*(torch.tensor(copies).T * self.row_step).to(self.device), length)
+                    if rows:
+                        source, target = (torch.tensor(rows) * self.row_step).to(self.device).unbind(1)
+                        lane.cache.copy_rows(source, target, length)
         return admitted
 
     def _next(self, places: int, room: int) -> tuple[list[int], list[tuple[int, int]]]:

@@ -1,6 +1,6 @@
 """AdamW with its moments in host memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ class HostAdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # nobody gives one
+    def step(self, closure: Any = None) -> Any:  # nobody gives a closure
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in params]
         for p in params:
