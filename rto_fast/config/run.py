@@ -182,7 +182,8 @@ class Config(Section, prefix=""):
     """auto (cuda where there is one), cpu, cuda, cuda:1, ..."""
     memory: Literal["auto", "as-set"] = "auto"
     """auto: where the device has too little, lower microbatch_rows, then recompute activations, then keep in host
-    memory what waits (offload), no further than needed (said at the start). as-set: leave these settings alone."""
+    memory what waits (offload), then lower rto.sampling.batch_size, no further than needed (said at the start).
+    as-set: leave these settings alone."""
     microbatch_rows: Annotated[int, "positive"] = 16384
     """Tokens in one forward and backward. Lower it when memory runs out; results change in their last bits only."""
     workspace_mb: Annotated[int | None, "at least 1"] = None

@@ -86,18 +86,18 @@ class Run:
     def load(
         self, path: str, field: str = "model.path", trained: bool = False, device: torch.device | None = None
     ) -> LanguageModel:
-        """A language model on the run's device (or another), to be trained in float32, else frozen in the memory of the
-        arithmetic's type. ValueError, naming `field`, where it is none."""
+        """A language model on the run's device, or moved from there to another, to be trained in float32, else frozen
+        in the memory of the arithmetic's type. ValueError, naming `field`, where it is none."""
         model = load_language_model(
             path,
-            device=device or self.device,
+            device=self.device,  # which decides about liger-kernel, wherever the model then waits
             field=field,
             trust_remote_code=self.trusted,
             liger=self.config.model.liger,
             autocast=None if trained else self.autocast,
         )
         self.checkpointed(model.hf)
-        return model
+        return model if device is None else model.to(device)
 
     def checkpointed(self, hf: PreTrainedModel, context_fn: Callable[[], Any] | None = None) -> None:
         """Keep fewer activations in training, where the run asks for it (model.gradient_checkpointing)."""
@@ -108,14 +108,15 @@ class Run:
         self, path: str, field: str, trained: bool = False, device: torch.device | None = None
     ) -> ScalarModel:
         """A reward model or a critic, as `load`."""
-        return load_scalar_model(
+        model = load_scalar_model(
             path,
-            device=device or self.device,
+            device=self.device,
             field=field,
             trust_remote_code=self.trusted,
             liger=self.config.model.liger,
             autocast=None if trained else self.autocast,
         )
+        return model if device is None else model.to(device)
 
     def shared_tokenizer(self, models: Mapping[str, str]) -> PreTrainedTokenizerBase:
         """The one tokenizer of these models, name -> path. ValueError that names two models whose tokenizers differ."""

@@ -2,7 +2,7 @@
 
 Each iteration (algorithm 2 of arXiv:2404.18922):
   1. answers of the current policy, with the token rewards of eq. 4.6, values and advantages    rl/collect.py
-  2. epochs of mini-batches of the clipped PPO loss and the value loss                          loss
+  2. epochs of mini-batches of the clipped PPO loss and the value loss                          losses
 
     loss = sum_t w_t [max(-A_t r_t, -A_t clip(r_t, 1 +- eps)) - entropy_coef H_t] + coef * value loss,   r_t = pi/pi_old
 
