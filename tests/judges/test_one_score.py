@@ -63,6 +63,8 @@ def in_training(model: str, tokenizer, data: DataConfig, answers: list[Completio
     run = run_of(config, Path(data.path).parent, "cpu")
     context = SimpleNamespace(
         config=run.config,
+        device=run.device,
+        resting=run.resting,
         stage_path=run.stage_path,
         load_scalar=run.load_scalar,
         tokenizer=tokenizer,

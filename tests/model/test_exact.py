@@ -42,7 +42,7 @@ def test_a_leak_is_seen_beside_rounding(autocast, monkeypatch):
     monkeypatch.setattr(
         attention,
         "_runs_of_equal_length",
-        lambda q, k, v, cu_seqlens, scale: torch.nn.functional.scaled_dot_product_attention(
+        lambda q, k, v, cu_seqlens, scale, window, softcap: torch.nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale
         )[0].transpose(0, 1),
     )
