@@ -4,6 +4,8 @@ A tokenizer.json is a small program: what each of its steps makes of a text is t
 steps of one replacement each fill any memory. A vocabulary takes as much as its largest id.
 """
 
+import math
+import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ SECONDS, MEGABYTES = 5.0, 1024
 
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _MAX_PROBES, _MAX_PROBE = 200, 1000
+_TAKES_SOME = re.compile(r"(\\[sSdDwWntr]|\\?[^\\\w|()?*+{}^$.\[\]]|\w|\[\^?[^\[\]]+\])+(\+|\{[1-9]\d*,?\d*\})?")
+"""Expressions that match at least a character, as those of real tokenizers do; others are taken not to."""
 
 
 def check_ids(file: Path, content: dict[str, Any], where: str) -> None:
@@ -51,6 +55,13 @@ def _ids(name: str, content: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
 def try_tokenizer(file: Path, content: dict[str, Any], where: str) -> None:
     """Raises ValueError, beginning with `where`, for a tokenizer.json that takes too long or too much memory, or makes
     far more of a text than there is. What is merely broken is left to the library to say."""
+    fix = "give an undamaged copy"
+    for name in _STEPS:
+        if (most := math.prod(map(_growth, _replacements(content.get(name))))) > MAX_GROWTH:
+            raise ValueError(
+                f"{where} may make {most:,.0f} characters of one by what its {name} replaces, at most {MAX_GROWTH} for "
+                f"each are wanted; {fix}"
+            )
     texts = {"a", " ", "a b", "The cat sat on the mat. " * 4, string.printable, *_own_words(content)}
     probes = sorted(texts, key=lambda text: (len(text), text))  # the sooner it is found
 
@@ -66,7 +77,7 @@ def try_tokenizer(file: Path, content: dict[str, Any], where: str) -> None:
             return None
 
     size = file.stat().st_size / 2**20
-    fix, memory = "give an undamaged copy", MEGABYTES + round(32 * size)
+    memory = MEGABYTES + round(32 * size)
     if grown := in_child(work, where, fix, seconds=SECONDS + size, megabytes=memory):
         text, size = grown
         raise ValueError(
@@ -84,6 +95,31 @@ def _sizes(tokenizer: Tokenizer, text: str) -> Iterator[int]:
     ids = tokenizer.encode(text).ids
     yield len(ids)
     yield len(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _replacements(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if value.get("type") in ("Replace", "Precompiled"):
+            yield value
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from _replacements(inner)
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """The most characters that a replacement makes of one, whatever the text: none has to be found that grows.
+
+    An expression may match a single character, and what is put there comes on top of it where one may match none.
+    """
+    if step.get("type") == "Precompiled":  # a table of them that cannot be looked into: one, not two
+        return MAX_GROWTH / 4
+    content, pattern = step.get("content"), step.get("pattern")
+    length = len(content) if isinstance(content, str) else 0
+    pattern = pattern if isinstance(pattern, dict) else {}
+    if isinstance(plain := pattern.get("String"), str) and plain:
+        return max(1.0, length / len(plain))
+    takes_some = isinstance(found := pattern.get("Regex"), str) and _TAKES_SOME.fullmatch(found)
+    return max(1.0, length if takes_some else length + 1)
 
 
 def _own_words(content: dict[str, Any]) -> list[str]:

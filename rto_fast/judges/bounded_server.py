@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 CONNECTIONS = 256
-"""Open at once; more are asked to come again."""
+"""Open at once; for one more the one that has been sending for longest is closed, if any still is, or else the new one
+is asked to come again."""
 READ_LIMIT_S = 30.0
 """Longest that a request may take from the connection to its last byte."""
 REPLY_LIMIT_S = 30.0
@@ -44,24 +45,49 @@ class BoundedServer(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type["BoundedHandler"]):
         super().__init__(address, handler)
         self.connections = threading.BoundedSemaphore(CONNECTIONS)
+        self.sending: dict[socket.socket, None] = {}
+        """Connections that may still be sending, the oldest first: whoever sends slowly keeps no place from others."""
+        self.guard = threading.Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.connections.acquire(blocking=False):
+        if not self._has_place():
             with suppress(OSError):
                 request.setblocking(False)
                 request.send(BUSY)
             self.shutdown_request(request)
             return
+        with self.guard:
+            self.sending[request] = None
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # the machine has no thread left
+            self.sent(request)
             self.connections.release()
             raise
+
+    def _has_place(self) -> bool:
+        """Whether there is a place for one more, made where nobody but a sender holds it."""
+        if self.connections.acquire(blocking=False):
+            return True
+        with self.guard:
+            oldest = next(iter(self.sending), None)
+            if oldest is None:
+                return False
+            del self.sending[oldest]
+            with suppress(OSError):  # it left by itself
+                oldest.shutdown(socket.SHUT_RDWR)
+        return self.connections.acquire(timeout=1.0)
+
+    def sent(self, request: socket.socket) -> None:
+        """A connection's request is whole, or given up."""
+        with self.guard:
+            self.sending.pop(request, None)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.sent(request)
             self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -90,6 +116,7 @@ class _Received(io.RawIOBase):
 class BoundedHandler(BaseHTTPRequestHandler):
     """One request and its reply, in JSON. The time for the request is one for its head and its body together."""
 
+    server: BoundedServer
     server_version = "rto_fast"
     sys_version = ""
 
@@ -112,10 +139,15 @@ class BoundedHandler(BaseHTTPRequestHandler):
             content = self.rfile.read(int(length))
         except TimeoutError:
             raise BadRequest(408, f"the request was not there whole within {READ_LIMIT_S:g} s") from None
-        self.unread = False
+        self.whole()
         if len(content) < int(length):
             raise BadRequest(400, f"the request ended {int(length) - len(content)} bytes early")
         return content
+
+    def whole(self) -> None:
+        """The client has sent all that there is to read."""
+        self.unread = False
+        self.server.sent(self.connection)
 
     def reply(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()

@@ -67,6 +67,8 @@ class RewardServer(BoundedServer):
         self.key = os.environ.get(KEY, "").strip()
         self.places = threading.BoundedSemaphore(WAITING)
         self.scoring = threading.Lock()
+        self.parsing = threading.Lock()
+        """Some JSON takes twenty times its bytes until it is looked at: one at a time."""
 
     @property
     def url(self) -> str:
@@ -78,7 +80,7 @@ class Handler(BoundedHandler):
     server: RewardServer
 
     def do_GET(self) -> None:
-        self.unread = False
+        self.whole()
         if self.path == "/health":
             self.reply(200, {"model": self.server.options.model})
         else:
@@ -86,12 +88,11 @@ class Handler(BoundedHandler):
 
     def do_POST(self) -> None:
         try:
-            asked = self._asked()
+            answers = self._asked()
             # only now, so that no place is held for those who send slowly
             if not self.server.places.acquire(blocking=False):
                 raise BadRequest(503, f"{WAITING} requests are waiting already")
             try:
-                answers = read_answers(asked, self.server.options.max_answers)
                 with self.server.scoring:
                     rewards = self.server.scorer(answers)
             finally:
@@ -106,8 +107,8 @@ class Handler(BoundedHandler):
         else:
             self.reply(200, {"rewards": rewards})
 
-    def _asked(self) -> object:
-        """The request's JSON."""
+    def _asked(self) -> list[Answer]:
+        """The request's answers."""
         if self.path != "/get_reward":
             raise BadRequest(404, "wanted POST /get_reward")
         shown = self.headers.get("Authorization", "").encode()
@@ -115,7 +116,9 @@ class Handler(BoundedHandler):
             raise BadRequest(401, f"wanted the bearer key of {KEY}")
         try:
             body = self.body(self.server.options.max_request_mb << 20)
-            return json.loads(body.decode(), object_pairs_hook=no_duplicates)
+            with self.server.parsing:
+                asked = json.loads(body.decode(), object_pairs_hook=no_duplicates)
+                return read_answers(asked, self.server.options.max_answers)
         except (ValueError, RecursionError):
             raise BadRequest(400, "the request is not JSON, or gives a key twice") from None
 

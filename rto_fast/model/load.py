@@ -10,7 +10,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils.hub import cached_file
 
 from rto_fast.files.digests import STAGE, check_stage
-from rto_fast.files.foreign import check_finite, check_loaded, check_model_folder, opening, read_object
+from rto_fast.files.foreign import (
+    check_config,
+    check_files,
+    check_finite,
+    check_loaded,
+    check_model_folder,
+    opening,
+    read_object,
+)
 from rto_fast.model import attention
 from rto_fast.model.adapter_files import add_adapter, base_of, is_adapter, whole_of
 from rto_fast.model.adapters import Base
@@ -35,6 +43,9 @@ def check_folder(path: str, field: str, trust_remote_code: bool, scalar: bool = 
     if (folder / "config.json").exists():
         if weights:
             check_model_folder(folder, field, trust_remote_code)
+        else:
+            check_files(folder, field)
+            check_config(folder, field, trust_remote_code)
     elif path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
         raise ValueError(
             f"{field}: no config.json in {path!r}; give a Hugging Face model folder or a hub id such as gpt2"

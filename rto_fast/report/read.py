@@ -112,14 +112,17 @@ def _damaged(folder: Path, faults: list[str]) -> list[str]:
     except ValueError:
         faults.append(f"{MANIFEST} is broken: damage to other files would not be seen")
         return []
-    damaged = [
-        name for name, digest in digests.items() if (folder / name).exists() and not is_whole(folder / name, digest)
-    ]
+    damaged = [name for name, digest in digests.items() if (folder / name).exists() and not _is(folder / name, digest)]
     faults += [
         f"{name} is not what the run wrote and was not read; the command that wrote it makes it again"
         for name in damaged
     ]
     return damaged
+
+
+def _is(path: Path, digest: str) -> bool:
+    """Whether a file is what was written; one that is longer than any that is read here is not asked."""
+    return path.stat().st_size <= MAX_LINES and is_whole(path, digest)
 
 
 def _json(path: Path) -> Any:
@@ -148,14 +151,14 @@ def _lines(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a .jsonl file; lines that are none, and lines beyond MAX_LINE, are counted."""
     broken = long = 0
     with _reading(path, faults), open_regular(path) as file:
+        inside = False  # of a long line
         while line := file.readline(MAX_LINE + 1):
             if file.tell() > MAX_LINES:
                 faults.append(f"{path.name}: only its first {MAX_LINES >> 20} MiB were read")
                 break
-            if len(line) > MAX_LINE:
-                long += 1
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
+            begun, inside = inside, not line.endswith(b"\n")
+            if begun or len(line) > MAX_LINE:
+                long += not begun
             elif line.strip():
                 value = None
                 with suppress(ValueError, RecursionError):

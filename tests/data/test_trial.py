@@ -37,3 +37,42 @@ def test_a_tokenizer_that_takes_too_long_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "_sizes", lambda tokenizer, text: iter(lambda: 0, 1))
     with pytest.raises(ValueError, match="model.path: no tokenizer can be loaded: .* does not end within"):
         load_tokenizer(tmp_path)
+
+
+def _with(tmp_path, part: str, steps: list[dict]):
+    """A sound tokenizer's file with these steps before its own."""
+    sentencepiece_style().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content[part][f"{part}s"] = [*steps, *content[part][f"{part}s"]]
+    file.write_text(json.dumps(content))
+
+
+def _replace(content: str, **pattern: str) -> dict:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [_replace("of the " * 143, Regex="o\\x66 the")],
+        [_replace("of the " * 2, Regex="(?<=o\\x66 )the")] * 4,
+        [_replace("e", Regex="(?<=.{2000})")] * 6,
+        [_replace("abc" * 1000, String="abc" * 500)] * 6,
+        [{"type": "Precompiled", "precompiled_charsmap": ""}] * 2,
+    ],
+    ids=["long", "spelt otherwise", "in long texts only", "long patterns that double", "tables"],
+)
+def test_what_may_grow_is_refused_whether_a_text_is_found_or_not(steps, part, tmp_path, monkeypatch):
+    """The pattern is an expression, or so long, that no text that is tried holds it."""
+    monkeypatch.setattr(trial, "in_child", lambda *args, **kwargs: None)
+    _with(tmp_path, part, steps)
+    with pytest.raises(ValueError, match=f"characters of one by what its {part} replaces, at most 32 for each"):
+        load_tokenizer(tmp_path)
+
+
+def test_usual_replacements_pass(tmp_path):
+    usual = [_replace('"', String="``"), _replace(" ", Regex="\\s+"), _replace("▁", Regex=" {2,}")]
+    _with(tmp_path, "normalizer", usual * 4)
+    assert load_tokenizer(tmp_path)("the  cat")["input_ids"]

@@ -44,6 +44,7 @@ def tokenizers() -> list[Case]:
         return lambda content: content["added_tokens"][0].update(values)
 
     grown = (field, file, "characters or tokens of")
+    grows = (field, file, "4,096 characters of one")
     insert = {"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     exponential = {
@@ -79,14 +80,14 @@ def tokenizers() -> list[Case]:
         _file("id that would fill the memory", "vocab.json", {"cat": 2**31 - 1}, field, "vocab.json", "at most 16,777"),
         _file("id that would fill it", "added_tokens.json", {"cat": 2**31 - 1}, field, "added_tokens.json", "at most"),
         _changed(
-            "normalizers that double a letter", file, content(normalizer=_each("normalizers", _double("e"))), *grown
+            "normalizers that double a letter", file, content(normalizer=_each("normalizers", _double("e"))), *grows
         ),
         _changed(
-            "normalizers that double a sign", file, content(normalizer=_each("normalizers", _double("☃"))), *grown
+            "normalizers that double a sign", file, content(normalizer=_each("normalizers", _double("☃"))), *grows
         ),
-        _changed("normalizers that insert", file, content(normalizer=_each("normalizers", insert)), *grown),
+        _changed("normalizers that insert", file, content(normalizer=_each("normalizers", insert)), *grows),
         _changed("bytes of bytes of bytes", file, content(pre_tokenizer=_each("pretokenizers", bytes_)), *grown),
-        _changed("decoders that double a letter", file, content(decoder=_each("decoders", _double("k"))), *grown),
+        _changed("decoders that double a letter", file, content(decoder=_each("decoders", _double("k"))), *grows),
         _changed(
             "a pattern of exponential time", file, content(pre_tokenizer=exponential), field, file, "cannot be used"
         ),

@@ -113,17 +113,71 @@ def test_others_are_served_while_seventy_bodies_drip():
             thread.join()
 
 
-def test_more_connections_than_places_are_told_to_come_again(monkeypatch):
-    monkeypatch.setattr(bounded_server, "CONNECTIONS", 4)
+def test_whoever_sends_for_longest_makes_place_for_one_more(monkeypatch):
+    """Also where those that are closed come back at once."""
+    monkeypatch.setattr(bounded_server, "CONNECTIONS", 8)
+    stop = threading.Event()
+
+    def hold(address):
+        while not stop.wait(0.05):
+            with contextlib.suppress(OSError), socket.create_connection(address, timeout=20) as connection:
+                connection.sendall(HEAD % 1000)
+                connection.recv(1000)
+
     with listening() as server:
-        with clients(server, 4, HEAD % 1000) as opened:
+        threads = [threading.Thread(target=hold, args=(server.server_address,)) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        try:
+            time.sleep(0.5)
+            assert server.connections._value == 0
+            assert [ask(server) for _ in range(20)] == [(200, {"rewards": [1.0, 3.0]})] * 20
+        finally:
+            stop.set()
+            with clients(server, 8, HEAD % 1000):
+                for thread in threads:
+                    thread.join()
+
+
+def test_more_requests_than_places_are_told_to_come_again(monkeypatch):
+    """Where all are whole, none of them is closed."""
+    monkeypatch.setattr(bounded_server, "CONNECTIONS", 4)
+    slow = threading.Event()
+
+    def scorer(answers):
+        slow.wait(20)
+        return lengths(answers)
+
+    with listening(scorer) as server:
+        with clients(server, 4, HEAD % len(ASKED) + ASKED) as opened:
             time.sleep(0.3)
             before = threading.active_count()
             with socket.create_connection(server.server_address, timeout=20) as one_more:
                 assert b" 503 " in one_more.recv(1000)
-            assert threading.active_count() <= before and len(opened) == 4
-        scorer = server_scorer(server.url, timeout=5, retries=5, backoff=0.2)
-        assert scorer([Answer("a", "b")]) == [2.0]
+            assert threading.active_count() <= before
+            slow.set()
+            got = [b"".join(iter(lambda c=c: c.recv(65536), b"")) for c in opened]
+            assert all(b'{"rewards": [1.0, 3.0]}' in reply for reply in got)
+        assert server_scorer(server.url, timeout=5, retries=5, backoff=0.2)([Answer("a", "b")]) == [2.0]
+
+
+def test_json_that_grows_is_looked_at_one_request_at_a_time(monkeypatch):
+    """Whatever it grows to, what is kept of it is the texts."""
+    inside, most = [], []
+    real = json.loads
+
+    def loads(*args, **kwargs):
+        inside.append(0)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return real(*args, **kwargs)
+
+    body = b'{"query": [' + b"[]," * 1000 + b"[]]}"
+    with listening() as server, clients(server, 6, HEAD % len(body) + body) as opened:
+        monkeypatch.setattr("rto_fast.judges.serve.json.loads", loads)
+        assert all(b" 400 " in connection.recv(1000) for connection in opened)
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize("path, status", [("/get_reward", 413), ("/elsewhere", 404)])

@@ -1,6 +1,9 @@
 """python -m rto_fast.plan: a configuration in, what it needs and where it fits out; nothing else is read."""
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,26 @@ def test_a_mistake_is_one_line(words, message, folder, capsys):
     assert main([str(folder / "tiny") if word == "MODEL" else word for word in words]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda file: os.truncate(file, 1 << 40), "is larger than 256 MiB"),
+        (lambda file: (file.unlink(), os.mkfifo(file)), "is a pipe, not a regular file; remove it"),
+        (
+            lambda file: file.write_text(re.sub(r'("num_hidden_layers": )\d+', r"\g<1>10000000", file.read_text())),
+            "num_hidden_layers must be a whole number from 1 to 1000",
+        ),
+    ],
+    ids=["endless", "pipe", "ten million layers"],
+)
+def test_a_strangers_configuration_is_looked_at_first(spoil, said, folder, tmp_path, capsys):
+    spoilt = Path(shutil.copytree(folder / "tiny", tmp_path / "spoilt"))
+    spoil(spoilt / "config.json")
+    assert main(["--recipe", "rto_v1_hh", "--model.path", str(spoilt)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rto_fast: error: model.path: ") and said in error and error.count("\n") == 1
 
 
 def test_help_teaches(capsys):

@@ -63,6 +63,24 @@ def test_lines_beyond_the_bound_are_not_read(tmp_path: Path, monkeypatch):
     assert len(run.metrics["rto"]) == 10 and "metrics.jsonl: only its first 0 MiB were read" in run.faults
 
 
+def test_a_line_that_does_not_end_is_not_read_beyond_the_bound(tmp_path: Path, monkeypatch):
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(1 << 40)  # no disk holds it
+    monkeypatch.setattr(read, "MAX_LINES", 3 * MAX_LINE)
+    faults = read_run(tmp_path).faults
+    assert "metrics.jsonl: only its first 12 MiB were read" in faults
+    assert "metrics.jsonl: 1 line of more than 4 MiB passed over" in faults
+
+
+def test_a_file_beyond_the_bound_is_not_compared_with_its_digest(tmp_path: Path):
+    folder = make_run(tmp_path / "run")
+    (folder / "manifest.json").write_text(json.dumps({"results.json": "0" * 64}))
+    with (folder / "results.json").open("wb") as file:
+        file.truncate(1 << 40)
+    said = "results.json is not what the run wrote and was not read; the command that wrote it makes it again"
+    assert said in read_run(folder).faults
+
+
 def test_a_configuration_nested_too_deeply_is_broken(tmp_path: Path):
     (tmp_path / "config.toml").write_text("a." * 64_000 + "b = 1")
     assert "config.toml is broken and was not read" in read_run(tmp_path).faults
