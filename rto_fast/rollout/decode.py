@@ -5,6 +5,7 @@ P prompts, B rows being decoded now (B <= max_batch), V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel
 from rto_fast.rollout.lane import Batch, check_prompts, eval_mode, mixture_of, without_gaps
 from rto_fast.rollout.mixture import Mixture
 from rto_fast.rollout.sampling import Sampling, draw, uniform_streams
+
+_LOOK = {"cuda": 8}
+"""Steps from one look at the sampled tokens to the next, by device; 1 on others, where looking waits for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,9 @@ def rollout(
     the first decoding step's input, so that sampling happens in one place. A step runs all rows; finished rows leave,
     and waiting prompts take their place.
     Memory: keys and values of max_batch rows in the dtype of the arithmetic, never more positions than the longest
-    prompt and max_new_tokens have, and (max_batch, V) logits. One device sync per step (which token was sampled, hence
-    who finished); looking at every k-th step only would save the others at the price of up to k - 1 wasted tokens per
-    answer.
+    prompt and max_new_tokens have, and (max_batch, V) logits. Which tokens were sampled, hence who finished, is looked
+    at after every step, on a GPU after every eighth, at the price of up to seven steps of a row that has finished: one
+    device sync each (and one per step more with top_p < 1 without top_k).
 
     Raises ValueError: an empty prompt, a prompt that does not leave room for max_new_tokens, a model that cannot be
     decoded this way, logits that are not finite.
@@ -81,20 +85,22 @@ class _Decoder:
         self.finish: list[str] = [""] * len(self.prompts)
         self.owners: list[int] = []
         """Which prompt each row belongs to."""
-        self.history: list[tuple[list[int], Tensor]] = []
-        """(owners, log-probs on the device) of every step: read once at the end."""
+        self.history: list[tuple[list[int], list[int], Tensor]] = []
+        """(owners, how many tokens of each count, log-probs (steps, rows) on the device) of every look: read once at
+        the end."""
 
     def run(self, progress: Callable[[int], None] | None) -> list[Completion]:
         while self.batch.waiting or self.owners:
             if admitted := self.batch.admit(len(self.owners)):
                 self.owners += admitted
                 self._upload()
-            if (num_finished := self._step()) and progress is not None:
+            if (num_finished := self._look([self._step() for _ in range(self._steps())])) and progress is not None:
                 progress(num_finished)
         logprobs: list[list[float]] = [[] for _ in self.prompts]
-        flat = torch.cat([step for _, step in self.history]).tolist() if self.history else []
-        for owner, logprob in zip((o for owners, _ in self.history for o in owners), flat, strict=True):
-            logprobs[owner].append(logprob)
+        flat = iter(torch.cat([made.T.flatten() for *_, made in self.history]).tolist() if self.history else [])
+        for owners, kept, made in self.history:
+            for owner, count in zip(owners, kept, strict=True):
+                logprobs[owner] += list(islice(flat, len(made)))[:count]
         return [
             Completion(list(p), r, lp, f)
             for p, r, lp, f in zip(self.prompts, self.responses, logprobs, self.finish, strict=True)
@@ -108,30 +114,47 @@ class _Decoder:
         data = torch.tensor([last, self.positions_host, self.owners, counts]).to(self.batch.device)
         self.tokens, self.positions, self.owner_ids, self.counts = data.unbind(0)
 
-    def _step(self) -> int:
-        """One token for every row; returns how many answers it finished."""
+    def _steps(self) -> int:
+        """How many there are to the next look: none makes an answer longer than max_new_tokens."""
+        room = self.sampling.max_new_tokens - max(len(self.responses[i]) for i in self.owners)
+        return min(_LOOK.get(self.batch.device.type, 1), room)
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """One token for every row, and its log-prob."""
         width = max(self.positions_host) + 1
         (logits,) = self.batch.step(self.tokens, self.positions, width)
         uniforms = None if self.uniforms is None else self.uniforms[self.owner_ids, self.counts]
-        self.tokens, logprobs = draw(logits, uniforms, self.sampling)
-        self.history.append((self.owners, logprobs))
+        tokens, logprobs = draw(logits, uniforms, self.sampling)
+        self.tokens = tokens.clamp(min=0)  # -1, of logits that are not finite, is refused at the next look
         self.positions, self.counts = self.positions + 1, self.counts + 1
         self.positions_host = [p + 1 for p in self.positions_host]
-        finished = set()
-        for row, (owner, token) in enumerate(zip(self.owners, self.tokens.tolist(), strict=True)):
-            response = self.responses[owner]
-            response.append(token)
-            if token in self.eos or len(response) == self.sampling.max_new_tokens:
-                self.finish[owner] = "eos" if token in self.eos else "length"
-                finished.add(row)
-            if token < 0:
-                raise ValueError(
-                    f"rollout: the logits for prompt {owner} after {len(response) - 1} new tokens are not finite; "
-                    "look for NaN or inf in the model's weights"
-                )
+        return tokens, logprobs
+
+    def _look(self, made: list[tuple[Tensor, Tensor]]) -> int:
+        """Append the tokens of these steps to their answers; returns how many answers they finished."""
+        tokens, logprobs = (torch.stack(parts) for parts in zip(*made, strict=True))
+        before = [len(self.responses[i]) for i in self.owners]
+        finished = {row for row, line in enumerate(tokens.T.tolist()) if self._append(self.owners[row], line)}
+        kept = [len(self.responses[i]) - n for i, n in zip(self.owners, before, strict=True)]
+        self.history.append((self.owners, kept, logprobs))
         if finished:
             self._leave(finished)
         return len(finished)
+
+    def _append(self, owner: int, tokens: list[int]) -> bool:
+        """Whether the answer ends with one of them; those behind it do not count."""
+        response = self.responses[owner]
+        for token in tokens:
+            if token < 0:
+                raise ValueError(
+                    f"rollout: the logits for prompt {owner} after {len(response)} new tokens are not finite; "
+                    "look for NaN or inf in the model's weights"
+                )
+            response.append(token)
+            if token in self.eos or len(response) == self.sampling.max_new_tokens:
+                self.finish[owner] = "eos" if token in self.eos else "length"
+                return True
+        return False
 
     def _leave(self, finished: set[int]) -> None:
         """Close the gaps with rows from the end, so that the rows in use stay 0 ... B-1."""
