@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rto_fast.config.checks import check
+from rto_fast.rollout.head import float32_logits
 from rto_fast.rollout.lane import Batch, check_prompts, eval_mode, mixture_of, without_gaps
 from rto_fast.rollout.mixture import Mixture
 
@@ -85,7 +86,7 @@ def beam_search(
     # one check for all that decode together: one vocabulary, one device
     Mixture(models, (1.0,) * len(models))
     check_prompts("beam_search", models, prompts, max_new_tokens, max_batch, max_context)
-    with eval_mode(models), torch.inference_mode():
+    with eval_mode(models), torch.inference_mode(), float32_logits(models):
         batch = Batch(mixtures, prompts, max(1, max_batch // num_beams), max_new_tokens, num_beams)
         eos, bounded = frozenset(eos_token_ids), reference is None
         return _Search(batch, eos, num_beams, max_new_tokens, length_penalty, num_return, bounded).run(progress)

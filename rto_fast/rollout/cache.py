@@ -48,7 +48,7 @@ class RowCache(Cache):
         if layer_idx not in self.storage:
             # zeros, not empty: a masked position still enters the attention's sum as 0 * value, and 0 * nan is nan
             self.storage[layer_idx] = [
-                x.new_zeros(self.max_rows, x.shape[1], self.capacity, x.shape[3], dtype=_arithmetic(x))
+                x.new_zeros(self.max_rows, x.shape[1], self.capacity, x.shape[3], dtype=arithmetic_of(x))
                 for x in (key_states, value_states)
             ]
         keys, values = self.storage[layer_idx]
@@ -97,7 +97,7 @@ class RowCache(Cache):
         return self.get_seq_length() + query_length, 0
 
 
-def _arithmetic(x: Tensor) -> torch.dtype:
-    """What attention will compute in."""
+def arithmetic_of(x: Tensor) -> torch.dtype:
+    """What is multiplied in where `x` is: autocast's type, or its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rto_fast.rollout.head import float32_logits
 from rto_fast.rollout.lane import Batch, check_prompts, eval_mode, mixture_of, without_gaps
 from rto_fast.rollout.mixture import Mixture
 from rto_fast.rollout.sampling import Sampling, draw, uniform_streams
@@ -68,7 +69,7 @@ def rollout(
     """
     mixture = mixture_of(model)
     check_prompts("rollout", mixture.models, prompts, sampling.max_new_tokens, max_batch, max_context)
-    with eval_mode(mixture.models), torch.inference_mode():
+    with eval_mode(mixture.models), torch.inference_mode(), float32_logits(mixture.models):
         batch = Batch([mixture], prompts, max_batch, sampling.max_new_tokens)
         return _Decoder(batch, sampling, frozenset(eos_token_ids), seed).run(progress)
 
