@@ -6,7 +6,7 @@ Nothing here trusts a size, a name or a type that a file states.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
 from pathlib import Path
@@ -38,12 +38,12 @@ _REMOTE = (
 )
 
 
-def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, as json's object_pairs_hook; ValueError for a key given twice."""
+def no_duplicates(pairs: list[tuple[str, Any]], hide: Callable[[str], str] = str) -> dict[str, Any]:
+    """A JSON object, as json's object_pairs_hook; ValueError for a key given twice, as `hide` leaves it."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"key {one_line(name, 100)!r} appears twice in one object")
+            raise ValueError(f"key {one_line(hide(name), 100)!r} appears twice in one object")
         found[name] = value
     return found
 

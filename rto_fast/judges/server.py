@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from socket import gaierror
+from typing import Any
 
 from rto_fast.config import ScoreConfig
 from rto_fast.files.foreign import no_duplicates
@@ -122,9 +123,12 @@ def _rewards(body: bytes, count: int, address: Address) -> list[float]:
     def refuse(constant: str) -> float:
         raise ValueError(f"it holds {constant}, which is no number in JSON")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return no_duplicates(pairs, address.hide)  # before the key is shortened: half of a secret is not known as one
+
     shown, correct = f"{FIELD}: {address.shown}", f"correct the server; {GO_ON}"
     try:
-        answer = json.loads(body.decode(), parse_constant=refuse, object_pairs_hook=no_duplicates)
+        answer = json.loads(body.decode(), parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else one_line(address.hide(str(error)), 120)
         raise ValueError(f"{shown} answered no JSON ({reason}); {correct}") from None

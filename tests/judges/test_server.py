@@ -219,6 +219,16 @@ def test_a_refusal_is_not_tried_again(code, hint, monkeypatch):
     assert "secret-key" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
+@pytest.mark.parametrize("before", range(50, 101, 5))
+def test_no_part_of_a_secret_is_shown_where_a_key_is_shortened(before, monkeypatch):
+    monkeypatch.setenv(KEY, "sk-0123456789")
+    key = "x" * before + "sk-0123456789" + "y" * 60
+    with serving(text(f'{{"rewards": [1], "{key}": 1, "{key}": 2}}')) as server:
+        with pytest.raises(ValueError, match="key 'xx.* appears twice in one object") as caught:
+            server_scorer(server.url, **FAST)(ANSWERS)
+    assert "sk-" not in str(caught.value) and "789" not in str(caught.value)
+
+
 def test_the_first_batch_that_fails_ends_the_others():
     release = threading.Event()
 
