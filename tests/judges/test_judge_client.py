@@ -1,5 +1,6 @@
 """The judge's client against a real server that does everything wrong."""
 
+import base64
 import os
 import sys
 import threading
@@ -48,6 +49,17 @@ def test_what_is_sent():
     messages = [{"role": "user", "content": "hé"}]
     assert first["body"] == {"model": "m", "messages": messages, "temperature": 0.0, "max_tokens": 16}
     assert second["body"] == {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+def test_a_key_wins_over_the_urls_name_and_password(monkeypatch):
+    """As a reward server's does."""
+    with serving(lambda handler, prompt, number: handler.say("A")) as server:
+        url = server.url.replace("http://", "http://me:my-word@")
+        client(url).ask("x")
+        monkeypatch.delenv("OPENAI_API_KEY")
+        client(url).ask("x")
+    pair = base64.b64encode(b"me:my-word").decode()
+    assert [r["headers"]["authorization"] for r in server.requests] == [f"Bearer {KEY}", f"Basic {pair}"]
 
 
 def test_url_and_model_come_from_the_environment(monkeypatch):

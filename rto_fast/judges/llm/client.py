@@ -56,7 +56,8 @@ class Client:
         settings = {"temperature": options.temperature, "max_tokens": options.max_tokens}
         self.settings = {name: value for name, value in settings.items() if value is not None}
         self.client = self.openai.AsyncOpenAI(
-            base_url=urlsplit(url)._replace(query="", fragment="").geturl(),
+            # without the url's name and password where there is a key: the library would send those in its place
+            base_url=(self.address.url if key else urlsplit(url))._replace(query="", fragment="").geturl(),
             default_query=dict(parse_qsl(self.address.url.query, keep_blank_values=True)),
             api_key=key or "none",  # a local server wants none, but the library insists on one
             max_retries=options.retries,
