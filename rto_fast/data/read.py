@@ -171,8 +171,9 @@ def _json_lines(file: BufferedIOBase, path: Path) -> Iterator[dict[str, Any]]:
 
 def _json(file: BufferedIOBase, path: Path) -> Iterator[dict[str, Any]]:
     allowance = Allowance(path)
-    text = file.read(min(MAX_JSON_BYTES, allowance.left) + 1)
-    if len(text) > MAX_JSON_BYTES:
+    large = path.stat().st_size > MAX_JSON_BYTES  # packed or not
+    text = b"" if large else file.read(min(MAX_JSON_BYTES, allowance.left) + 1)
+    if large or len(text) > MAX_JSON_BYTES:
         raise ValueError(f"{path}: larger than {MAX_JSON_BYTES // 2**30} GiB; write it as .jsonl, one row per line")
     allowance.take_json(text)
     rows = _parse(text, str(path))

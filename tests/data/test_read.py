@@ -1,6 +1,7 @@
 """Rows come out of every form of file alike, and a broken one is named with its line."""
 
 import gzip
+import io
 import json
 import sys
 import time
@@ -8,6 +9,7 @@ import types
 
 import pytest
 
+from rto_fast.data import read
 from rto_fast.data.read import read_rows
 
 ROWS = [{"prompt": f"q{i}", "chosen": "a é\u2028", "rejected": "b"} for i in range(5)]
@@ -171,3 +173,12 @@ def test_hidden_files_are_no_data(tmp_path):
     write(tmp_path / "train.jsonl", lines())
     write(tmp_path / "._train.jsonl", b"\x00\x05\x16\x07")
     assert read_rows(tmp_path) == ROWS
+
+
+def test_a_list_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "MAX_JSON_BYTES", 100)
+    (tmp_path / "rows.json").write_text("[" + " " * 100)
+    unread = io.BufferedReader(io.BytesIO())
+    unread.close()
+    with pytest.raises(ValueError, match="rows.json: larger than 0 GiB; write it as .jsonl, one row per line"):
+        list(read._json(unread, tmp_path / "rows.json"))
