@@ -5,8 +5,8 @@
     GET /health         -> {"model": PATH}
 
 "prompts" says where in each query the response begins; without it a query is scored as one text. "finished" says which
-end in EOS; without it all do. A mistake in a request is a 4xx with {"error": "one sentence"}. A request has to be there
-whole within 30 s.
+end in EOS; without it all do. A query holds at most 2^20 characters. A mistake in a request is a 4xx with {"error":
+"one sentence"}. A request has to be there whole within 30 s.
 """
 
 import hmac
@@ -21,6 +21,7 @@ from typing import Literal
 
 from rto_fast import cli
 from rto_fast.config.checks import check
+from rto_fast.data.encode import MAX_CHARACTERS
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.foreign import no_duplicates
 from rto_fast.files.text import is_unicode
@@ -131,6 +132,8 @@ def read_answers(asked: object, max_answers: int) -> list[Answer]:
         raise BadRequest(400, 'wanted {"query": [text, ...]}')
     if len(queries) > max_answers:
         raise BadRequest(413, f"a request may hold {max_answers} queries, got {len(queries)}")
+    if (longest := max(map(len, queries), default=0)) > MAX_CHARACTERS:
+        raise BadRequest(413, f"a query may hold {MAX_CHARACTERS} characters, got {longest}")
     columns = {}
     for name, kind, default in (("prompts", str, ""), ("finished", bool, True)):
         values = given.get(name)

@@ -147,6 +147,14 @@ def test_a_wrong_request_is_one_sentence(folder, body, status, error):
         assert ask(server, b'{"query": []}') == (200, {"rewards": []})
 
 
+def test_a_text_is_bounded_before_it_is_tokenised(folder):
+    with listening(folder, max_request_mb=4) as server:
+        long = json.dumps({"query": ["it", "a " * 2**19 + "a"]}).encode()
+        assert ask(server, long) == (413, {"error": "a query may hold 1048576 characters, got 1048577"})
+        status, said = ask(server, json.dumps({"query": ["a " * 2**19]}).encode())
+        assert status == 200 and len(said["rewards"]) == 1
+
+
 def test_paths_and_health(folder):
     with listening(folder) as server:
         assert ask(server, b"", method="GET", path="/health") == (200, {"model": folder})
