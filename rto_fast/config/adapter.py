@@ -1,7 +1,7 @@
 """Settings of adapters: low-rank matrices that are trained in place of whole models."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rto_fast.config.checks import Section, check
 
@@ -19,9 +19,14 @@ class AdapterConfig(Section, prefix="adapter."):
     """Layers with an adapter, by the end of their names (q_proj v_proj ...); all-linear: all but the head."""
     full_sft: bool = False
     """SFT trains all weights, e.g. of a base that has still much to learn; the other stages train adapters on it."""
+    quantize: Literal["nf4"] | None = None
+    """nf4: the base's linear maps take 4 bits a number (QLoRA), on a CUDA GPU and with bitsandbytes. pi_ref is the
+    quantised model then. SFT's adapter is merged into the model as it was, which is quantised again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         named = len(self.targets) > 0 and all(self.targets)
         alone = "all-linear" not in self.targets or len(self.targets) == 1
         check(named and alone, "adapter.targets", "all-linear, or names of layers", self.targets)
+        with_adapters = self.quantize is None or self.rank is not None
+        check(with_adapters, "adapter.quantize", "given together with adapter.rank, e.g. 16", self.quantize)

@@ -10,7 +10,7 @@ checkpointing a layer would be computed again under whichever is on by then. So 
 requires_grad, and a recomputation switches to the adapter of its forward.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -97,19 +97,21 @@ class Base:
         """torch.utils.checkpoint's context_fn: a layer's forward, and its recomputation under the same adapter."""
         return nullcontext(), self.on(self.active)
 
-    def merged_weights(self, name: str) -> dict[str, Tensor]:
+    def merged_weights(self, name: str, whole: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The weights of a whole model, W + alpha / r B A in place of W, by its own names; the base is left alone.
+
+        whole  W, where the base holds it quantised
 
         Costs one copy of the matrices that have an adapter.
         """
-        weights = {
-            key.replace(".base_layer.", "."): x for key, x in self.hf.state_dict().items() if ".lora_" not in key
-        }
+        own = ((key.replace(".base_layer.", "."), x) for key, x in self.hf.state_dict().items() if ".lora_" not in key)
+        weights = dict(own if whole is None else whole)
         names = {layer: key for key, layer in self.hf.named_modules()}
         for layer in self.layers:
             if name in layer.lora_A:
                 key = names[layer]
-                weights[f"{key}.weight"] = weights[f"{key}.weight"] + cast(Any, layer).get_delta_weight(name)
+                weight = weights[f"{key}.weight"]
+                weights[f"{key}.weight"] = weight + cast(Any, layer).get_delta_weight(name).to(weight.device)
         return weights
 
     def merge(self, name: str) -> PreTrainedModel:

@@ -26,6 +26,7 @@ from rto_fast.model.families import check_family
 from rto_fast.model.language import LanguageModel, zero_head
 from rto_fast.model.liger import apply_liger
 from rto_fast.model.precision import cast_matrices
+from rto_fast.model.quantize import quantize
 from rto_fast.model.scalar import ScalarModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,31 +76,51 @@ def load_language_model(
     trust_remote_code: bool = False,
     liger: bool | None = False,
     autocast: torch.dtype | None = None,
+    quantized: bool = False,
 ) -> LanguageModel:
     """Load a Hugging Face causal language model (a folder or a hub id; safetensors only).
 
     An adapter's folder gives its base with the adapter merged into it. `liger` replaces norms, rotary embeddings and
     MLPs by liger-kernel's (None: where it can). `autocast` is of a frozen model, which then takes the memory of that
-    type (`cast_matrices`) and is to run under that autocast. Raises ValueError naming `field` when the folder holds no
-    model, and for liger=True where liger-kernel has nothing for it.
+    type (`cast_matrices`) and is to run under that autocast; `quantized` of one that adapters lie on (`quantize`).
+    Raises ValueError naming `field` when the folder holds no model, and for liger=True where liger-kernel has nothing
+    for it.
     """
     if is_adapter(path):
-        merged, _ = _merged(path, dtype, device, field, trust_remote_code, liger)
-        return LanguageModel(_frozen(merged, autocast))
+        there, fused = ("cpu", False) if quantized else (device, liger)
+        merged, _ = _merged(path, dtype, there, field, trust_remote_code, fused)
+        _placed(merged, device, path, field, autocast, quantized)
+        if quantized:
+            apply_liger(merged, device, liger)
+        return LanguageModel(merged)
     check_folder(path, field, trust_remote_code)
     with opening(field, path, "causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(**_loading(path, dtype, trust_remote_code))
     hf, info = loaded
     check_loaded(info, field, path)
-    _frozen(hf, autocast)
-    check_finite(hf.to(device), field, path)
+    _placed(hf, device, path, field, autocast, quantized)
     apply_liger(hf, device, liger)
     return LanguageModel(hf)
 
 
-def _frozen(hf: PreTrainedModel, autocast: torch.dtype | None) -> PreTrainedModel:
+def _placed(
+    hf: PreTrainedModel,
+    device: torch.device | str,
+    path: str,
+    field: str,
+    autocast: torch.dtype | None,
+    quantized: bool = False,
+) -> PreTrainedModel:
+    """On its device, in the memory of what it computes with; its numbers are looked at."""
     if autocast is not None:
         cast_matrices(hf.requires_grad_(False), autocast)
+    if quantized:  # before they are moved, so that the device never holds more
+        check_finite(hf, field, path)
+        quantize(hf.requires_grad_(False), "adapter.quantize")
+    moved: nn.Module = hf  # whose own stubs want another type
+    moved.to(device)
+    if not quantized:
+        check_finite(hf, field, path)
     return hf
 
 
@@ -139,21 +160,27 @@ def load_scalar_model(
     """
     if is_adapter(path):
         merged, weight = _merged(path, dtype, device, field, trust_remote_code, liger)
-        if weight is None:
-            raise ValueError(f"{field}: the adapter {path!r} brings no score.weight; give a reward model")
-        base = _frozen(merged, autocast).base_model
+        head = scalar_head(weight, path, field).to(device)
+        base = _placed(merged, device, path, field, autocast).base_model
         assert isinstance(base, PreTrainedModel)
-        return ScalarModel(base, loaded_head(weight).to(device), *calibration(path, field))
+        return ScalarModel(base, head, *calibration(path, field))
     weights = read_head(path, field, trust_remote_code)
     with opening(field, path, "reward model"):
         backbone, info = AutoModel.from_pretrained(**_loading(path, dtype, trust_remote_code))
     check_loaded(info, field, path)
     head = loaded_head(weights["weight"], weights.get("bias"))
     mean, std = (float(getattr(backbone.config, name, default)) for name, default in (("mean", 0.0), ("std", 1.0)))
-    model = ScalarModel(_frozen(backbone, autocast), head, mean, std).to(device)
-    check_finite(model, field, path)
+    model = ScalarModel(_placed(backbone, device, path, field, autocast), head, mean, std).to(device)
+    check_finite(model.head, field, path)
     apply_liger(backbone, device, liger)
     return model
+
+
+def scalar_head(weight: Tensor | None, path: str, field: str) -> nn.Linear:
+    """The head that an adapter brings (`add_adapter`). ValueError, naming `field`, where it brings none."""
+    if weight is None:
+        raise ValueError(f"{field}: the adapter {path!r} brings no score.weight; give a reward model")
+    return loaded_head(weight)
 
 
 def loaded_head(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from rto_fast.config import Config, member
+from rto_fast.model.quantize import BYTES as NF4
 from rto_fast.pipeline.estimate import Models
 from rto_fast.pipeline.footprint import Arithmetic
 
@@ -37,14 +38,14 @@ def tokens_per_second(config: Config, models: Models, how: Arithmetic, card: Car
     """The most that a rollout can make: every step reads the weights once and the keys and values of all rows.
 
     At the mean length, half of an answer behind a prompt of full length. Of weights that are trained under autocast the
-    half-precision copy is read, of a frozen base the stored ones.
+    half-precision copy is read, of a quantised base its 4 bits.
     """
     s, rl = models.policy, config.rto
     rows = min(rl.sampling.batch_size, rl.rollouts)
     key = how.weights if s.rotary else how.operands
     kept = rows * (config.data.max_prompt + config.max_new_tokens / 2) * s.layers * s.kv * (key + how.operands)
-    width = how.weights if config.adapter.rank else how.operands
-    weights = width * (s.matrices + s.vocab * s.hidden)
+    width = NF4 if config.adapter.quantize else how.operands
+    weights = width * s.matrices + how.operands * s.vocab * s.hidden
     return rows * card.bandwidth / (weights + kept)
 
 

@@ -22,6 +22,7 @@ from rto_fast.pipeline.footprint import (
     Sizes,
     adapter,
     cached,
+    dequantized,
     frozen,
     graph,
     logits,
@@ -93,6 +94,8 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
     if stage == "sft" and config.adapter.full_sft:
         rank = None
     full, checkpointing, w = rank is None, config.model.gradient_checkpointing, how.weights
+    quantized = config.adapter.quantize is not None and not full
+    unpacked = dequantized(s, how) * quantized
     own = s.parameters if rank is None else adapter(s, rank)
     # a CPU's memory is the host's
     waits, moments_wait = (x and not how.cpu for x in (config.offload.frozen, config.offload.optimizer))
@@ -107,12 +110,12 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
     head_copy = 2 * s.vocab * s.hidden * how.half * full
     if stage in ("sft", "dpo", "rm"):
         trained = own if stage != "rm" or rank else s.body
-        weights = w * trained if full else frozen(s, how) + w * own
+        weights = w * trained if full else frozen(s, how, quantized) + w * own
         room = logits(s, how, rows, config.workspace_mb, chunked=True)
         if stage == "rm":
             ends = head_copy = room = 0
         gradients, states, activations = w * trained, MOMENTS * w * trained, policy + ends + head_copy
-        workspace = max(room, within_backward(s, how, rows))
+        workspace = max(room, within_backward(s, how, rows) + unpacked)
         host, states = (states, min(states, bucket)) if moments_wait else (0, states)
         # behind the backward a bucket of moments takes the place of the activations
         rest = max(activations + workspace, states) if moments_wait else states + activations + workspace
@@ -133,8 +136,9 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
 
     room = logits(s, how, rows, config.workspace_mb, chunked=False)
     # the policy's graph is gone before the critic's is made
-    of_policy, backward = policy + ends + head_copy, within_backward(s, how, rows)
+    of_policy, backward = policy + ends + head_copy, within_backward(s, how, rows) + unpacked
     of_critic_graph, critic_backward = (kept(critic), within_backward(critic, how, rows)) if critic else (0, 0)
+    critic_backward += unpacked
     activations = max(of_policy, of_critic_graph)
     widest = of_policy + max(room, backward), of_critic_graph + critic_backward
     update = weights + gradients + there + max(*widest, states - there)
@@ -143,7 +147,7 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
     ready = weights + there + casts
     # three last hidden states, the policy's head, and of one forward its widest point
     tile = logits(s, how, rows, config.workspace_mb, chunked=True)
-    heads = 3 * how.operands * rows * s.hidden + head_copy + max(tile, within_forward(s, how, rows))
+    heads = 3 * how.operands * rows * s.hidden + head_copy + max(tile, within_forward(s, how, rows) + unpacked)
     scoring = ready + heads + max(looks, judge) * waits
     places = min(rl.sampling.batch_size, rl.rollouts)
     cache, copy = cached(s, how, places, config.data.max_prompt, config.max_new_tokens)
@@ -156,12 +160,12 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
 
 def _frozen(config: Config, rl: RTOConfig, models: Models, how: Arithmetic) -> tuple[int, int, int]:
     """Bytes of what lies under the trained adapters, of the other networks that score answers, and of the judge."""
-    s, rank = models.policy, config.adapter.rank
-    under, looks = (frozen(s, how), 0) if rank is not None else (0, frozen(s, how))
+    s, rank, quantized = models.policy, config.adapter.rank, config.adapter.quantize is not None
+    under, looks = (frozen(s, how, quantized), 0) if rank is not None else (0, frozen(s, how))
     if rl.reward.beta_1 and rank is not None and models.dpo_is_adapter:
         under += how.weights * adapter(s, rank)
     elif rl.reward.beta_1:
-        looks += frozen(s, how)
+        looks += frozen(s, how, quantized)
     scored = bool(rl.reward.beta_3) and not (rl.score.rule or rl.score.server)
     score = (models.score or s) if scored or "rm" in config.stages else None
     return under, looks, frozen(score, how) - how.operands * score.head if score else 0

@@ -86,7 +86,7 @@ def _switched(on: bool, can: bool = True) -> list[bool]:
 
 
 def _trained(config: Config) -> list[dict[str, Any]]:
-    """As the settings say, a value head in the critic's place, adapters, and both."""
+    """As the settings say, a value head in the critic's place, adapters, both; and on a base of 4 bits a number."""
     critic = config.rto.critic
     separate = bool(config.members) and critic.kind == "separate"
     shared: dict[str, Any] = {"rto.critic.kind": "shared", "rto.critic.model": None} if separate else {}
@@ -94,7 +94,8 @@ def _trained(config: Config) -> list[dict[str, Any]]:
     adapters: dict[str, Any] = {"adapter.rank": RANK} | ({"rto.critic.model": None} if whole else {})
     if config.adapter.rank is not None:
         adapters = {}
-    found: list[dict[str, Any]] = [{}, shared, adapters, {**adapters, **shared}]
+    packed = {} if config.adapter.quantize else {**adapters, "adapter.quantize": "nf4"}
+    found: list[dict[str, Any]] = [{}, shared, adapters, {**adapters, **shared}, packed, {**packed, **shared}]
     return [x for i, x in enumerate(found) if x not in found[:i]]
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from rto_fast.kernels.common.workspace import CPU_TILE_BYTES, workspace_bytes
+from rto_fast.model.quantize import BYTES as NF4
 
 
 class Sizes(NamedTuple):
@@ -74,10 +75,16 @@ class Arithmetic(NamedTuple):
         return 2 if self.half else self.weights
 
 
-def frozen(s: Sizes, how: Arithmetic) -> int:
-    """Bytes of a whole network that is not trained: its linear maps in the type of the arithmetic (model/precision)."""
-    maps = s.matrices + s.head
-    return how.operands * maps + how.weights * (s.parameters - maps)
+def frozen(s: Sizes, how: Arithmetic, quantized: bool = False) -> int:
+    """Bytes of a whole network that is not trained: its linear maps in the type of the arithmetic (model/precision),
+    or those of its layers in 4 bits (model/quantize)."""
+    matrices = round(NF4 * s.matrices) if quantized else how.operands * s.matrices
+    return matrices + how.operands * s.head + how.weights * (s.parameters - s.matrices - s.head)
+
+
+def dequantized(s: Sizes, how: Arithmetic) -> int:
+    """Bytes of the largest linear map's numbers, which a quantised one makes anew whenever it multiplies."""
+    return how.operands * s.hidden * max(s.mlp, s.query)
 
 
 def saved(s: Sizes, how: Arithmetic, *, full: bool, rank: int | None) -> int:

@@ -1,16 +1,14 @@
 """The networks of a stage: models of their own, or adapters on one base (adapter.rank)."""
 
-from pathlib import Path
-
 import torch
 from transformers import AutoModelForCausalLM
 
 from rto_fast.files.text import one_line
-from rto_fast.model.adapter_files import add_adapter, base_of, is_adapter, lora
+from rto_fast.model.adapter_files import add_adapter, is_adapter, lora
 from rto_fast.model.adapters import Base
 from rto_fast.model.language import LanguageModel, zero_head
 from rto_fast.model.liger import apply_liger
-from rto_fast.model.load import calibration, loaded_head
+from rto_fast.model.load import calibration, scalar_head
 from rto_fast.model.scalar import ScalarModel, critic_from
 from rto_fast.runs.open import Context
 from rto_fast.training.seeds import derive
@@ -26,8 +24,7 @@ def adapted(context: Context, model: LanguageModel, name: str) -> LanguageModel:
 
 def frozen_on(context: Context, reference: LanguageModel, path: str, field: str, name: str) -> LanguageModel:
     """The model at `path`; where adapters are trained, one on `reference`'s weights shares them."""
-    shared = context.config.adapter.rank is not None and is_adapter(path)
-    if not shared or Path(base_of(path, field)).resolve() != Path(context.stage_path("sft")).resolve():
+    if context.config.adapter.rank is None or not context.lies_on_sft(path, field):
         return context.load(path, field, device=context.resting)
     base = _shared(context, reference)
     add_adapter(base, name, path, field)
@@ -57,10 +54,8 @@ def critic_of(context: Context, reference: LanguageModel, path: str, field: str)
             "folder, or leave out adapter.rank"
         )
     base = _shared(context, reference)
-    head = add_adapter(base, "critic", path, field, trained=True)
-    if head is None:
-        raise ValueError(f"{field}: the adapter {path!r} brings no score.weight; give a reward model")
-    return ScalarModel.on(base, "critic", loaded_head(head), *calibration(path, field))
+    weight = add_adapter(base, "critic", path, field, trained=True)
+    return ScalarModel.on(base, "critic", scalar_head(weight, path, field), *calibration(path, field))
 
 
 def adapter_size(context: Context, model: LanguageModel) -> tuple[int, int]:

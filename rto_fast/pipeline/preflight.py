@@ -69,10 +69,10 @@ def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
         yield Check("first ratio = 1, first KL = 0", f"{gap:.1e} nat", limit)
     if config.adapter.rank is not None:
         numbers, layers = adapter_size(context, model)
-        share = numbers / sum(p.numel() for p in model.parameters())
+        share = numbers / model.hf.num_parameters()
         yield Check("adapters", f"{numbers:,} numbers each, {share:.2%} of the base", f"on {layers} layers")
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    if size <= SMALL:
+    if size <= SMALL and not context.quantized:
         check_trial_export(model, context.tokenizer, lambda path: context.load(path, trained=True))
         yield Check("export reloads", "the same logits", "bit for bit")
     else:
@@ -93,7 +93,7 @@ def warn(context: Context) -> None:
 def announce(context: Context, model: LanguageModel, checks: list[Check]) -> None:
     """Say what runs on what, what was checked, and what became of the data."""
     say, device, dtype = context.say, context.device, context.autocast or context.dtype
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    millions = model.hf.num_parameters() / 1e6
     say(
         f"rto_fast {context.config.recipe}: {type(model.hf).__name__} {millions:.2f} M parameters, {device}, "
         f"{str(dtype).removeprefix('torch.')}, attention: {attention.describe(device, dtype)}" + _liger(context, model)

@@ -16,6 +16,7 @@ from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.disk import new_folder, writing
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.load import load_language_model
+from rto_fast.model.quantize import check_quantized
 from rto_fast.pipeline.facts import check_given
 from rto_fast.runs import inputs
 from rto_fast.runs.export import is_finished
@@ -38,6 +39,8 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
             "model.dtype: float16 is for looking at models only, for small gradients vanish in it and no loss scaler "
             "is here; train with bfloat16, or auto"
         )
+    if run.quantized:
+        check_quantized(run.device)
     check_stages(config, check(config))
     if run.task is not None:
         config = tasks.pointed(config, _written(run.task, config, scratch))
@@ -48,7 +51,14 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
         inputs.check(began, inputs.of_models(config, say))
     start, trusted = config.model.path, config.model.trust_remote_code
     tokenizer = load_tokenizer(start, trust_remote_code=trusted)
-    model = load_language_model(start, device=run.device, trust_remote_code=trusted)
+    model = load_language_model(
+        start,
+        device=run.device,
+        trust_remote_code=trusted,
+        # as the stages compute: a whole one may not fit
+        autocast=run.autocast if run.quantized else None,
+        quantized=run.quantized,
+    )
     _check_context(config, model)
     with StallGuard(config.guards.stall_minutes, "reading the data"):
         corpus = load_corpus(config.data, tokenizer, config.seed)

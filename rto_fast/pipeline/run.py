@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from rto_fast.config import Config, RTOConfig
 from rto_fast.files.digests import MANIFEST, check_stage, write_recorded
+from rto_fast.model.adapters import Base
 from rto_fast.model.language import LanguageModel
+from rto_fast.model.load import load_language_model
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.pipeline.build import Built, build, build_rl
 from rto_fast.pipeline.measure import evaluate_run, sweep
@@ -180,11 +184,20 @@ def _export_adapter(
         facts |= {"mean": model.mean, "std": model.std}
     elif stage == "sft" or context.config.export.merge:
         whole = folder if stage == "sft" else context.folder / f"{name}_merged"
-        weights, dtype = base.merged_weights(adapter), context.export_dtype(stage)
-        save_stage(whole, base.hf, context.tokenizer, facts, dtype, weights)
-        check_export(whole, base.hf, context.tokenizer, dtype, weights)
+        hf, weights, dtype = *_merged(context, base, adapter, start), context.export_dtype(stage)
+        save_stage(whole, hf, context.tokenizer, facts, dtype, weights)
+        check_export(whole, hf, context.tokenizer, dtype, weights)
     if stage != "sft":
         save_adapter_stage(folder, model, os.path.abspath(start), context.tokenizer, facts)
+
+
+def _merged(context: Context, base: Base, adapter: str, start: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """A model of the adapter's whole weights' shape, and those. Into a quantised base's they are merged as they were
+    before, in the machine's memory: what an adapter learns is less than the steps of 4 bits."""
+    if not context.quantized:
+        return base.hf, base.merged_weights(adapter)
+    whole = load_language_model(start, field="model.path", trust_remote_code=context.trusted).hf
+    return whole, base.merged_weights(adapter, whole.state_dict())
 
 
 def _trial(context: Context, settings: RTOConfig, name: str) -> LanguageModel:

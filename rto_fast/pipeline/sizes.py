@@ -5,8 +5,8 @@ import re
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from rto_fast.model.quantize import layer_maps
 from rto_fast.pipeline.footprint import Sizes
 
 
@@ -58,13 +58,10 @@ def sizes_of(hf: PreTrainedModel) -> Sizes:
 
 def _maps(hf: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of the layers' linear maps by name; the head is none of them."""
-    head = hf.get_output_embeddings()
     found: dict[str, tuple[int, int]] = {}
-    for name, module in hf.named_modules():
-        if module is head or ".lora_" in name or not re.search(r"\.\d+\.", name):
-            continue
+    for name, module in layer_maps(hf):
         if isinstance(module, nn.Linear):
             found[name.removesuffix(".base_layer")] = module.in_features, module.out_features
-        elif isinstance(module, Conv1D):
+        else:
             found[name.removesuffix(".base_layer")] = int(module.weight.shape[0]), int(module.weight.shape[1])
     return found

@@ -36,7 +36,8 @@ def told(config: Config, found: dict[str, Any]) -> list[str]:
         card, fits, changed = CARDS[name], said["fits"], with_values(config, said["settings"])
         slowest = max((step_flops(changed, models, stage) for stage in stages), default=0.0)
         rollout = tokens_per_second(changed, models, how, card)
-        speeds = (f"{rollout:,.0f} tokens/s" if config.members else "", f"{slowest / card.flops:.2g} s")
+        step = slowest / card.flops
+        speeds = (f"{rollout:,.0f} tokens/s" if config.members else "", f"{step:,.{1 if step < 10 else 0}f} s")
         answer = "no" if not fits else "as it is" if not said["settings"] else "with changes"
         peak = f"{largest(changed, models, how) / 1e9:.1f}"
         rows.append([name, f"{(card.memory - RESERVED) / 1e9:.0f}", peak, answer, *(speeds if fits else ("", ""))])

@@ -16,9 +16,17 @@ from rto_fast.data.corpus import Corpus
 from rto_fast.data.fingerprint import check_same_tokenizer
 from rto_fast.data.tokenizer import load_tokenizer
 from rto_fast.files.digests import Damaged
+from rto_fast.model.adapter_files import add_adapter, base_of, is_adapter
 from rto_fast.model.checkpointing import checkpoint_layers
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import DTYPES, load_language_model, load_scalar_model, stored_dtype
+from rto_fast.model.load import (
+    DTYPES,
+    calibration,
+    load_language_model,
+    load_scalar_model,
+    scalar_head,
+    stored_dtype,
+)
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.settings import check_run, read_config
@@ -79,6 +87,15 @@ class Run:
         return path if path and (path != str(made) or is_finished(made)) else None
 
     @property
+    def quantized(self) -> bool:
+        """Whether frozen language models have 4 bits a number."""
+        return self.config.adapter.quantize is not None
+
+    def lies_on_sft(self, path: str, field: str) -> bool:
+        """Whether the model at `path` is an adapter on this run's pi_ref."""
+        return is_adapter(path) and Path(base_of(path, field)).resolve() == Path(self.stage_path("sft")).resolve()
+
+    @property
     def resting(self) -> torch.device:
         """Where frozen networks lie between two looks at them (offload.frozen)."""
         return torch.device("cpu") if self.config.offload.frozen else self.device
@@ -87,7 +104,12 @@ class Run:
         self, path: str, field: str = "model.path", trained: bool = False, device: torch.device | None = None
     ) -> LanguageModel:
         """A language model on the run's device, or moved from there to another, to be trained in float32, else frozen
-        in the memory of the arithmetic's type. ValueError, naming `field`, where it is none."""
+        in the memory of the arithmetic's type, or quantised. ValueError, naming `field`, where it is none."""
+        quantized = self.quantized and not trained
+        if quantized and self.lies_on_sft(path, field):
+            base = self.load(self.stage_path("sft"), field, device=device).share()
+            add_adapter(base, "frozen", path, field)
+            return LanguageModel(base.hf, base, "frozen")
         model = load_language_model(
             path,
             device=self.device,  # which decides about liger-kernel, wherever the model then waits
@@ -95,6 +117,7 @@ class Run:
             trust_remote_code=self.trusted,
             liger=self.config.model.liger,
             autocast=None if trained else self.autocast,
+            quantized=quantized,
         )
         self.checkpointed(model.hf)
         return model if device is None else model.to(device)
@@ -107,7 +130,11 @@ class Run:
     def load_scalar(
         self, path: str, field: str, trained: bool = False, device: torch.device | None = None
     ) -> ScalarModel:
-        """A reward model or a critic, as `load`."""
+        """A reward model or a critic, as `load`; quantised is only the base of one that is an adapter on it."""
+        if self.quantized and not trained and self.lies_on_sft(path, field):
+            base = self.load(self.stage_path("sft"), field, device=device).share()
+            weight = add_adapter(base, "frozen", path, field)
+            return ScalarModel.on(base, "frozen", scalar_head(weight, path, field), *calibration(path, field))
         model = load_scalar_model(
             path,
             device=self.device,
