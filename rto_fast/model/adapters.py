@@ -10,6 +10,7 @@ checkpointing a layer would be computed again under whichever is on by then. So 
 requires_grad, and a recomputation switches to the adapter of its forward.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -21,6 +22,10 @@ from transformers import PreTrainedModel
 if TYPE_CHECKING:  # a second of imports that a run without adapters does not need
     from peft import LoraConfig, LoraModel
     from peft.tuners.lora import LoraLayer
+
+
+# PEFT imports it where it is installed, and it then says that a kernel of its CPU code is missing; none is used here
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class Base:

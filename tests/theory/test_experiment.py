@@ -1,5 +1,7 @@
 """Every member of the family with the return's own KL reaches the one best policy of a token tree."""
 
+from dataclasses import replace
+
 import pytest
 
 from rto_fast.theory.experiment import Experiment, run, settings
@@ -11,6 +13,11 @@ TREE = Experiment(vocab=4, depth=3, iterations=12, every=12, lr=5e-4)
 def test_a_member_approaches_the_optimum(name):
     regrets = run(TREE, name)
     assert regrets["0"] > 1.5 and regrets["12"] < 0.03, regrets
+
+
+def test_adapters_of_full_rank_approach_it_too():
+    regrets = run(replace(TREE, rank=64, lr=1e-3, head=2.0), "rto")
+    assert regrets["0"] > 1.5 and regrets["12"] < 0.02, regrets
 
 
 def test_the_members_differ_in_where_they_are_paid_alone():
