@@ -30,13 +30,13 @@ def precision(stored: bool):
 
 
 def gap(model, stored: bool) -> float:
-    """Largest difference of a sampled token's log-prob from that of the scoring operators."""
+    """Mean difference of a sampled token's log-prob from that of the scoring operators."""
     with precision(stored):
         answers = rollout(model, ragged(8), Sampling(max_new_tokens=16), (), seed=1)
         batch = pack([a.prompt for a in answers], [a.response for a in answers])
         with torch.no_grad():
             scored = response_logprobs(LanguageModel(model), batch, None)
-    return (torch.tensor([p for a in answers for p in a.logprobs]) - scored).abs().max().item()
+    return (torch.tensor([p for a in answers for p in a.logprobs]) - scored).abs().mean().item()
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "autocast"])
@@ -45,7 +45,7 @@ def test_logits_are_not_rounded(monkeypatch, name, stored):
     """What differs is how a step's attention rounds; without it the gap is larger by the rounding of logits."""
     close = gap(made(name, stored), stored)
     monkeypatch.setattr(decode, "float32_logits", lambda models: nullcontext())
-    assert close < gap(made(name, stored), stored)
+    assert 3 * close < gap(made(name, stored), stored)
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "autocast"])
