@@ -30,12 +30,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if source is pytest.Config.ArgsSource.TESTPATHS and not (option.markexpr or option.keyword or WORKER in os.environ):
         rest.begin()
         if option.numprocesses is None and not option.usepdb:
-            option.numprocesses, option.dist = "auto", "loadfile"
+            option.numprocesses, option.dist, option.loadscopereorder = "auto", "loadfile", False
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     rest.mark(items)
+    rest.long_first(items)
     if rest.is_quick():
         left = [item for item in items if item.get_closest_marker("rest") or item.get_closest_marker("alone")]
         config.hook.pytest_deselected(items=left)

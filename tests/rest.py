@@ -46,6 +46,13 @@ KEPT = {
 """Cases of a test that are no rest."""
 
 
+LONG = (
+    *("tests/files/test_disk.py", "tests/training/", "tests/kernels/test_compiles.py", "tests/pipeline/"),
+    *("tests/accelerator/", "tests/kernels/test_native.py", "tests/runs/"),
+)
+"""Files and rooms that take minutes: begun first, so that no worker waits for another at the end."""
+
+
 def begin() -> None:
     """Here and in the workers that are started from here, the quick part alone is run."""
     os.environ[QUICK] = str(os.getpid())
@@ -67,6 +74,11 @@ def mark(items: list[pytest.Item]) -> None:
         for number, item in enumerate(found):
             if number not in chosen:
                 item.add_marker(pytest.mark.rest)
+
+
+def long_first(items: list[pytest.Item]) -> None:
+    """Stable, so that a file's tests stay together."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG)))
 
 
 def examples(count: int) -> int:

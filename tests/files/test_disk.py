@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_refusals_all_along_a_run(tmp_path):
-    """Every ninth change of the run, once with nothing written and once with a file cut; the script takes them all."""
+    """Every 14th change of the run, once with nothing written and once with a file cut; the script takes them all."""
     script = Path(__file__).parents[1] / "disk_harness.py"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(script), str(tmp_path), "9"]
+    words = [sys.executable, str(script), str(tmp_path), "14"]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     count = int(done.stdout.splitlines()[-1].split()[0])
