@@ -88,8 +88,15 @@ class Run:
 
     @property
     def quantized(self) -> bool:
-        """Whether frozen language models have 4 bits a number."""
+        """Whether adapters lie on 4 bits a number."""
         return self.config.adapter.quantize is not None
+
+    def _of_4_bits(self, path: str, field: str) -> bool:
+        """Whether the run computes with the model at `path`, or with what it is an adapter on, in 4 bits. Models that
+        it knows nothing of, and merged ones, are looked at as they are."""
+        config = self.config
+        own = path in (self.stage_path("sft"), config.model.path, config.dpo.model)
+        return self.quantized and (own or self.lies_on_sft(path, field))
 
     def lies_on_sft(self, path: str, field: str) -> bool:
         """Whether the model at `path` is an adapter on this run's pi_ref."""
@@ -105,7 +112,7 @@ class Run:
     ) -> LanguageModel:
         """A language model on the run's device, or moved from there to another, to be trained in float32, else frozen
         in the memory of the arithmetic's type, or quantised. ValueError, naming `field`, where it is none."""
-        quantized = self.quantized and not trained
+        quantized = not trained and self._of_4_bits(path, field)
         if quantized and self.lies_on_sft(path, field):
             base = self.load(self.stage_path("sft"), field, device=device).share()
             add_adapter(base, "frozen", path, field)

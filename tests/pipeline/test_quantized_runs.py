@@ -83,6 +83,8 @@ def test_a_viewer_looks_at_the_network_that_was_trained(folder, monkeypatch):
         assert made.base is reference.base
         assert torch.equal(logprobs(viewer.load(str(path / stage))), logprobs(made))
         assert (logprobs(made) - logprobs(reference)).abs().max() > 1e-3
+    merged = str(path / "rto_merged")
+    assert torch.equal(logprobs(viewer.load(merged)), logprobs(load_language_model(merged)))
     judge = viewer.load_scalar(str(path / "rm"), "rm.model")
     assert judge.base is not None and judge.std > 0
 
