@@ -189,6 +189,9 @@ class Config(Section, prefix=""):
     workspace_mb: Annotated[int | None, "at least 1"] = None
     """Memory of the vocabulary-sized operators, instead of a tokens x vocabulary tensor; none = 64 on CPU, 2048 on
     CUDA."""
+    adam_bits: Literal[32, 8] = 32
+    """Of each of Adam's moments. 8: a quarter of their memory, by bitsandbytes' blockwise AdamW, on a CUDA GPU; the
+    results are others."""
     log_every: Annotated[int, "at least 1"] = 1
     """Optimizer steps between two lines of metrics.jsonl."""
     resume: bool = True
@@ -217,6 +220,8 @@ class Config(Section, prefix=""):
         floors = {"sft": 0, "dpo": 1, "rm": 1}
         ordered = sorted(self.stages, key=lambda stage: floors.get(stage, 2))
         check(list(self.stages) == ordered, "stages", "in the order sft, dpo and rm, rto and its family", self.stages)
+        both = self.adam_bits == 8 and self.offload.optimizer
+        check(not both, "offload.optimizer", "False where adam_bits is 8", self.offload.optimizer)
         source = self.rto.score.rule or self.rto.score.server or self.rm.model or "rm" in self.stages
         for stage in self.members:
             beta_3 = member(self.rto, stage).reward.beta_3

@@ -1,9 +1,9 @@
 """Every stage's models, optimizer and stage object, from the run's context."""
 
 import gc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from rto_fast.config import RTOConfig, member
+from rto_fast.config import Config, RTOConfig, member
 from rto_fast.judges.choose import scorer_of, watch_of
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.scalar import ScalarModel
@@ -18,6 +18,13 @@ from rto_fast.stages.sft import SFT
 from rto_fast.training import loop
 
 
+class Moments(TypedDict):
+    """Where Adam's moments are, and how wide."""
+
+    on_host: bool
+    bits: int
+
+
 class Built(NamedTuple):
     model: LanguageModel | ScalarModel
     """What the stage trains and leaves."""
@@ -28,30 +35,34 @@ class Built(NamedTuple):
 def build(context: Context, stage: str) -> Built:
     """The named stage at its first step."""
     config, pairs, whole = context.config, context.corpus.pairs, context.config.adapter.rank is None
-    on_host = config.offload.optimizer
+    moments = _moments(config)
     if stage not in ("sft", "dpo", "rm"):
         return build_rl(context, member(config.rto, stage))
     if stage == "sft":
         model = context.load(config.model.path, trained=whole or config.adapter.full_sft)
         if not config.adapter.full_sft:
             model = adapted(context, model, "sft")
-        state = loop.make_state(config.sft.optim, {"policy": model}, on_host)
+        state = loop.make_state(config.sft.optim, {"policy": model}, **moments)
         return Built(
             model, SFT(model, context.corpus.demonstrations, config.sft, state, **context.stage_options), state
         )
     model = context.load(context.stage_path("sft"), "sft.model", trained=whole)
     if stage == "dpo":
         model = adapted(context, model, "dpo")
-        state = loop.make_state(config.dpo.optim, {"policy": model}, on_host)
+        state = loop.make_state(config.dpo.optim, {"policy": model}, **moments)
         return Built(model, DPO(model, pairs, config.dpo, state, **context.stage_options), state)
     # a head's bias would cancel in every pair, and drift on rounding errors alone
     rm = scalar_on(context, model, "rm", bias=False)
     del model
     gc.collect()  # models hold themselves in circles, and this one would be in memory beside its copy
-    state = loop.make_state(config.rm.optim, {"policy": rm}, on_host)
+    state = loop.make_state(config.rm.optim, {"policy": rm}, **moments)
     rows, device = config.microbatch_rows, context.device
     trainer = RewardModel(rm, pairs, config.rm, state, seed=config.seed, microbatch_rows=rows, device=device)
     return Built(rm, trainer, state)
+
+
+def _moments(config: Config) -> Moments:
+    return {"on_host": config.offload.optimizer, "bits": config.adam_bits}
 
 
 def build_rl(context: Context, config: RTOConfig) -> Built:
@@ -64,8 +75,8 @@ def build_rl(context: Context, config: RTOConfig) -> Built:
         policy = adapted(context, reference, "policy")
     dpo = frozen_on(context, reference, context.stage_path("dpo"), "dpo.model", "dpo") if config.reward.beta_1 else None
     critic = _critic(context, config, policy, reference)
-    networks, on_host = {"policy": policy, "critic": critic}, context.config.offload.optimizer
-    state = loop.make_state(config.optim, networks, on_host, critic=config.critic.lr)
+    networks = {"policy": policy, "critic": critic}
+    state = loop.make_state(config.optim, networks, **_moments(context.config), critic=config.critic.lr)
     scorer = scorer_of(context, config)
     collector = Collector(
         models=Models(policy, reference, dpo, critic),

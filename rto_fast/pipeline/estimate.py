@@ -29,10 +29,13 @@ from rto_fast.pipeline.footprint import (
     within_backward,
     within_forward,
 )
+from rto_fast.training.adamw8 import BYTES as ADAM8
 from rto_fast.training.host_adamw import BUCKET
 
-MOMENTS = 2
-"""Of each trained number, in its own type (AdamW)."""
+
+def moments(config: Config, how: Arithmetic, trained: int) -> int:
+    """Bytes of Adam's two of each trained number, in its own type or in 8 bits (training/adamw8)."""
+    return round(2 * trained * (ADAM8 if config.adam_bits == 8 else how.weights))
 
 
 class Need(NamedTuple):
@@ -99,7 +102,7 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
     own = s.parameters if rank is None else adapter(s, rank)
     # a CPU's memory is the host's
     waits, moments_wait = (x and not how.cpu for x in (config.offload.frozen, config.offload.optimizer))
-    bucket = MOMENTS * w * max(BUCKET, s.vocab * s.hidden * full)
+    bucket = moments(config, how, max(BUCKET, s.vocab * s.hidden * full))
 
     def kept(network: Sizes) -> int:
         return graph(network, how, rows, checkpointing=checkpointing, rank=rank, full=full)
@@ -114,7 +117,7 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
         room = logits(s, how, rows, config.workspace_mb, chunked=True)
         if stage == "rm":
             ends = head_copy = room = 0
-        gradients, states, activations = w * trained, MOMENTS * w * trained, policy + ends + head_copy
+        gradients, states, activations = w * trained, moments(config, how, trained), policy + ends + head_copy
         workspace = max(room, within_backward(s, how, rows) + unpacked)
         host, states = (states, min(states, bucket)) if moments_wait else (0, states)
         # behind the backward a bucket of moments takes the place of the activations
@@ -129,7 +132,7 @@ def _need(config: Config, models: Models, how: Arithmetic, stage: str) -> Need:
     under, looks, judge = _frozen(config, rl, models, how)
     resting = looks + judge if waits else 0
     weights = w * trained + under + looks + judge - resting
-    gradients, states = w * trained, MOMENTS * w * trained
+    gradients, states = w * trained, moments(config, how, trained)
     host = resting + states * moments_wait
     states = min(states, bucket) if moments_wait else states
     there = states * (not moments_wait)
@@ -192,5 +195,5 @@ def disk(config: Config, models: Models, how: Arithmetic) -> Disk:
         if separate:
             c = models.critic or s
             trained += c.body if own_rank is None else adapter(c, own_rank)
-        largest = max(largest, trained * how.weights * (1 + MOMENTS))
+        largest = max(largest, trained * how.weights + moments(config, how, trained))
     return Disk(exports, (config.checkpoint.keep + 1 + best) * largest)

@@ -73,7 +73,7 @@ def _rungs(config: Config, cpu: bool) -> dict[str, list[Any]]:
         batches.append(batches[-1] // 2)
     return {
         "rto.sampling.batch_size": batches,
-        "offload.optimizer": _switched(config.offload.optimizer, can=not cpu),
+        "offload.optimizer": _switched(config.offload.optimizer, can=not cpu and config.adam_bits == 32),
         "offload.frozen": _switched(config.offload.frozen, can=not cpu and bool(config.members)),
         "model.gradient_checkpointing": _switched(config.model.gradient_checkpointing),
         "microbatch_rows": rows,

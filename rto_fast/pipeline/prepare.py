@@ -22,6 +22,7 @@ from rto_fast.runs import inputs
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.folder import check
 from rto_fast.runs.open import Context, eos_token_ids, run_of
+from rto_fast.training.adamw8 import check_adam8
 from rto_fast.training.stall import StallGuard
 
 
@@ -41,6 +42,8 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
         )
     if run.quantized:
         check_quantized(run.device)
+    if config.adam_bits == 8:
+        check_adam8(run.device)
     check_stages(config, check(config))
     if run.task is not None:
         config = tasks.pointed(config, _written(run.task, config, scratch))

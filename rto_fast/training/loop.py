@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rto_fast.config import GuardConfig, OptimConfig
 from rto_fast.packing import PackedBatch
+from rto_fast.training.adamw8 import BLOCK, make_adamw8
 from rto_fast.training.guards import StepGuard
 from rto_fast.training.host_adamw import HostAdamW
 from rto_fast.training.metrics import peak_memory_mb
@@ -98,7 +99,7 @@ class TrainState:
         fit = {"optimizer", "stage"} <= set(parts) and shapes == wanted
         for key, x in parts.get("optimizer", {}).items():
             number = key.partition(".")[0]
-            fit = fit and number in saved and (x.ndim == 0 or x.shape == saved[number].shape)
+            fit = fit and number in saved and _fits(x, saved[number])
         if not fit:
             raise ValueError("checkpoint: its weights are those of another model; start over with --resume False")
         if "reference" in parts["stage"]:  # pi_ref's log-probs, which would be made anew, of the weights trained so far
@@ -135,12 +136,22 @@ class TrainState:
         return {f"lr/{group['network']}": group["lr"] for group in self.optimizer.param_groups}
 
 
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether x can be of a weight's state: a count, a moment, or what a moment's blocks share (adamw8)."""
+    return x.shape in (torch.Size(()), weight.shape, torch.Size((math.ceil(weight.numel() / BLOCK),)))
+
+
 def make_state(
-    config: OptimConfig, networks: Mapping[str, nn.Module | None], on_host: bool = False, **peak_lr: float
+    config: OptimConfig,
+    networks: Mapping[str, nn.Module | None],
+    on_host: bool = False,
+    bits: int = 32,
+    **peak_lr: float,
 ) -> TrainState:
     """AdamW over the networks that there are, nothing trained yet: matrices decay, norms and biases do not.
 
-    A network's learning rate peaks at config.lr, or where its name is given: `critic=1e-5`. on_host: see HostAdamW.
+    A network's learning rate peaks at config.lr, or where its name is given: `critic=1e-5`. on_host: see HostAdamW;
+    bits of a moment, 8 or 32: see adamw8.
     """
     groups = []
     for name, module in networks.items():
@@ -150,6 +161,8 @@ def make_state(
         for params, weight_decay in ((matrices, config.weight_decay), (others, 0.0)):
             if params:
                 groups.append(dict(params=params, weight_decay=weight_decay, network=name, lr=lr, peak_lr=lr))
+    if bits == 8:
+        return TrainState(make_adamw8(groups, config.betas, config.eps), config)
     adamw = HostAdamW if on_host else torch.optim.AdamW
     return TrainState(adamw(groups, betas=config.betas, eps=config.eps, fused=True), config)
 
