@@ -133,11 +133,11 @@ def within_forward(s: Sizes, how: Arithmetic, rows: int) -> int:
 def cached(s: Sizes, how: Arithmetic, places: int, prompt: int, new: int) -> tuple[int, int]:
     """(bytes at the end of the longest answers, bytes of the copy while the last tensor grows): rollout/cache.py.
 
-    The last token of an answer is never written.
+    The last token of an answer is never written. On a GPU all of it is there from the beginning.
     """
     start, limit = prompt + min(64, new) - 1, prompt + new - 1
     numbers = places * s.kv * limit * how.operands
-    return s.layers * 2 * numbers, numbers if limit > start else 0
+    return s.layers * 2 * numbers, numbers if how.cpu and limit > start else 0
 
 
 def logits(s: Sizes, how: Arithmetic, rows: int, workspace_mb: int | None, *, chunked: bool) -> int:

@@ -20,9 +20,13 @@ class RowCache(Cache):
     autocast rotary embeddings leave keys in float32, and attention would round them all again at every step.
     """
 
-    def __init__(self, max_rows: int, capacity: int, limit: int):
-        """`capacity` in positions to begin with; `limit`: as many as a row will ever have."""
+    def __init__(self, max_rows: int, capacity: int, limit: int, whole: bool = False):
+        """`capacity` in positions to begin with; `limit`: as many as a row will ever have.
+
+        whole  a step is given all positions there are, so that shapes stay as they are, and not the filled ones
+        """
         super().__init__(layers=[])
+        self.whole = whole
         self.max_rows, self.capacity, self.limit = max_rows, min(capacity, limit), limit
         self.storage: dict[int, list[Tensor]] = {}
         """[keys, values] of each layer."""
@@ -60,7 +64,8 @@ class RowCache(Cache):
         for store, new in ((keys, key_states), (values, value_states)):
             lines = new.reshape(-1, new.shape[3]).to(store.dtype)
             store.view(-1, store.shape[3]).index_copy_(0, self._lines(store.shape[1]), lines)
-        return keys[: self._num_rows, :, : self._width], values[: self._num_rows, :, : self._width]
+        stop = self.capacity if self.whole else self._width
+        return keys[: self._num_rows, :, :stop], values[: self._num_rows, :, :stop]
 
     def _lines(self, num_heads: int) -> Tensor:
         """(B * N,) line numbers of this step's writes in a layer seen as (max_rows * N * C, D)."""
@@ -91,7 +96,9 @@ class RowCache(Cache):
 
     # what transformers asks a cache for when it builds a mask itself (prefill)
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0 if self._positions is None else self._width - 1
+        if self._positions is None:
+            return 0
+        return (self.capacity if self.whole else self._width) - 1
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0

@@ -59,10 +59,12 @@ def rollout(
     Cost: each prompt is prefilled once, however many answers to it begin together, and without its last token, which is
     the first decoding step's input, so that sampling happens in one place. A step runs all rows; finished rows leave,
     and waiting prompts take their place.
+    On a GPU a step is a CUDA graph, recorded for max_batch rows, half, a quarter, ... of them (`graphs`); a network
+    that cannot be recorded is launched step by step, and a warning says so.
     Memory: keys and values of max_batch rows in the dtype of the arithmetic, never more positions than the longest
-    prompt and max_new_tokens have, and (max_batch, V) logits. Which tokens were sampled, hence who finished, is looked
-    at after every step, on a GPU after every eighth, at the price of up to seven steps of a row that has finished: one
-    device sync each (and one per step more with top_p < 1 without top_k).
+    prompt and max_new_tokens have (on a GPU all of them from the beginning), and (max_batch, V) logits. Which tokens
+    were sampled, hence who finished, is looked at after every step, on a GPU after every eighth, at the price of up to
+    seven steps of a row that has finished: one device sync each (and one per step more with top_p < 1 without top_k).
 
     Raises ValueError: an empty prompt, a prompt that does not leave room for max_new_tokens, a model that cannot be
     decoded this way, logits that are not finite.

@@ -17,6 +17,7 @@ from rto_fast.config.checks import check
 from rto_fast.model import attention
 from rto_fast.model.attention import RaggedStep
 from rto_fast.rollout.cache import RowCache
+from rto_fast.rollout.graphs import DEVICES, Graphs
 from rto_fast.rollout.mixture import Mixture
 
 _FUSED = {"cuda"}
@@ -129,9 +130,11 @@ class _Lane:
         embedding = model.get_input_embeddings().weight
         assert isinstance(embedding, Tensor)
         self.kinds, self.dtype, self.device = kinds, embedding.dtype, embedding.device
-        self.cache = RowCache(max_rows, capacity, limit)
         implementation = getattr(config, "_attn_implementation", None)
         self.fused = self.device.type in _FUSED and implementation == attention.NAME
+        # shapes that stay as they are: rows pay for their own length alone
+        self.cache = RowCache(max_rows, limit if self.fused else capacity, limit, whole=self.fused)
+        self.graphs = Graphs(max_rows, self.device, self.name) if self.fused and self.device.type in DEVICES else None
         # transformers 5.24 renamed the argument, and warns of the old name
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self.forward = partial(model, use_cache=True, return_dict=True, **{name: self.cache})
@@ -145,21 +148,32 @@ class _Lane:
         self.forward(input_ids=ids, position_ids=positions, attention_mask=None, logits_to_keep=nothing)
 
     def step(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor:
-        self.cache.begin_step(positions, width)
         if self.fused:
-            step = RaggedStep(positions + 1, self.windows)
-            out = self.forward(
-                input_ids=tokens[:, None], position_ids=positions[:, None], attention_mask=None, ragged_step=step
-            )
-            if step.served >= len(self.cache.storage) > 0:
-                return out.logits[:, -1]
+            rows, inputs = len(tokens), (tokens, positions)
+            if self.graphs is not None:
+                inputs = self.graphs.inputs(tokens, positions)
+            take = partial(self._ragged, *inputs, width)
+            logits = take() if self.graphs is None else self.graphs.run(len(inputs[0]), take)
+            if logits is not None:
+                self.cache.begin_step(inputs[1], width)  # which a replay, in which Python has no part, did not
+                return logits[:rows]
             # a network that does not hand it down to all its layers: the step is done again, with masks as all others
-            self.fused = False
+            self.fused = self.cache.whole = False
+        self.cache.begin_step(positions, width)
         masks = self._masks(positions, width)
         out = self.forward(input_ids=tokens[:, None], position_ids=positions[:, None], attention_mask=masks)
         if not self.cache.storage:
             raise ValueError(f"rollout: {self.name} stored no keys and values; use its own generate()")
         return out.logits[:, -1]
+
+    def _ragged(self, tokens: Tensor, positions: Tensor, width: int) -> Tensor | None:
+        """Logits of a step without masks; None where a layer did not get to know of it."""
+        self.cache.begin_step(positions, width)
+        step = RaggedStep(positions + 1, self.windows)
+        out = self.forward(
+            input_ids=tokens[:, None], position_ids=positions[:, None], attention_mask=None, ragged_step=step
+        )
+        return out.logits[:, -1] if step.served >= len(self.cache.storage) > 0 else None
 
     def _masks(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
         """The additive attention masks of one step, made once for all layers.

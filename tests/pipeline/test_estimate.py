@@ -110,8 +110,11 @@ def words(folder: Path, stage: str, architecture: str, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def measured(folder):
-    asked = json.dumps([words(folder, *case) for case in CASES])
+def measured(folder, request) -> dict[int, dict[str, int]]:
+    """Of the cases that are run today."""
+    judged = [x for x in request.session.items if getattr(x, "originalname", "") == "test_a_run_takes_what_is_said"]
+    numbers = [item.callspec.params["number"] for item in judged] or range(len(CASES))
+    asked = json.dumps([words(folder, *CASES[number]) for number in numbers])
     done = subprocess.run(
         [sys.executable, "-m", "tests.pipeline.peak"],
         input=asked,
@@ -122,7 +125,7 @@ def measured(folder):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return found
+    return dict(zip(numbers, found, strict=True))
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join(case) for case in CASES])
@@ -136,9 +139,9 @@ def test_a_wrong_estimate_would_be_seen(measured):
     """Weights counted twice in every stage, activations twice where they are no small part, or left out."""
 
     def seen(part: str) -> list[bool]:
-        return [abs(x["peak"] + x[part] - x["measured"]) > 0.1 * x["measured"] for x in measured]
+        return [abs(x["peak"] + x[part] - x["measured"]) > 0.1 * x["measured"] for x in measured.values()]
 
-    assert all(seen("weights"))
+    assert len(measured) == len(CASES) and all(seen("weights"))
     assert sum(seen("activations")) >= 8, seen("activations")
     rto = measured[CASES.index(("rto", "llama"))]
     assert rto["measured"] - (rto["peak"] - rto["activations"]) > 0.1 * rto["measured"]
@@ -206,10 +209,12 @@ def test_saved_activations_by_hand():
 
 def test_a_cache_grows_by_halves():
     # up to 256 + 256 positions, the last token apart; keys and values of 2 bytes; a copy of one tensor while it grows
-    bytes_, copy = footprint.cached(pythia(), CUDA, 256, 256, 256)
+    half = CUDA._replace(cpu=True)
+    bytes_, copy = footprint.cached(pythia(), half, 256, 256, 256)
     assert bytes_ == 511 * 256 * 2560 * 32 * 4 == 42_865_786_880 and copy == 511 * 256 * 2560 * 2
-    # short answers fit from the start
-    assert footprint.cached(llama(), CUDA, 8, 1024, 64) == (1087 * 8 * 1024 * 32 * 4, 0)
+    # short answers fit from the start, and on a GPU all
+    assert footprint.cached(llama(), half, 8, 1024, 64) == (1087 * 8 * 1024 * 32 * 4, 0)
+    assert footprint.cached(pythia(), CUDA, 256, 256, 256) == (bytes_, 0)
 
 
 def test_static_memory_of_the_presets_by_hand():

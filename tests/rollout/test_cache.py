@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rto_fast.model import attention
 from rto_fast.rollout import Sampling, beam_search, lane, rollout
 from rto_fast.rollout.cache import RowCache
 from tests.rollout.test_rollout import CONFIGS, build, ragged
@@ -13,8 +14,8 @@ def caches(monkeypatch) -> list[RowCache]:
     made: list[RowCache] = []
 
     class Kept(RowCache):
-        def __init__(self, *args):
-            super().__init__(*args)
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
             made.append(self)
 
     monkeypatch.setattr(lane, "RowCache", Kept)
@@ -67,3 +68,12 @@ def test_it_grows_by_half_up_to_the_longest_that_a_row_can_get(caches, monkeypat
 def test_a_short_answer_takes_no_more_than_it_can(caches):
     rollout(build("llama"), [[3] * 9], Sampling(max_new_tokens=1), (), seed=0)
     assert caches[0].capacity == 9
+
+
+def test_without_masks_it_is_there_at_once(caches, monkeypatch):
+    """As on a GPU, where recorded steps want it to stay where it is."""
+    attention.register()
+    monkeypatch.setattr(lane, "_FUSED", {"cpu"})
+    monkeypatch.setattr(RowCache, "_grow", None)
+    rollout(build("llama", attention.NAME), [[3, 4], [5]], Sampling(max_new_tokens=120), (), seed=0)
+    assert caches[0].capacity == 121 and held(caches[0]) == 4 * 2 * 121 * numbers("llama")
