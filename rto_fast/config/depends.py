@@ -10,7 +10,7 @@ from rto_fast.config.recipe import plain
 
 STAGES: tuple[str, ...] = typing.get_args(typing.get_args(Config.__dataclass_fields__["stages"].type)[0])
 """All there are, in an order in which they can run."""
-EVERY = ("seed", "model", "adapter", "data", "guards", "export.dtype")
+EVERY = ("seed", "model", "adapter", "adam_bits", "data", "guards", "export.dtype")
 """Settings, and sections of them, that every stage depends on; each depends on its own section too."""
 LEFT_OUT = {
     *("model.gradient_checkpointing", "guards.stall_minutes", "data.allow_dropped"),
