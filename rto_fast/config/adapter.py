@@ -16,7 +16,8 @@ class AdapterConfig(Section, prefix="adapter."):
     alpha: Annotated[float, "a positive number"] = 32.0
     """Updates are scaled by alpha / rank."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Layers with an adapter, by the end of their names (q_proj v_proj ...); all-linear: all but the head."""
+    """Layers with an adapter, by the end of their names (q_proj v_proj ...); all-linear: all but the head, and of a
+    mixture of experts the attention's."""
     full_sft: bool = False
     """SFT trains all weights, e.g. of a base that has still much to learn; the other stages train adapters on it."""
     quantize: Literal["nf4"] | None = None

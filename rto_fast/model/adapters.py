@@ -47,6 +47,7 @@ class Base:
         """
         from peft import LoraModel
         from peft.tuners.lora import LoraLayer
+        from peft.tuners.lora.layer import ParamWrapper
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -56,6 +57,10 @@ class Base:
                 self.tuner.peft_config[name] = config
                 self.tuner.inject_adapter(self.hf, name)
         self.layers = [module for module in self.hf.modules() if isinstance(module, LoraLayer)]
+        if any(isinstance(layer, ParamWrapper) for layer in self.layers):
+            raise ValueError(
+                f"the experts of a {type(self.hf).__name__} have no adapters here; name other layers, such as q_proj"
+            )
         if trained:
             self.trained.add(name)
         for key in self.names:

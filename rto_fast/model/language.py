@@ -57,13 +57,17 @@ def hidden_states(backbone: nn.Module, batch: PackedBatch) -> Tensor:
     ).last_hidden_state[0]
 
 
+JITTER = ("jitter_noise", "router_jitter_noise", "input_jitter_noise")
+"""What some mixtures of experts multiply their inputs with in training."""
+
+
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     """A policy's log-probs must be a function of its weights, in training as in scoring."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         # some families hand these to functions; OPT calls one of them dropout
-        for name in ("attention_dropout", "dropout_p", "dropout"):
+        for name in ("attention_dropout", "dropout_p", "dropout", *JITTER):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model

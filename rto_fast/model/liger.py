@@ -5,6 +5,8 @@ from importlib.util import find_spec
 import torch
 from transformers import PreTrainedModel
 
+from rto_fast.model.experts import expert_maps
+
 
 def unserved(model_type: str, device: torch.device | str) -> str | None:
     """Why liger-kernel changes no network of this family there; None where it does."""
@@ -31,5 +33,6 @@ def apply_liger(network: PreTrainedModel, device: torch.device | str, wanted: bo
         return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    # the losses stay ours: liger's would compute logits
-    _apply_liger_kernel_to_instance(model=network, cross_entropy=False, fused_linear_cross_entropy=False)
+    # the losses stay ours: liger's would compute logits. So do experts
+    own = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    _apply_liger_kernel_to_instance(model=network, **own, **({"swiglu": False} if expert_maps(network) else {}))

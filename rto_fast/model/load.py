@@ -19,7 +19,7 @@ from rto_fast.files.foreign import (
     opening,
     read_object,
 )
-from rto_fast.model import attention
+from rto_fast.model import attention, experts
 from rto_fast.model.adapter_files import add_adapter, base_of, is_adapter, whole_of
 from rto_fast.model.adapters import Base
 from rto_fast.model.families import check_family
@@ -59,6 +59,7 @@ def _loading(path: str, dtype: torch.dtype, trust_remote_code: bool) -> dict[str
         "pretrained_model_name_or_path": path,
         "dtype": dtype,
         "attn_implementation": attention.register(),
+        "experts_implementation": experts.register(),
         "trust_remote_code": trust_remote_code,
         "use_safetensors": True,
         # reported by check_loaded, which names the first of them

@@ -4,9 +4,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rto_fast.model.experts import expert_maps
+
 
 def cast_matrices(network: nn.Module, dtype: torch.dtype) -> None:
-    """The weights and biases of linear layers in `dtype`, where autocast to `dtype` would cast them at every forward.
+    """The weights and biases of linear layers, and experts, in `dtype`, where autocast to `dtype` would cast them at
+    every forward.
 
     Under that autocast the network computes the same bits as before. Embeddings (a head that is tied to them too) and
     norms stay: autocast reads them in float32, and so keeps the residual stream in it. Costs no second copy.
@@ -17,3 +20,5 @@ def cast_matrices(network: nn.Module, dtype: torch.dtype) -> None:
             for parameter in module.parameters():
                 if id(parameter) not in kept:
                     parameter.data = parameter.data.to(dtype)
+    for parameter in expert_maps(network).values():
+        parameter.data = parameter.data.to(dtype)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rto_fast.model.experts import expert_maps
+
 BLOCK = 64
 """Numbers that share their largest."""
 BYTES = 0.5 + 1 / BLOCK + 4 / (BLOCK * 256)
@@ -51,6 +53,10 @@ def quantize(hf: PreTrainedModel, field: str) -> None:
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     maps = dict(layer_maps(hf))
+    if expert_maps(hf):
+        raise ValueError(
+            f"{field}: the experts of a {type(hf).__name__} are no nn.Linear, which nf4 wants; leave it out"
+        )
     if not maps or any(isinstance(module, Conv1D) for module in maps.values()):
         raise ValueError(f"{field}: the maps of a {type(hf).__name__} are no nn.Linear, which nf4 wants; leave it out")
     odd = {name: x.in_features for name, x in maps.items() if isinstance(x, nn.Linear) and x.in_features % BLOCK}

@@ -42,8 +42,7 @@ def tokens_per_second(config: Config, models: Models, how: Arithmetic, card: Car
     """
     s, rl = models.policy, config.rto
     rows = min(rl.sampling.batch_size, rl.rollouts)
-    key = how.weights if s.rotary else how.operands
-    kept = rows * (config.data.max_prompt + config.max_new_tokens / 2) * s.layers * s.kv * (key + how.operands)
+    kept = rows * (config.data.max_prompt + config.max_new_tokens / 2) * s.layers * s.kv * 2 * how.operands
     width = NF4 if config.adapter.quantize else how.operands
     weights = width * s.matrices + how.operands * s.vocab * s.hidden
     return rows * card.bandwidth / (weights + kept)
@@ -58,13 +57,14 @@ def step_flops(config: Config, models: Models, stage: str) -> float:
     again = 2 * config.model.gradient_checkpointing
     tuned = config.adapter.rank is not None and not (stage == "sft" and config.adapter.full_sft)
     learns = (4 if tuned else 6) + again
-    policy, critic = s.matrices + s.vocab * s.hidden, c.matrices
+    working, critic = (x.matrices - x.idle for x in (s, c))
+    policy = working + s.vocab * s.hidden
     length = config.data.max_length
     if stage in ("sft", "dpo", "rm"):
         batch = {"sft": config.sft.batch_size, "dpo": config.dpo.batch_size, "rm": config.rm.batch_size}[stage]
         sequences = batch * (1 if stage == "sft" else 2)
         looks = 2 if stage == "dpo" else 0  # pi_ref, once for every pair
-        return sequences * length * (policy if stage != "rm" else s.matrices) * (learns + looks)
+        return sequences * length * (policy if stage != "rm" else working) * (learns + looks)
     rl = member(config.rto, stage)
     critic *= rl.critic.kind == "separate"
     tokens = rl.minibatch * (config.data.max_prompt + config.max_new_tokens)

@@ -30,6 +30,7 @@ class Sizes(NamedTuple):
     kv: int
     """... of its keys; and of its values"""
     mlp: int
+    """Numbers of a token between an MLP's maps, in all experts that it is given to"""
     vocab: int
     context: int | None
     """Longest sequence in tokens"""
@@ -46,6 +47,10 @@ class Sizes(NamedTuple):
     """Attention and MLP read the same stream"""
     composed: bool
     """The MLP's activation is made of elementary steps (gelu_new)"""
+    chosen: int = 0
+    """Experts that a token is given to; 0 is an MLP for all"""
+    idle: int = 0
+    """Parameters of the experts that a token is not given to, which cost memory alone"""
     stored: int | None = None
     """Bytes of one weight on the disk, where the configuration says it"""
 
@@ -105,7 +110,8 @@ def saved(s: Sizes, how: Arithmetic, *, full: bool, rank: int | None) -> int:
     # off CUDA every run of sequences has an output of its own, and they are put together
     out = a * s.query * (2 if how.cpu else 1)
     act = a * s.mlp * ((4 if s.gated else 2) + 3 * s.composed)
-    return norms + inputs + made + turned + normed + out + act + a * (rank or 0) * len(s.sides)
+    sorted_ = 2 * a * s.hidden * s.chosen  # what each expert reads, and what it says before it is weighed
+    return norms + inputs + made + turned + normed + out + act + sorted_ + a * (rank or 0) * len(s.sides)
 
 
 def graph(s: Sizes, how: Arithmetic, rows: int, *, checkpointing: bool, rank: int | None, full: bool) -> int:

@@ -6,9 +6,11 @@ from transformers import AutoModelForCausalLM
 from rto_fast.files.text import one_line
 from rto_fast.model.adapter_files import add_adapter, is_adapter, lora
 from rto_fast.model.adapters import Base
+from rto_fast.model.experts import expert_maps
 from rto_fast.model.language import LanguageModel, zero_head
 from rto_fast.model.liger import apply_liger
 from rto_fast.model.load import calibration, scalar_head
+from rto_fast.model.quantize import layer_maps
 from rto_fast.model.scalar import ScalarModel, critic_from
 from rto_fast.runs.open import Context
 from rto_fast.training.seeds import derive
@@ -69,12 +71,21 @@ def adapter_size(context: Context, model: LanguageModel) -> tuple[int, int]:
 def _with_new(context: Context, base: Base, name: str) -> Base:
     config = context.config.adapter
     assert config.rank is not None  # else nothing is added
-    targets = config.targets[0] if config.targets == ("all-linear",) else list(config.targets)
+    targets: str | list[str] = list(config.targets)
+    if config.targets == ("all-linear",):
+        # by its names for an MLP's maps PEFT would take experts too
+        targets = _of_attention(base) if expert_maps(base.hf) else "all-linear"
     try:
         base.add(name, lora(config.rank, config.alpha, targets), seed=derive(context.config.seed, "adapter", name))
     except ValueError as error:
         raise ValueError(f"adapter.targets: {one_line(error, 300)}") from None
     return base
+
+
+def _of_attention(base: Base) -> list[str]:
+    """The names of linear maps in its attention."""
+    names = (name.removesuffix(".base_layer").split(".") for name, _ in layer_maps(base.hf))
+    return sorted({own for *_, parent, own in names if "att" in parent})
 
 
 def _shared(context: Context, model: LanguageModel) -> Base:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rto_fast.model.experts import expert_maps
 from rto_fast.model.quantize import layer_maps
 from rto_fast.pipeline.footprint import Sizes
 
@@ -29,6 +30,9 @@ def sizes_of(hf: PreTrainedModel) -> Sizes:
     mlp = {name: sides for name, sides in first.items() if name not in attention}
     down = next((sides for sides in reversed(mlp.values())), (4 * hidden, hidden))
     ups = sum(out for into, out in mlp.values() if into == hidden)
+    experts = expert_maps(hf)
+    chosen = getattr(shape, "num_experts_per_tok", 0) if experts else 0
+    width_of_experts = chosen * next((p.shape[2] for name, p in experts.items() if name.endswith("down_proj")), 0)
     fused = any(out == heads * width + 2 * kv and kv for _, out in (first[name] for name in attention))
     names = {type(module).__name__ for module in hf.modules()}
     act = getattr(shape, "hidden_act", None) or getattr(shape, "activation_function", "")
@@ -36,16 +40,22 @@ def sizes_of(hf: PreTrainedModel) -> Sizes:
     return Sizes(
         body=sum(count.values()) - head,
         head=head,
-        matrices=sum(into * out for into, out in maps.values()),
-        sides=tuple((re.split(r"\.0\.", name, maxsplit=1)[1], into + out) for name, (into, out) in first.items()),
+        matrices=sum(into * out for into, out in maps.values()) + sum(p.numel() for p in experts.values()),
+        sides=tuple(
+            (re.split(r"\.0\.", name, maxsplit=1)[1], into + out)
+            for name, (into, out) in first.items()
+            if name in attention or not experts  # which have no adapters
+        ),
         layers=layers,
         hidden=hidden,
         query=heads * width,
         kv=kv,
-        mlp=down[0],
+        mlp=width_of_experts + down[0] * bool(mlp or not experts),
+        chosen=chosen,
+        idle=sum(p.numel() - p[0].numel() * chosen for p in experts.values()),
         vocab=embedding.shape[0],
         context=getattr(shape, "max_position_embeddings", None),
-        gated=ups >= 2 * down[0],
+        gated=bool(experts) or ups >= 2 * down[0],
         fused=fused,
         rotary=any("Rotary" in name for name in names),
         rms=any("RMSNorm" in name for name in names),
