@@ -37,6 +37,7 @@ def test_a_smoke_run_checks_everything_and_claims_nothing(tmp_path, env):
     names = " ".join(check["name"] for check in found["checks"])
     for op in ("linear_logprob d weight", "ppo_head d hidden", "preference_head d weight", "rto_score", "token_reward"):
         assert op in names
+    assert "decode_attention" in names and "answers, steps recorded" in names
     assert all(check["passed"] for check in found["checks"]) and found["smoke"]
     assert {row["verdict"] for row in found["tables"]["targets"]} == {"not measured"}
     if not env:

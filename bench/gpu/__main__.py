@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bench import machine, peers
-from bench.gpu import extremes, parity, sanitizer, speed, targets
+from bench.gpu import decoding, extremes, parity, sanitizer, speed, targets
 from bench.gpu.log import Log
 from bench.shapes import LLAMA, PYTHIA, QWEN, TINY
 
@@ -40,6 +40,9 @@ def sections(log: Log, device: str, parts: list[str], smoke: bool):
         yield "parity of rewards", partial(parity.sequences, log, device, cases)
         if device == "cuda":
             yield "waiting for the device", partial(parity.waits, log)
+        for cache in decoding.TINY if smoke else decoding.REAL:
+            yield f"decoding {cache.name}", partial(decoding.operator, log, cache, device, rounds=rounds)
+        yield "decoding steps", partial(decoding.steps, log, device, smoke)
         huge = (80, 257, 1) if smoke else (15200, 151936, 9216)
         yield "parity beyond int32", partial(extremes.beyond_int32, log, device, *huge)
     if watches:
