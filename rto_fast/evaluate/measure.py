@@ -92,6 +92,8 @@ def measure(
     judge = _judge(options, about, tokenizer, prompts)
     settings = {"prompts": prompts.ids, "sampling": asdict(sampling), "seed": options.seed, "beta": about.beta}
     settings |= {"batch_size": options.batch_size, "dtype": run.config.model.dtype, "device": run.device.type}
+    if run.autocast is not None:  # earlier ones were drawn from logits that half precision had rounded
+        settings["logits"] = "float32"
     saved = Saved(about.kept / "answers")
     evaluations: dict[str, Evaluation] = {}
     with progress(len(about.policies) * len(prompts.ids), "answer") as bar:

@@ -20,7 +20,7 @@ from rto_fast.config import Config, RTOConfig
 from rto_fast.files.digests import MANIFEST, check_stage, write_recorded
 from rto_fast.model.adapters import Base
 from rto_fast.model.language import LanguageModel
-from rto_fast.model.load import load_language_model
+from rto_fast.model.load import load_language_model, stored_dtype
 from rto_fast.model.scalar import ScalarModel
 from rto_fast.pipeline.build import Built, build, build_rl
 from rto_fast.pipeline.measure import evaluate_run, sweep
@@ -192,9 +192,10 @@ def _export_adapter(
 
 
 def _merged(context: Context, base: Base, adapter: str, start: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """A model of the adapter's whole weights' shape, and those. Into a quantised base's they are merged as they were
-    before, in the machine's memory: what an adapter learns is less than the steps of 4 bits."""
-    if not context.quantized:
+    """A model of the adapter's whole weights' shape, and those. Where the base is quantised or rounded they are those
+    of before, in the machine's memory: what an adapter learns is less than the steps of 4 bits, or of bfloat16."""
+    as_stored = context.autocast in (None, stored_dtype(start, context.trusted))
+    if as_stored and not context.quantized:
         return base.hf, base.merged_weights(adapter)
     whole = load_language_model(start, field="model.path", trust_remote_code=context.trusted).hf
     return whole, base.merged_weights(adapter, whole.state_dict())

@@ -147,6 +147,17 @@ def test_the_policys_adapter_answers():
         assert (response_logprobs(policy, packed, 16) - sampled).abs().max() > 0.1
 
 
+def test_under_bfloat16_sft_is_merged_into_the_numbers_as_they_were(folder):
+    """Half a step of bfloat16 is more than it learns here, and pi_ref's weights would all move by as much."""
+    words = ["--model.dtype", "bfloat16", "--stages", "sft", "--sft.optim.lr", "2e-6", "--eval.prompts", "0"]
+    assert train(folder, "half", *ADAPTERS, *words) == 0
+    before, after = (load_language_model(str(folder / name)).hf.state_dict() for name in ("model", "half/sft"))
+    moved = {name for name, weight in before.items() if not torch.equal(after[name], weight)}
+    assert moved and all("_proj" in name for name in moved)
+    rounded = max((weight.bfloat16().float() - weight).abs().max() for weight in before.values())
+    assert max((after[name] - before[name]).abs().max() for name in moved) < 0.1 * rounded
+
+
 def test_a_policy_goes_on_from_an_adapter(folder, tmp_path):
     """--model.path may be an adapter's folder: its base with the adapter merged."""
     words = ["--recipe", str(folder / "tiny.toml"), "--data.path", str(folder / "pairs.jsonl"), "--device", "cpu"]
