@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu import sanitizer, targets
+from bench.gpu import sanitizer, small, targets
 from bench.gpu.log import Log
 from bench.gpu.speed import GEMMS, OURS
 from bench.shapes import PYTHIA, TINY, head_inputs
@@ -108,11 +108,13 @@ def test_targets_are_met_missed_or_not_measured(tmp_path, ratio, word):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted here; on a GPU compute-sanitizer runs it")
-def test_what_the_sanitizer_watches_runs_and_is_complete(capsys):
-    from bench.gpu import small
-
+def test_what_the_sanitizer_watches_runs(capsys):
     small.main("cpu")
-    assert "all kernels ran" in capsys.readouterr().out and not small.unwatched()
+    assert "all kernels ran" in capsys.readouterr().out
+
+
+def test_the_sanitizer_watches_every_kernel():
+    assert len(small.KERNELS) >= 4 and not small.unwatched()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,6 +64,21 @@ def test_what_the_quick_part_leaves_out_is_there():
     for name in rest.KEPT:
         file, _, test = name.partition("::")
         assert f"def {test}(" in (ROOT / file).read_text(), name
+
+
+@pytest.mark.parametrize("kept, left", [(0, [0, 1, 2, 3, 4]), (1, [1, 2, 3, 4]), (3, [1, 3]), (9, [])])
+def test_so_many_cases_of_a_test_are_kept_evenly_spaced(monkeypatch, kept, left):
+    class Item(SimpleNamespace):
+        def add_marker(self, marker):
+            self.marks.append(marker.name)
+
+    monkeypatch.setattr(rest, "KEPT", {"tests/test_a.py::test_b": kept})
+    mine, other = (
+        [Item(nodeid=f"tests/test_a.py::{name}[{i}]", marks=[]) for i in range(5)] for name in ("test_b", "c")
+    )
+    rest.mark([*mine, *other])
+    assert [i for i, item in enumerate(mine) if item.marks == ["rest"]] == left
+    assert not any(item.marks for item in other)
 
 
 def test_pytest_alone_leaves_the_rest_out():

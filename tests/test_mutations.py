@@ -1,6 +1,7 @@
 """The list of mutations does not rot: each still applies, still is Python, and names tests that are there."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -26,6 +27,19 @@ def test_every_mutation_applies_once():
             wrong.append(f"{m.name}: wanted another text, and tests or a reason why there can be none")
     assert not wrong, "\n".join(wrong)
     assert len({m.name for m in MUTATIONS}) == len(MUTATIONS) >= 150
+
+
+def test_the_functions_that_kill_them_are_there():
+    """By name alone; that pytest finds each case is asked below, which takes it half a minute."""
+    for test in {test for m in MUTATIONS for test in m.tests}:
+        file, _, name = test.partition("::")
+        names = {node.name for node in ast.walk(_tree(file)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert name.partition("[")[0].partition("::")[0] in names, test
+
+
+@functools.cache
+def _tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text())
 
 
 def test_the_tests_that_kill_them_are_there():

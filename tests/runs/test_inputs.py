@@ -168,18 +168,31 @@ def test_every_file_of_a_folder_of_data_is_known(place, capsys):
     assert "data.path: train-1.jsonl.gz is not what this run began with (16 rows" in capsys.readouterr().err
 
 
-def test_the_quickstarts_own_files_count(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> list[str]:
+    """The command of a run of the quickstart that has ended."""
     small = ("--stages", "sft", "--sft.epochs", "0.002", "--eval.prompts", "0", "--sweep.ratios", "--sweep.clips")
-    command = [*small, "--output", str(tmp_path / "run"), "--device", "cpu"]
+    command = [*small, "--output", str(tmp_path_factory.mktemp("quickstart") / "run"), "--device", "cpu"]
     assert main(command) == 0
-    for file, field in (("pairs.jsonl", "data.path"), ("eval.jsonl", "data.evaluation")):
-        text = (tmp_path / "run/task" / file).read_text()
-        lines(lambda rows: rows[::-1])(tmp_path / "run/task" / file)
-        capsys.readouterr()
-        assert main(command) == 2 and f"{field}: {file} is not what" in capsys.readouterr().err
-        (tmp_path / "run/task" / file).write_text(text)
-    nudged(tmp_path / "run/task/model/model.safetensors")
-    assert main(command) == 2 and "model.path: model.safetensors is not what" in capsys.readouterr().err
+    return command
+
+
+@pytest.mark.parametrize(
+    "file, field, change",
+    [
+        ("pairs.jsonl", "data.path", lines(lambda rows: rows[::-1])),
+        ("eval.jsonl", "data.evaluation", lines(lambda rows: rows[::-1])),
+        ("model/model.safetensors", "model.path", nudged),
+    ],
+    ids=["pairs", "evaluation", "model"],
+)
+def test_the_quickstarts_own_files_count(quickstart, capsys, file, field, change):
+    path = Path(quickstart[quickstart.index("--output") + 1]) / "task" / file
+    before = path.read_bytes()
+    change(path)
+    capsys.readouterr()
+    assert main(quickstart) == 2 and f"{field}: {path.name} is not what" in capsys.readouterr().err
+    path.write_bytes(before)
 
 
 def test_a_folder_of_an_older_version_takes_what_is_there(place, capsys):
