@@ -52,22 +52,40 @@ def online(
     m, s, u, z_ptr, n, width, bias_ptr, inv_temperature, softcap,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fold n logits of one row into its running maximum m, s = sum exp(z - m) and u = sum exp(z - m) (z - m)."""
+    """Fold n logits of one row into its running maximum m, s = sum exp(z - m) and u = sum exp(z - m) (z - m).
+
+    A block is [TURNS, BLOCK / TURNS] and each of its columns has m, s and u of its own, so that a thread folds what it
+    has read itself: threads meet once a row, not twice a block.
+    """
+    # at four columns to a thread, which it reads at once
+    TURNS: tl.constexpr = 4 if BLOCK == 4096 else 1
+    LANES: tl.constexpr = BLOCK // TURNS
+    lane = tl.arange(0, LANES)
+    turn = tl.arange(0, TURNS) * LANES
+    # the lowest float32 stands for -inf, so that columns of nothing but -inf leave no -inf - -inf behind
+    own_m = tl.full((LANES,), -3.4028234663852886e38, tl.float32)
+    own_s = tl.zeros((LANES,), tl.float32)
+    own_u = tl.zeros((LANES,), tl.float32)
     for start in range(0, n, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
+        cols = start + turn[:, None] + lane[None, :]
         mask = cols < width
         x = tl.load(z_ptr + cols, mask=mask, other=0.0)
         x, _ = transformed(x, cols, bias_ptr, inv_temperature, softcap, HAS_BIAS, HAS_CAP, mask)
         x = tl.where(cols < n, x, float("-inf"))
-        new_m = tl.maximum(m, tl.max(x, 0))
-        x -= new_m
+        new_m = tl.maximum(own_m, tl.max(x, 0))
+        x -= new_m[None, :]
         e = tl.exp(x)
-        decay = tl.exp(m - new_m)
+        decay = tl.exp(own_m - new_m)
         if ENTROPY:
-            u = (u + (m - new_m) * s) * decay + tl.sum(e * tl.maximum(x, NO_LOGIT), 0)
-        s = s * decay + tl.sum(e, 0)
-        m = new_m
-    return m, s, u
+            own_u = (own_u + (own_m - new_m) * own_s) * decay + tl.sum(e * tl.maximum(x, NO_LOGIT), 0)
+        own_s = own_s * decay + tl.sum(e, 0)
+        own_m = new_m
+    new_m = tl.maximum(m, tl.max(own_m, 0))
+    decay, own_decay = tl.exp(m - new_m), tl.exp(own_m - new_m)
+    if ENTROPY:
+        own_u = (own_u + (own_m - new_m) * own_s) * own_decay
+        u = (u + (m - new_m) * s) * decay + tl.sum(own_u, 0)
+    return new_m, s * decay + tl.sum(own_s * own_decay, 0), u
 
 
 @triton.jit

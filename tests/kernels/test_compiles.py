@@ -48,3 +48,25 @@ print(*aot.judge(("tests.kernels.unfit", "matmul", "bf16 bf16 f32 512", options 
     assert large.startswith("False BAD ") and large.endswith("spills")
     assert small.startswith("True ok ") and "wgmma.mma_async" in small
     assert cramped.startswith("False BAD ") and cramped.endswith("too much shared memory")
+
+
+def test_threads_that_fold_a_row_meet_once_it_is_read():
+    """No barrier and no exchange between threads in a loop over a row's columns."""
+    code = """
+import re, sys
+sys.path.insert(0, "tests/kernels")
+import aot
+for arch in aot.ARCHS:
+    for variant in aot.variants():
+        if variant[1] == "fold_kernel" and variant[3]["BLOCK"] == 4096:
+            ptx = aot.compiled(*variant, arch).asm["ptx"]
+            labels = {m[1]: m.end() for m in re.finditer(r"^([$]L__\\w+):", ptx, re.M)}
+            ends = [(m[1], m.start()) for m in re.finditer(r"bra(?:[.]uni)?\\s+([$]L__\\w+);", ptx)]
+            loops = [ptx[labels[name]:end] for name, end in ends if labels[name] < end]
+            meet = [len(re.findall(r"bar[.]sync|shfl[.]sync", text)) for text in loops]
+            print(arch, len(loops), sum(meet), "bar.sync" in ptx)
+            break
+"""
+    run = python("-c", code)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [f"{arch} 1 0 True" for arch in (80, 90, 100)]
