@@ -19,7 +19,7 @@ FLOORS = [  # from the ground up
     {"pipeline"},
     {"train", "plan", "cli"},
 ]
-OPERATORS = {("rto_score", "token_reward_gae")}
+OPERATORS = {("rto_score", "token_reward_gae"), ("preference_head", "linear_logprob")}
 """Arrows between operators; what else they share is in kernels/common/."""
 ARROWS = {  # within a floor
     ("config", "files"),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.dispatch import choose
+from rto_fast.kernels.decode_attention import library
 from rto_fast.kernels.decode_attention.reference import decode_attention_reference
 
 __all__ = ["decode_attention", "decode_attention_reference"]
@@ -57,6 +58,9 @@ def decode_attention(
     errors     ValueError for a wrong shape, dtype, device, stride or range. Lengths outside [0, C] are an error on the
                CPU alone; on CUDA, where looking would wait for the device, they are cut to that range
     """
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            return library.forward(query, keys, values, lengths, float(scale), window, softcap, backend)
     backend = choose("decode_attention", query.device, backend, ("triton", "reference"))
     _check(query, keys, values, lengths, scale, window, softcap, backend)
     if backend == "triton":

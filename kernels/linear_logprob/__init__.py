@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.autograd import LinearLogprob
-from rto_fast.kernels.common.checks import check_head, check_like, check_target, check_weight_grad
-from rto_fast.kernels.common.chunked import HeadPlan
-from rto_fast.kernels.common.dispatch import choose, row_functions
+from rto_fast.kernels.common.checks import check_weight_grad
 
+from . import library
+from .prepare import prepare
 from .reference import linear_logprob_reference
 
 __all__ = ["LogProbs", "linear_logprob", "linear_logprob_reference"]
@@ -60,24 +60,23 @@ def linear_logprob(
     per row between forward and backward, and the gradients, that of hidden as a float32 sum before it is rounded. On
     CUDA, `mask` waits once for the device.
 
+    torch.compile takes it as one node of its graph (`rto_fast::linear_logprob`); with `weight_grad`, which the backward
+    writes to, it breaks the graph.
+
     Deterministic. The tiles' geometry depends on V, the device and `workspace_mb` only, and each row is summed by
     itself: a row's result depends on other rows only as far as the GEMM library picks its kernel by the number of rows.
 
     Raises ValueError for wrong shapes, dtypes or devices, for a target outside [0, V) on CPU (on CUDA its log-prob is
     NaN: a check would wait for the device), and for a backend that cannot run here.
     """
-    backend = choose("linear_logprob", hidden.device, backend, dtype=hidden.dtype)
-    if mask is not None:
-        check_like("linear_logprob", "mask", mask, hidden.shape[:1], torch.bool, hidden.device)
-        check_like("linear_logprob", "target", target, hidden.shape[:1], torch.int64, hidden.device)
-        index = mask.nonzero()[:, 0]
-        hidden, target = hidden.index_select(0, index), target.index_select(0, index)
-    check_head("linear_logprob", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
-    check_target("linear_logprob", target, hidden.shape[0], weight.shape[0], hidden.device)
+    if torch.compiler.is_compiling() and weight_grad is None:
+        inputs = (hidden, weight, target, bias, mask, temperature, softcap, return_stats, workspace_mb, backend)
+        logprobs, maximum, log_sum, entropy = library.forward(*inputs)
+        return LogProbs(logprobs, entropy, (maximum + log_sum).detach()) if return_stats else logprobs
+    options = (temperature, softcap, workspace_mb, backend)
+    hidden, target, index, plan = prepare(hidden, weight, target, bias, mask, *options)
     check_weight_grad("linear_logprob", weight_grad, weight)
-    plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
-    inputs = (hidden, weight, bias, target.contiguous(), plan, return_stats, weight_grad)
-    logprobs, lse, entropy = LinearLogprob.apply(*inputs)
+    logprobs, lse, entropy = LinearLogprob.apply(hidden, weight, bias, target, plan, return_stats, weight_grad)
     out = (logprobs, entropy, lse) if return_stats else (logprobs,)
     if mask is not None:
         out = tuple(x.new_zeros(mask.shape).index_copy(0, index, x) for x in out)

@@ -5,16 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.kernels.common.checks import check_head, check_like, check_target, check_weight_grad
-from rto_fast.kernels.common.chunked import HeadPlan
-from rto_fast.kernels.common.dispatch import choose, row_functions
-from rto_fast.kernels.common.workspace import accumulator
-
-from . import rows
+from . import library
 from .autograd import PPOLoss
-from .contract import PPORows
+from .prepare import prepare
 from .reference import ppo_head_reference
-from .surrogate import Decisions, Surrogate
+from .surrogate import Surrogate
 
 __all__ = ["PPOHead", "ppo_head", "ppo_head_reference"]
 
@@ -79,72 +74,25 @@ def ppo_head(
     too small for 96 rows, or half precision on CPU with a large weight, costs a fourth GEMM (the logits are
     recomputed).
 
+    torch.compile takes it as one node of its graph (`rto_fast::ppo_head`); with `weight_grad`, which the forward writes
+    to, it breaks the graph.
+
     Deterministic; chunks depend on V, the device and `workspace_mb` only.
 
     Raises ValueError as `linear_logprob` does, for an unknown `kl`, and for kl_coef without ref_logprobs.
     """
-    backend = choose("ppo_head", hidden.device, backend, dtype=hidden.dtype)
-    check_head("ppo_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
-    check_like("ppo_head", "target", target, hidden.shape[:1], torch.int64, hidden.device)
-    dtype = accumulator(hidden.dtype)
-    given = {"old_logprobs": old_logprobs, "advantages": advantages, "weights": weights, "ref_logprobs": ref_logprobs}
-    for name, x in given.items():
-        if x is not None:
-            check_like("ppo_head", name, x, hidden.shape[:1], dtype, hidden.device)
-    if kl not in ("k1", "k2", "k3"):
-        raise ValueError(f"ppo_head: kl must be one of k1, k2, k3, got {kl!r}")
-    if kl_coef and ref_logprobs is None:
-        raise ValueError(f"ppo_head: kl_coef = {kl_coef} needs ref_logprobs, got None; pass them or set kl_coef=0")
-    if not clip > 0.0:
-        raise ValueError(f"ppo_head: clip must be > 0, got {clip}; float('inf') turns clipping off")
-
-    check_weight_grad("ppo_head", weight_grad, weight)
-    if isinstance(loss_scale, Tensor):
-        check_like("ppo_head", "loss_scale", loss_scale, (), dtype, hidden.device)
-
-    scaled = weights.detach() * loss_scale
-    decisions = Decisions(target, old_logprobs, advantages, scaled, ref_logprobs if kl_coef else None)
-    decisions = decisions.each(lambda x: x.detach().contiguous())
-    live, index = weights != 0, None
-    if hidden.device.type == "cpu":
-        # a row of weight 0 may hold anything
-        check_target("ppo_head", target[live], int(live.sum()), weight.shape[0], hidden.device)
-    if backend == "triton":
-        # hidden states are cleared chunk by chunk: a copy of all of them would grow with R
-        decisions = decisions._replace(target=target.masked_fill(~live, 0), live=live)
-    elif not live.all():
-        index = kept = live.nonzero()[:, 0]
-        hidden = hidden.index_select(0, kept)
-        decisions = decisions.each(lambda x: x.index_select(0, kept))
-    plan = HeadPlan(temperature, softcap, workspace_mb, row_functions(backend))
-    loss, logprobs, entropy = PPOLoss.apply(
-        hidden,
-        weight,
-        bias,
-        decisions,
-        Surrogate(clip, entropy_coef, kl_coef, kl),
-        plan,
-        _ppo_rows(backend),
-        return_entropy or entropy_coef != 0.0,
-        torch.is_grad_enabled(),
-        weight_grad,
-    )
-    if index is not None:
-        logprobs, entropy = (
-            None if x is None else x.new_zeros(weights.shape).index_copy_(0, index, x) for x in (logprobs, entropy)
-        )
-    elif backend == "triton":
-        logprobs, entropy = (None if x is None else x.masked_fill(~live, 0.0) for x in (logprobs, entropy))
-    return PPOHead(loss, logprobs, entropy)
-
-
-def _ppo_rows(backend: str) -> PPORows:
-    if backend == "reference":
-        return rows
-    if backend == "native":
-        from . import native
-
-        return native
-    from . import kernel
-
-    return kernel
+    surrogate = Surrogate(clip, entropy_coef, kl_coef, kl)
+    with_entropy = return_entropy or entropy_coef != 0.0
+    options = (temperature, softcap, workspace_mb, backend)
+    if torch.compiler.is_compiling() and weight_grad is None:
+        needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+        scale = (loss_scale, 1.0) if isinstance(loss_scale, Tensor) else (None, loss_scale)
+        rows = (target, old_logprobs, advantages, weights, ref_logprobs)
+        rest = (temperature, softcap, with_entropy, workspace_mb, backend)
+        loss, logprobs, entropy, *_ = library.forward(hidden, weight, bias, *rows, *scale, needs, *surrogate, *rest)
+        return PPOHead(loss, logprobs, entropy if with_entropy else None)
+    rows = (target, old_logprobs, advantages, weights, ref_logprobs)
+    made = prepare(hidden, weight, *rows, bias, loss_scale, weight_grad, surrogate, *options)
+    inputs = (made.hidden, weight, bias, made.decisions, surrogate, made.plan, made.ppo_rows)
+    loss, logprobs, entropy = PPOLoss.apply(*inputs, with_entropy, torch.is_grad_enabled(), weight_grad)
+    return PPOHead(loss, made.whole(logprobs), None if entropy is None else made.whole(entropy))

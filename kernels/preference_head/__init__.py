@@ -11,6 +11,7 @@ from rto_fast.kernels.common.chunked import HeadPlan
 from rto_fast.kernels.common.dispatch import choose, row_functions
 from rto_fast.kernels.common.segments import sequence_sums
 from rto_fast.kernels.common.workspace import accumulator
+from rto_fast.kernels.linear_logprob import library
 
 from .autograd import PairLoss
 from .reference import pair_losses, preference_head_reference
@@ -65,6 +66,11 @@ def preference_head(
 
     Raises ValueError as `linear_logprob` does, for an unknown `loss`, and for sequences that are no pairs.
     """
+    if torch.compiler.is_compiling() and weight_grad is None:
+        given = (hidden, weight, target, bias, None, temperature, softcap, False, workspace_mb, backend)
+        return _in_torch(
+            library.forward(*given)[0], cu_seqlens, ref_logprobs, pair_weights, beta, label_smoothing, loss
+        )
     backend = choose("preference_head", hidden.device, backend, dtype=hidden.dtype)
     check_head("preference_head", hidden, weight, bias, temperature, softcap, workspace_mb, backend)
     check_target("preference_head", target, hidden.shape[0], weight.shape[0], hidden.device)
@@ -79,6 +85,19 @@ def preference_head(
             from .kernel import pairs
         inputs = (None if x is None else x.contiguous() for x in (cu_seqlens, ref_logprobs, pair_weights))
         return PreferenceHead(*PairLoss.apply(rows, *inputs, beta, label_smoothing, loss, pairs))
+    return _in_torch(rows, cu_seqlens, ref_logprobs, pair_weights, beta, label_smoothing, loss)
+
+
+def _in_torch(
+    rows: Tensor,
+    cu_seqlens: Tensor,
+    ref_logprobs: Tensor,
+    pair_weights: Tensor | None,
+    beta: float,
+    label_smoothing: float,
+    loss: str,
+) -> PreferenceHead:
+    """The pairs' losses by torch's own operators, from the log-probs of all rows."""
     sums = sequence_sums(rows, cu_seqlens)
     losses, margins = pair_losses(sums, ref_logprobs, beta, label_smoothing, loss)
     return PreferenceHead((losses if pair_weights is None else losses * pair_weights).sum(), sums, margins)

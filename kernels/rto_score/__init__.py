@@ -8,7 +8,9 @@ from rto_fast.kernels.common.chunked import HeadPlan, statistics
 from rto_fast.kernels.common.dispatch import choose, row_functions
 from rto_fast.kernels.token_reward_gae import RewardSpec, token_reward_gae
 from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
+from rto_fast.kernels.token_reward_gae.library import flat
 
+from . import library
 from .reference import FactoredLogits, RTOScore, rto_score_reference
 
 __all__ = ["FactoredLogits", "RTOScore", "rto_score", "rto_score_reference"]
@@ -50,6 +52,12 @@ def rto_score(
 
     Raises ValueError as `linear_logprob` and `token_reward_gae` do, naming the model.
     """
+    if torch.compiler.is_compiling():
+        scored = [policy, reference, *([dpo] if dpo is not None and reward.beta_1 else [])]
+        with torch.no_grad():
+            rest = (target, values, cu_seqlens, rows, *flat(reward), workspace_mb, backend)
+            old, ref, of_dpo, *rewards = library.forward(*library.flat(scored), *rest)
+        return RTOScore(old, ref, of_dpo if len(scored) > 2 else None, values.detach(), *rewards)
     backend = choose("rto_score", values.device, backend, dtype=policy.hidden.dtype)
     dpo = dpo if reward.beta_1 else None
     num_rows, device = values.shape[0] if values.dim() else 0, values.device

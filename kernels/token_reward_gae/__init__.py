@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rto_fast.kernels.common.dispatch import choose
+from rto_fast.kernels.token_reward_gae import library
 from rto_fast.kernels.token_reward_gae.checks import check_reward, check_rows
 from rto_fast.kernels.token_reward_gae.reference import TokenRewards, token_reward_gae_reference
 from rto_fast.kernels.token_reward_gae.spec import RewardSpec
@@ -50,6 +51,10 @@ def token_reward_gae(
                    never falling) are checked on the CPU alone: on CUDA that would wait for the device
     cost           about 36 R bytes, memory-bound; CUDA: one launch; CPU: as many steps as the longest sequence has rows
     """
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            columns = (old_logprobs, ref_logprobs, None if reward.beta_1 == 0 else dpo_logprobs, values)
+            return TokenRewards(*library.forward(*columns, cu_seqlens, *library.flat(reward), backend))
     rows = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "dpo_logprobs": dpo_logprobs}
     check_rows("token_reward_gae", values, cu_seqlens, **rows)
     check_reward("token_reward_gae", reward, values.shape[0], cu_seqlens.shape[0] - 1, values.device)
