@@ -70,20 +70,22 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _lock(file: TextIO, folder: Path) -> bool:
     """Whether the lock is ours; ValueError when another process has it. False where there are none."""
+    own = os.fstat(file.fileno()).st_nlink == 1  # else it is another name of a file that may be anybody's
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        holder = one_line(file.read(200)) or "another process"
+        holder = (own and one_line(file.read(200))) or "another process"
         raise ValueError(
             f"output: {folder} is being written by {holder}; wait until that run ends, or name another with --output"
         ) from None
     except OSError:  # no locks on this file system
         return False
-    with writing(folder / LOCK):
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+    if own:
+        with writing(folder / LOCK):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
     return True
 
 

@@ -81,12 +81,16 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
         assert (tmp_path / LOCK).read_text() == ""
 
 
-def test_several_processes_of_torchrun_are_refused(tmp_path, capsys, monkeypatch):
-    setting(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(arguments(tmp_path, "run")) == 2
-    assert "error: WORLD_SIZE: rto_fast trains in one process, got 2;" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+def test_a_lock_that_is_another_name_of_somebodys_file_is_not_written_to(tmp_path):
+    """A folder from elsewhere may come with one; the run is alone in it all the same."""
+    (mine := tmp_path / "notes.txt").write_text("mine\n")
+    (folder := tmp_path / "run").mkdir()
+    os.link(mine, folder / LOCK)
+    with alone(folder):
+        assert mine.read_text() == "mine\n"
+        done = subprocess.run([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode and "is being written by another process; wait" in done.stderr, done.stderr
+    assert mine.read_text() == "mine\n"
 
 
 def simultaneous(count: int, words: list[str], place: Path) -> list[tuple[int, str]]:
