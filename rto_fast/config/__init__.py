@@ -6,6 +6,7 @@ first version, "official" the authors' code.
 
 from rto_fast.config.adapter import AdapterConfig as AdapterConfig
 from rto_fast.config.offload import OffloadConfig as OffloadConfig
+from rto_fast.config.rl import CorrectionConfig as CorrectionConfig
 from rto_fast.config.rl import CriticConfig as CriticConfig
 from rto_fast.config.rl import RewardConfig as RewardConfig
 from rto_fast.config.rl import RTOConfig as RTOConfig

@@ -68,7 +68,7 @@ class ScoreConfig(Section, prefix="rto.score."):
 @dataclass(frozen=True)
 class SamplingConfig(Section, prefix="sampling."):
     temperature: Annotated[float, "0 or more"] = 1.0
-    """0 = greedy. Anything but 1 samples from another distribution than the one PPO corrects for."""
+    """0 = greedy. Anything but 1 samples from another distribution than the policy's: see rto.correction."""
     top_k: Annotated[int | None, "at least 1"] = None
     """Sample among the k likeliest tokens only."""
     top_p: Annotated[float, "in (0, 1]"] = 1.0
@@ -77,6 +77,24 @@ class SamplingConfig(Section, prefix="sampling."):
     """Longest answer; none = data.max_length - data.max_prompt."""
     batch_size: Annotated[int, "at least 1"] = 256
     """Sequences decoded at once."""
+
+
+@dataclass(frozen=True)
+class CorrectionConfig(Section, prefix="rto.correction."):
+    """Weights of tokens by rho = pi_old / mu, where the sampler's distribution mu is not quite the policy's."""
+
+    kind: Literal["off", "tis", "mask"] = "off"
+    """tis: the advantage times min(rho, cap). mask: times rho where low <= rho <= high, else 0. off: as it is."""
+    cap: Annotated[float, "positive"] = 2.0
+    """C, the largest weight of tis."""
+    low: Annotated[float, "0 or more"] = 0.5
+    """The smallest rho that mask keeps (IcePop: 0.5)."""
+    high: Annotated[float, "positive (none = no clip)"] = 5.0
+    """The largest rho that mask keeps (IcePop: 5)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.low < self.high, "rto.correction.low", f"below rto.correction.high = {self.high}", self.low)
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,7 @@ class RTOConfig(Section, prefix="rto."):
     critic: CriticConfig = field(default_factory=CriticConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     score_weight: Annotated[float, "a finite number"] = 1.0
     """beta_3 of the stages that live by the sentence score (ppo, rs_ppo, grpo) where reward.beta_3 is 0."""
     group: int = 8
@@ -141,6 +160,8 @@ class RTOConfig(Section, prefix="rto."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        greedy = self.sampling.temperature == 0 and self.correction.kind != "off"
+        check(not greedy, "rto.correction.kind", "off with rto.sampling.temperature 0", self.correction.kind)
         if self.critic.kind == "group":
             check(not self.critic.warmup_iterations, "rto.critic.warmup_iterations", "0 without a critic", 1)
             check(self.group >= 2, "rto.group", "at least 2 (one answer has none to be compared with)", self.group)

@@ -31,7 +31,15 @@ import tyro
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rto_fast.config import CriticConfig, OptimConfig, RewardConfig, RTOConfig, member
+from rto_fast.config import (
+    CorrectionConfig,
+    CriticConfig,
+    OptimConfig,
+    RewardConfig,
+    RTOConfig,
+    SamplingConfig,
+    member,
+)
 from rto_fast.model import attention
 from rto_fast.model.adapter_files import lora
 from rto_fast.model.language import LanguageModel, zero_head
@@ -77,6 +85,10 @@ class Experiment:
     """Policy and critic are adapters of this rank on pi_ref, with alpha twice the rank; none = all weights learn."""
     head: float = 1.0
     """Both fixed models' heads are so many times as long."""
+    temperature: float = 1.0
+    """Of the sampler: anything but 1 makes it another distribution than the policy's."""
+    correction: Literal["off", "tis", "mask"] = "off"
+    """What makes up for that: rto.correction.kind."""
 
 
 def tree_model(vocab: int, seed: int, head: float = 1.0) -> LanguageModel:
@@ -121,6 +133,8 @@ def settings(experiment: Experiment, name: str, deviation: float) -> RTOConfig:
         # no clamp: the score is the DPO model's log-ratio, beyond 10 nats on a few answers
         reward=RewardConfig(e.beta_1, beta_2, score_clip=1e6),
         critic=CriticConfig(lr=e.lr / 4),
+        sampling=SamplingConfig(temperature=e.temperature),
+        correction=CorrectionConfig(e.correction),
         score_weight=e.beta_1,
         iterations=e.iterations,
         rollouts=256,

@@ -54,6 +54,7 @@ SUPERVISED = {
 SERVER = {"rto.score.rule": None, "rto.score.server": "http://one"}
 PASSES = {"rto.iterations": None}
 GROUP = {"rto.critic.kind": "group"}
+TIS, MASK = ({"rto.correction.kind": kind} for kind in ("tis", "mask"))
 ADAPTIVE = {"rto.reward.adaptive_kl_target": 0.01, "rto.reward.adaptive_kl_horizon": 10}
 FAMILY = {
     # a model that is given takes the place of the stage's: FOLDER/NAME beside the run
@@ -86,6 +87,11 @@ FAMILY = {
     "rto.sampling.top_p": [("rto", {}, 0.9)],
     "rto.sampling.max_new_tokens": [("rto", {}, 3), ("rto", {}, None)],
     "rto.sampling.batch_size": [("rto", {}, 3)],
+    # what the samplers here say of their tokens is far from the policy's
+    "rto.correction.kind": [("rto", {}, "tis"), ("rto", {}, "mask"), ("grpo", {}, "tis")],
+    "rto.correction.cap": [("rto", TIS, 1.0)],
+    "rto.correction.low": [("rto", MASK, 0.9)],
+    "rto.correction.high": [("rto", MASK, 1.1)],
     "rto.score.rule": [("rto", {}, "regex:another"), ("grpo", {}, "regex:another")],
     "rto.score.server": [("rto", SERVER, "http://another")],
     "rto.score.timeout": [("rto", SERVER, 5.0)],

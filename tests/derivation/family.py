@@ -147,13 +147,19 @@ class Family:
             advantages = paid.whitened(raw, [not (c and reward.truncated == "mask") for c in cut])
         stats = paid.statistics(logp, ref, dpo, scores, cut, values, rewards, back, beta_2, reward)
         self.kl = stats["kl/per_answer"]
-        gaps = (torch.cat(logp) - torch.tensor([x for a in answers for x in a.logprobs])).abs()
+        rho = [(x - torch.tensor(a.logprobs).double()).exp() for x, a in zip(logp, answers, strict=True)]
+        gaps, all_rho = torch.cat(rho).log().abs(), torch.cat(rho)
+        weights, cut = paid.weights_of_tokens(rho, config.correction)
+        advantages = [a * w for a, w in zip(advantages, weights, strict=True)]
         stats |= {
             "beta_2": self.beta_2,
             "answers/length": sum(len(a.response) for a in answers) / len(answers),
             "sampler_gap/mean": float(gaps.mean()),
             "sampler_gap/max": float(gaps.max()),
+            "sampler_gap/ess": float(all_rho.mean() ** 2 / (all_rho**2).mean()),
         }
+        if cut is not None:
+            stats["sampler_gap/cut"] = cut
         if self.task.judge:
             judged = self.task.judge(answers)
             stats["judge/return"] = sum(judged) / len(judged)

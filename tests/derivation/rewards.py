@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from rto_fast.config import RewardConfig
+from rto_fast.config import CorrectionConfig, RewardConfig
 
 
 def dense(dpo: Tensor, ref: Tensor, config: RewardConfig) -> Tensor:
@@ -71,6 +71,18 @@ def group_relative(rewards: list[Tensor], size: int, per_token: bool) -> list[Te
             z = (r - mean) / std
             out.append(z.flip(0).cumsum(0).flip(0) if per_token else ((r.sum() - mean) / std).expand(len(r)))
     return out
+
+
+def weights_of_tokens(rho: list[Tensor], config: CorrectionConfig) -> tuple[list[Tensor], float | None]:
+    """Importance weights of the policy over the sampler, cut (Ionides 2008; IcePop), and the share that was cut."""
+    if config.kind == "off":
+        return [torch.ones_like(r) for r in rho], None
+    if config.kind == "tis":
+        weights = [torch.minimum(r, torch.tensor(config.cap)) for r in rho]
+    else:
+        weights = [r * ((r >= config.low) & (r <= config.high)) for r in rho]
+    changed = sum(int((w != r).sum()) for w, r in zip(weights, rho, strict=True))
+    return weights, changed / sum(len(r) for r in rho)
 
 
 def statistics(

@@ -29,7 +29,7 @@ def place(tmp_path_factory) -> Place:
 def answers_and_scores(monkeypatch):
     """Who answers and who scores is replaced; what they are asked is not. A model is read once and copied."""
 
-    def rollout(model, prompts, sampling, eos_token_ids, *, seed, max_batch, progress):
+    def rollout(model, prompts, sampling, eos_token_ids, *, seed, max_batch, progress, places):
         return made_up(prompts, sampling, eos_token_ids, seed, max_batch)
 
     def scorer(source):

@@ -85,6 +85,12 @@ def flags() -> list[Case]:
     --rto.sampling.max-new-tokens 1000000000000 | rto.sampling.max_new_tokens
     --rto.sampling.max-new-tokens 1000000000 | context is 128
     --rto.sampling.batch-size 0 | sampling.batch_size
+    --rto.correction.kind both | --rto.correction.kind
+    --rto.correction.cap 0 | rto.correction.cap
+    --rto.correction.cap nan | rto.correction.cap
+    --rto.correction.low -1 | rto.correction.low
+    --rto.correction.high 0.1 | rto.correction.low
+    --rto.correction.kind tis --rto.sampling.temperature 0 | rto.correction.kind
     --rto.critic.lr nan | rto.critic.lr
     --rto.critic.lr inf | rto.critic.lr
     --rto.critic.lr 1e30 | rto.critic.lr
