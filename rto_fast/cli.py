@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import os
 import re
 import sys
 import traceback
@@ -157,6 +158,8 @@ def run(work: Callable[[list[str]], object], args: Sequence[str] | None, interru
             Unread(sys.stdout).flush()
             full = "memory ran out; give fewer rows, such as with --data.max-rows"
             said = full if isinstance(error, MemoryError) else one_line(error) or type(error).__name__
+            if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first alone speaks, for all
+                return 2
             print(f"rto_fast: error: {said}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

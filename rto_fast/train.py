@@ -1,5 +1,6 @@
 """python -m rto_fast.train: preference pairs in, an RTO-aligned model out."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -94,7 +95,8 @@ def train(args: Sequence[str]) -> None:
 
                 run(config, preflight_only=PREFLIGHT_ONLY in args, take_from=other)
     except Stopped:
-        print(f"Stopped and saved in {config.folder}; the same command goes on from here.")
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first alone speaks
+            print(f"Stopped and saved in {config.folder}; the same command goes on from here.")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -45,6 +45,9 @@ KEPT = {
     "tests/pipeline/test_takeover.py::test_a_run_that_differs_in_rto_trains_rto_alone": 1,
     "tests/pipeline/test_takeover.py::test_what_is_the_same_is_taken": 3,
     "tests/pipeline/test_train.py::test_a_comparison_without_evaluation": 1,
+    "tests/ranks/test_equal.py::test_ranks_train_what_one_process_trains": 1,
+    "tests/ranks/test_failures.py::test_a_killed_rank_ends_the_other_and_nothing_is_lost": 0,
+    "tests/ranks/test_failures.py::test_what_one_rank_cannot_read_is_said_by_the_first": 0,
     "tests/rl/test_padded_rto.py::test_another_setting_is_another_iteration": 3,
     "tests/rollout/test_beam.py::test_same_answers_as_generate": 4,
     "tests/runs/test_alone.py::test_a_folder_in_use_is_known_before_models_are_loaded": 1,
@@ -82,7 +85,7 @@ KEPT = {
 
 LONG = (
     *("tests/files/test_disk.py", "tests/training/", "tests/kernels/test_compiles.py", "tests/pipeline/"),
-    *("tests/accelerator/", "tests/kernels/test_native.py", "tests/runs/"),
+    *("tests/accelerator/", "tests/ranks/", "tests/kernels/test_native.py", "tests/runs/"),
 )
 """Files and rooms that take minutes: begun first, so that no worker waits for another at the end."""
 

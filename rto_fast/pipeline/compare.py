@@ -12,6 +12,7 @@ from rto_fast.files.digests import write_recorded
 from rto_fast.pipeline.run import run
 from rto_fast.report import summarise, write_report
 from rto_fast.runs.folder import alone, check, claim
+from rto_fast.training import mesh
 from rto_fast.training.interrupt import signals_stop
 
 
@@ -22,6 +23,11 @@ def compare(config: Config, say: Callable[[str], None] = print, take_from: str |
     comparison `take_from` each seed takes over what the same one has finished.
     """
     folder, seeds = check(config), config.compare.seeds
+    if mesh.asked() > 1:
+        raise ValueError(
+            f"compare.seeds: several seeds take one process, got {mesh.asked()}; run each with --seed and an --output "
+            "of its own, then python -m rto_fast.report on all of them"
+        )
     folders = [folder / f"seed-{seed}" for seed in seeds]
     with alone(folder), signals_stop():
         claim(config)

@@ -15,6 +15,7 @@ from rto_fast.pipeline.fit import fitting, largest
 from rto_fast.pipeline.footprint import Arithmetic
 from rto_fast.pipeline.told import flag
 from rto_fast.runs.open import Context
+from rto_fast.training import mesh
 from rto_fast.training.resources import available_memory, free_disk
 
 HOST_SHARE = 0.8
@@ -67,8 +68,10 @@ def arithmetic(context: Context) -> Arithmetic:
 
 
 def free_for_stages(device: torch.device, model: LanguageModel) -> int:
-    """Bytes of the device that stages will find free, when the model that preflight looks at is gone."""
-    return available_memory(device) + sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes of the device that stages will find free, when the model that preflight looks at is gone; of several ranks
+    those of the one that has least, where they share a machine's memory their part of it."""
+    free = available_memory(device) + sum(p.numel() * p.element_size() for p in model.parameters())
+    return min(mesh.everyones(free // (mesh.ranks() if device.type == "cpu" else 1)))
 
 
 def check_room(context: Context, memory: int) -> Iterator[Check]:

@@ -21,6 +21,7 @@ from rto_fast.model.language import LanguageModel
 from rto_fast.pipeline.networks import frozen_on
 from rto_fast.rollout import Completion, Sampling
 from rto_fast.runs.open import Context
+from rto_fast.training import mesh
 from rto_fast.training.progress import progress
 from rto_fast.training.stall import StallGuard
 
@@ -149,14 +150,16 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Short RTO runs over b1/b2 and c, by train(config, name): what each gains, and where it over-optimises."""
     config = context.config
-    reference, dpo, score = _yardsticks(context)
+    yardsticks = _yardsticks(context) if mesh.is_first() else None
     rows = []
     for ratio in config.sweep.ratios:
         for clip in config.sweep.clips:
             reward = replace(config.rto.reward, beta_2=config.rto.reward.beta_1 / ratio, clip=clip)
             settings = replace(config.rto, reward=reward, iterations=config.sweep.iterations)
             policy = train(settings, f"sweep-{ratio:g}-{clip:g}")
-            summary = _measure(context, policy, reference, dpo, score).summary()
+            if yardsticks is None:  # another rank trains along
+                continue
+            summary = _measure(context, policy, *yardsticks).summary()
             setting = {"ratio": ratio, "beta_1": reward.beta_1, "beta_2": reward.beta_2}
             # JSON has no infinity
             rows.append({**setting, "clip": clip if math.isfinite(clip) else None, **summary})

@@ -25,6 +25,7 @@ from rto_fast.pipeline.networks import adapter_size
 from rto_fast.runs.export import save_stage
 from rto_fast.runs.open import Context
 from rto_fast.runs.read_back import check_export
+from rto_fast.training import mesh
 
 SMALL = 256 * 2**20
 """Bytes of weights up to which a trial export is quick; larger models are checked when a stage is finished."""
@@ -73,7 +74,10 @@ def _sound(context: Context, model: LanguageModel) -> Iterator[Check]:
         yield Check("adapters", f"{numbers:,} numbers each, {share:.2%} of the base", f"on {layers} layers")
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size <= SMALL and not context.quantized:
-        check_trial_export(model, context.tokenizer, lambda path: context.load(path, trained=True))
+        # transformers saves in one process of several
+        mesh.first_does(
+            lambda: check_trial_export(model, context.tokenizer, lambda path: context.load(path, trained=True))
+        )
         yield Check("export reloads", "the same logits", "bit for bit")
     else:
         yield Check("export reloads", f"not tried, {in_words(size)}", "checked when a stage is finished")

@@ -1,6 +1,5 @@
 """Before the first step: a run's models and data read, and the checks that everything fits together."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +21,7 @@ from rto_fast.runs import inputs
 from rto_fast.runs.export import is_finished
 from rto_fast.runs.folder import check
 from rto_fast.runs.open import Context, eos_token_ids, run_of
+from rto_fast.training import mesh
 from rto_fast.training.adamw8 import check_adam8
 from rto_fast.training.stall import StallGuard
 
@@ -31,10 +31,8 @@ def prepare(config: Config, say: Callable[[str], None], scratch: Path) -> tuple[
 
     scratch  an empty folder, for the embedded task where the output folder has none yet
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(f"WORLD_SIZE: rto_fast trains in one process, got {processes}; start it without torchrun")
     run = run_of(config, config.folder, config.device)
+    run = replace(run, device=mesh.start(run.device))
     if config.model.dtype == "float16":
         raise ValueError(
             "model.dtype: float16 is for looking at models only, for small gradients vanish in it and no loss scaler "
@@ -118,11 +116,15 @@ def keep_task(context: Context, config: Config) -> Context:
         return context
     made, kept = Path(context.config.data.path).parent, context.folder / tasks.FOLDER
     if made != kept:
-        with writing(kept), new_folder(kept) as partial:
-            shutil.copytree(made, partial, dirs_exist_ok=True)
+        mesh.first_does(lambda: _copy(made, kept))
     there = tasks.pointed(config, kept)
     model = replace(context.config.model, path=there.model.path)
     return replace(context, config=replace(context.config, data=there.data, model=model))
+
+
+def _copy(made: Path, kept: Path) -> None:
+    with writing(kept), new_folder(kept) as partial:
+        shutil.copytree(made, partial, dirs_exist_ok=True)
 
 
 def _check_ids(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None:

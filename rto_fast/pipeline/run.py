@@ -27,6 +27,7 @@ from rto_fast.pipeline.measure import evaluate_run, sweep
 from rto_fast.pipeline.memory import explained
 from rto_fast.pipeline.preflight import announce, preflight, warn
 from rto_fast.pipeline.prepare import keep_task, prepare
+from rto_fast.pipeline.ranks import check_ranks
 from rto_fast.pipeline.takeover import open_other, take_over
 from rto_fast.runs import inputs
 from rto_fast.runs.export import as_classifier, is_finished, save_adapter_stage, save_stage
@@ -34,11 +35,11 @@ from rto_fast.runs.folder import LOCK, alone, check, claim
 from rto_fast.runs.open import Context
 from rto_fast.runs.read_back import check_export
 from rto_fast.stages.rm import RewardModel
-from rto_fast.training import loop
+from rto_fast.training import loop, mesh
 from rto_fast.training.checkpoint import Checkpoints
 from rto_fast.training.guards import BadStep, dump
 from rto_fast.training.interrupt import Interrupt, Stopped, signals_stop
-from rto_fast.training.metrics import StageLog
+from rto_fast.training.metrics import NoLog, StageLog
 from rto_fast.training.stall import StallGuard
 
 
@@ -54,14 +55,18 @@ def run(
     disable_progress_bar()  # one bar per file that transformers reads or writes hides ours
     torch.manual_seed(config.seed)
     folder = check(config)
+    say = say if mesh.is_first() else _nothing
     other = open_other(take_from, config) if take_from else None
     # where somebody may be running, that is better known before models are loaded
-    early = not preflight_only and (folder / LOCK).exists()
+    early = not preflight_only and (folder / LOCK).exists() and mesh.asked() == 1
     with contextlib.ExitStack() as held:
+        held.callback(mesh.end)
+        held.push(mesh.confess)
         if early:
             held.enter_context(alone(folder))
         with tempfile.TemporaryDirectory() as scratch:
             context, model = prepare(config, say, Path(scratch))
+            check_ranks(context)
             context, checks = preflight(context, model, inputs.read(context.folder))
             announce(context, model, checks)
             del model  # stages load their own, and this one would lie beside them to the end
@@ -70,25 +75,30 @@ def run(
                     take_over(context, other, *_inputs(context), only_say=True)
                 return {}
             if not early:
-                held.enter_context(alone(folder))
-            claim(config)
+                mesh.first_does(lambda: held.enter_context(alone(folder)))
+            mesh.first_does(lambda: claim(config))
             context = keep_task(context, config)
         held.enter_context(signals_stop())
         # once more, now that nobody else can begin a run in this folder
         began, (now, learns) = inputs.read(context.folder), _inputs(context)
         inputs.check(began, now)
-        inputs.remember(context, began, now, learns, config.microbatch_rows)
+        mesh.first_does(lambda: inputs.remember(context, began, now, learns, config.microbatch_rows))
         if other:
-            take_over(context, other, now, learns, only_say=False)
+            mesh.first_does(lambda: take_over(context, other, now, learns, only_say=False))
         results = _work(context)
         results["seconds"] = round(time.perf_counter() - started, 1)
-        write_recorded(context.folder / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+        mesh.first_does(lambda: write_recorded(context.folder / "results.json", text))
     warn(context)  # what was said at the start has scrolled away
     say(
         f"Finished in {results['seconds']:.0f} s. Results: {context.folder / 'results.json'}; models: "
         + ", ".join(context.stage_path(s) for s in config.stages)
     )
     return results
+
+
+def _nothing(text: str) -> None:
+    """What the other ranks say to the user."""
 
 
 def _inputs(context: Context) -> tuple[inputs.Digests, dict[str, str]]:
@@ -108,7 +118,7 @@ def _work(context: Context) -> dict[str, Any]:
     measured = len(context.corpus.evaluation[: config.eval.prompts]) > 1
     if measured:
         with explained("evaluation", config):
-            results |= evaluate_run(context, say)
+            results |= mesh.first_tells(lambda: evaluate_run(context, say))
     elif config.eval.prompts:
         say("No evaluation: it needs two held-out prompts or more; raise --data.held-out or give --data.evaluation")
     if measured and config.sweep.ratios:
@@ -125,7 +135,7 @@ def _run_stage(context: Context, stage: str) -> None:
         check_stage(folder, stage)
         unsure = "" if (folder / MANIFEST).exists() else ", without digests: an older version wrote it"
         context.say(f"{stage}: finished already, using {folder}{unsure}")
-        _checkpoints(context, stage).forget()  # a run may die between the two
+        mesh.first_does(_checkpoints(context, stage).forget)  # a run may die between the two
         return
     started = time.perf_counter()
     gc.collect()  # models hold themselves in circles: those of what was done before would stay beside this stage's
@@ -133,9 +143,13 @@ def _run_stage(context: Context, stage: str) -> None:
         built = build(context, stage)
         checkpoints = _train(context, stage, built, interrupt)
         facts = {"stage": stage, "seconds": round(time.perf_counter() - started, 1)}
-        _export_best(context, stage, built, checkpoints, facts)
-        _export(context, stage, built, stage, facts)
-        checkpoints.forget()
+        mesh.first_does(lambda: _leave(context, stage, built, checkpoints, facts))
+
+
+def _leave(context: Context, stage: str, built: Built, checkpoints: Checkpoints, facts: dict[str, Any]) -> None:
+    _export_best(context, stage, built, checkpoints, facts)
+    _export(context, stage, built, stage, facts)
+    checkpoints.forget()
 
 
 def _export_best(context: Context, stage: str, built: Built, checkpoints: Checkpoints, facts: dict[str, Any]) -> None:
@@ -229,7 +243,7 @@ def _train(context: Context, name: str, built: Built, interrupt: Interrupt) -> C
 
     def after_step(state: loop.TrainState) -> None:
         stall.alive(f"after step {state.step}")
-        stop = interrupt.requested
+        stop = mesh.any_of(interrupt.requested)
         if stop or checkpoints.due(state.step):
             save()
         if stop:
@@ -239,7 +253,7 @@ def _train(context: Context, name: str, built: Built, interrupt: Interrupt) -> C
     def note(text: str) -> None:
         stall.alive(text)
         log.note(text)
-        if interrupt.requested:  # a rollout that is cut short is made again
+        if interrupt.requested and mesh.ranks() == 1:  # a rollout that is cut short is made again
             after_step(state)
 
     def report(step: int, metrics: dict[str, float]) -> None:
@@ -249,18 +263,18 @@ def _train(context: Context, name: str, built: Built, interrupt: Interrupt) -> C
     config = context.config
     with (
         checkpoints,
-        StageLog(context.folder, name, stage.num_steps, state.step) as log,
+        StageLog(context.folder, name, stage.num_steps, state.step) if mesh.is_first() else NoLog() as log,
         StallGuard(config.guards.stall_minutes, name) as stall,
     ):
         stage.note = note
-        if interrupt.requested:  # while models were loaded
+        if mesh.any_of(interrupt.requested):  # while models were loaded
             raise Stopped
         try:
             loop.train(stage, state, report, config.log_every, context.autocast, after_step, config.guards)
             if checkpoints.best is not None and checkpoints.best.found is not None:
                 save()
         except BadStep as error:
-            where = dump(context.folder / f"{name}.bad-step", error.batches)
+            where = dump(context.folder / f"{name}.bad-step", error.batches) if mesh.is_first() else "rank 0 has them"
             raise FloatingPointError(f"{name}: {error}; {where}") from error
         except (OSError, ValueError):
             if state.between_steps:  # a reward server that is down must not cost the steps since the last checkpoint

@@ -5,10 +5,12 @@
 3. log-probs of policy, reference and DPO model, token rewards (eq. 4.6) and
    GAE of each pack in one call                                                score_all
 4. whitening over the whole rollout, or advantages within groups of answers    whiten, group_relative
+5. weights of tokens whose sampler was not quite the policy                     corrected
 """
 
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,9 +22,11 @@ from rto_fast.model.lend import lent
 from rto_fast.packing import PackedBatch, pack
 from rto_fast.rl.experience import Experience
 from rto_fast.rl.groups import group_relative
+from rto_fast.rl.mismatch import corrected
 from rto_fast.rl.rewards import check_finite, reward_spec, reward_statistics, whiten
 from rto_fast.rl.score import Models, score_all
 from rto_fast.rollout import Completion, Sampling, rollout
+from rto_fast.training import mesh
 from rto_fast.training.loop import Note, silent
 from rto_fast.training.seeds import derive, permutation
 
@@ -94,16 +98,25 @@ class Collector:
             note(f"{done}/{self.config.rollouts} answers")
 
         sampling = self.config.sampling
+        asked = [self.prompts[i] for i in order[skip : skip + count] for _ in range(self.config.rollouts // count)]
+        # neighbours: answers to one prompt begin together
+        ends = [len(asked) * rank // mesh.ranks() for rank in range(mesh.ranks() + 1)]
+        places = range(ends[mesh.rank()], ends[mesh.rank() + 1])
         with self.models.policy.active():
-            return rollout(
+            answers = rollout(
                 self.models.policy.hf,
-                [self.prompts[i] for i in order[skip : skip + count] for _ in range(self.config.rollouts // count)],
+                [asked[i] for i in places],
                 Sampling(sampling.temperature, sampling.top_k, sampling.top_p, self.max_new_tokens),
                 self.eos_token_ids,
                 seed=derive(self.seed, "rollout", iteration),
                 max_batch=sampling.batch_size,
                 progress=progress,
+                places=places,
             )
+        if mesh.ranks() == 1:
+            return answers
+        told = mesh.everyones([(a.response, a.logprobs, a.finish) for a in answers])
+        return [Completion(p, *said) for p, said in zip(asked, chain.from_iterable(told), strict=True)]
 
     @torch.no_grad()
     def experience(self, answers: list[Completion], beta_2: float, note: Note = silent) -> tuple[Experience, Metrics]:
@@ -113,7 +126,9 @@ class Collector:
         sentence_scores = None
         if self.scorer is not None and reward.beta_3:
             note("sentence scores")
-            sentence_scores = torch.tensor(self.scorer(answers), dtype=torch.float32, device=self.device)
+            scorer = self.scorer
+            given = mesh.first_tells(lambda: scorer(answers))
+            sentence_scores = torch.tensor(given, dtype=torch.float32, device=self.device)
         packed = pack([a.prompt for a in answers], [a.response for a in answers], self.config.average)
         # within groups the KL is part of the loss
         in_reward = 0.0 if self.grouped else beta_2
@@ -126,20 +141,23 @@ class Collector:
         )
         metrics: Metrics = {
             **said,
-            **_sampler_gap(answers, scores.old_logprobs),
             "answers/length": len(scores.values) / len(answers),
             "beta_2": beta_2,
         }
         if self.watch is not None:
             # the reward model has just been asked
             known = sentence_scores if self.watch is self.scorer else None
-            judged = self.watch(answers) if known is None else known.tolist()
+            watch = self.watch
+            judged = mesh.first_tells(lambda: watch(answers)) if known is None else known.tolist()
             metrics["judge/return"] = sum(judged) / len(judged)
         if self.grouped:
             per_token = bool(reward.beta_1) and reward.granularity != "response"
             advantages = group_relative(scores.rewards, cu_seqlens, self.config.group, per_token)
         else:
             advantages = whiten(scores)
+        sampled = torch.tensor([p for a in answers for p in a.logprobs], device=self.device)
+        advantages, gap = corrected(advantages, scores.old_logprobs, sampled, self.config.correction)
+        metrics |= gap
         kept = ~truncated.cpu() if reward.truncated == "mask" else torch.ones(len(answers), dtype=torch.bool)
         if self._drifted(float(metrics["kl/per_answer"]), metrics):
             kept = torch.zeros_like(kept)
@@ -181,10 +199,3 @@ class Collector:
             )
         metrics["guard/kl"] = kl
         return action == "skip"
-
-
-def _sampler_gap(answers: list[Completion], old_logprobs: Tensor) -> Metrics:
-    """How far the sampler's log-probs are from those of the training forward."""
-    sampled = torch.tensor([p for a in answers for p in a.logprobs], device=old_logprobs.device)
-    gap = (sampled - old_logprobs).abs()
-    return {"sampler_gap/mean": gap.mean(), "sampler_gap/max": gap.max()}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rto_fast.packing import PackedBatch, microbatches, select
+from rto_fast.packing import PackedBatch, select
 
 COLUMNS = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")
 
@@ -42,12 +42,12 @@ class Experience:
     advantages: Tensor
     returns: Tensor
 
-    def batches(self, answers: list[int], microbatch_rows: int) -> list[Batch]:
-        """The given answers as micro-batches."""
-        lengths, device = self.packed.lengths, self.old_logprobs.device
+    def batches(self, groups: list[list[int]]) -> list[Batch]:
+        """Micro-batches of the given answers."""
+        device = self.old_logprobs.device
         made = []
-        for group in microbatches([lengths[i] for i in answers], microbatch_rows):
-            packed, places = select(self.packed, [answers[g] for g in group])
+        for group in groups:
+            packed, places = select(self.packed, group)
             packed, places = packed.to(device), places.to(device)
             columns = (getattr(self, name)[places] for name in COLUMNS)
             made.append(Batch(packed, packed.responses(packed.weights), *columns))

@@ -13,7 +13,8 @@ from rto_fast.kernels.rto_score import FactoredLogits, RTOScore, rto_score
 from rto_fast.kernels.token_reward_gae import RewardSpec
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.scalar import ScalarModel
-from rto_fast.packing import PackedBatch, microbatches, select
+from rto_fast.packing import PackedBatch, segment_gather, select
+from rto_fast.training import mesh
 
 
 class Models(NamedTuple):
@@ -36,22 +37,29 @@ def score_all(
     device: torch.device,
 ) -> RTOScore:
     """Every answer's scores in the order of the answers, so that nothing depends on microbatch_rows."""
-    answers: list[int] = []
-    parts, rows = [], []
-    for group in microbatches(packed.lengths, microbatch_rows):
+    shares = mesh.shares(packed.lengths, microbatch_rows, finer=False)
+    groups, idle = shares[mesh.rank()]
+    parts = []
+    for group in groups:
         batch, places = select(packed, group)
         part = reward.select(torch.tensor(group, device=device), places.to(device))
         parts.append(score(models, batch.to(device), part, workspace_mb))
-        answers += group
-        rows.append(places)
+    own = parts[: len(parts) - idle]
+    # every rank's answers, in the order in which they were scored
+    scored = [[i for group in share.groups[: len(share.groups) - share.idle] for i in group] for share in shares]
+    answers = [i for part in scored for i in part]
+    counts = packed.response_lengths
+    sizes = {"moments": [len(part) for part in scored], "": [sum(counts[i] for i in part) for part in scored]}
     # back from the order of the packing
-    by_answer, by_row = (x.argsort().to(device) for x in (torch.tensor(answers), torch.cat(rows)))
+    rows = segment_gather(packed.response_cu_seqlens, answers)
+    by_answer, by_row = (x.argsort().to(device) for x in (torch.tensor(answers), rows))
 
     def column(name: str) -> Any:
-        pieces = [getattr(part, name) for part in parts]
-        if pieces[0] is None:
+        if getattr(parts[0], name) is None:
             return None
-        return torch.cat(pieces)[by_answer if name == "moments" else by_row]
+        pieces = [getattr(part, name) for part in own] or [getattr(parts[0], name)[:0]]
+        whole = mesh.gather(torch.cat(pieces), sizes.get(name, sizes[""]))
+        return whole[by_answer if name == "moments" else by_row]
 
     return RTOScore(*map(column, RTOScore._fields))
 

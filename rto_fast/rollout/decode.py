@@ -43,6 +43,7 @@ def rollout(
     max_batch: int = 64,
     max_context: int | None = None,
     progress: Callable[[int], None] | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Sample one answer per prompt, in the order of the prompts.
 
@@ -54,7 +55,8 @@ def rollout(
     model: a Hugging Face causal LM on one device whose layers keep keys and values (full or sliding-window attention),
     or a `Mixture` of several; it runs in eval mode without gradients and gets its modes back. eos_token_ids: sampling
     any of them ends an answer; empty = every answer has max_new_tokens. max_context: lowers the model's own limit,
-    never raises it. progress(n) is called with the number of answers that finished since the last call.
+    never raises it. progress(n) is called with the number of answers that finished since the last call. places: the i
+    of each prompt, where the list is a part of a longer one.
 
     Cost: each prompt is prefilled once, however many answers to it begin together, and without its last token, which is
     the first decoding step's input, so that sampling happens in one place. A step runs all rows; finished rows leave,
@@ -73,17 +75,18 @@ def rollout(
     check_prompts("rollout", mixture.models, prompts, sampling.max_new_tokens, max_batch, max_context)
     with eval_mode(mixture.models), torch.inference_mode(), float32_logits(mixture.models):
         batch = Batch([mixture], prompts, max_batch, sampling.max_new_tokens)
-        return _Decoder(batch, sampling, frozenset(eos_token_ids), seed).run(progress)
+        return _Decoder(batch, sampling, frozenset(eos_token_ids), seed, places or range(len(prompts))).run(progress)
 
 
 class _Decoder:
     """State of one rollout; row b of every list and tensor here is row b of the cache."""
 
-    def __init__(self, batch: Batch, sampling: Sampling, eos: frozenset[int], seed: int):
+    def __init__(self, batch: Batch, sampling: Sampling, eos: frozenset[int], seed: int, places: Sequence[int]):
         self.batch, self.prompts, self.sampling, self.eos = batch, batch.prompts, sampling, eos
         self.uniforms: Tensor | None = None
         if sampling.temperature > 0:
-            self.uniforms = uniform_streams(seed, len(self.prompts), sampling.max_new_tokens).to(batch.device)
+            streams = uniform_streams(seed, max(places, default=-1) + 1, sampling.max_new_tokens)
+            self.uniforms = streams[list(places)].to(batch.device)
         self.responses: list[list[int]] = [[] for _ in self.prompts]
         self.finish: list[str] = [""] * len(self.prompts)
         self.owners: list[int] = []

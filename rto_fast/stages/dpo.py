@@ -20,8 +20,9 @@ from rto_fast.kernels.common.segments import sequence_sums
 from rto_fast.kernels.preference_head import PreferenceHead, preference_head
 from rto_fast.model.language import Head, LanguageModel
 from rto_fast.model.logprobs import response_logprobs
-from rto_fast.packing import PackedBatch, microbatches, pack
+from rto_fast.packing import PackedBatch, Share, pack
 from rto_fast.rl.losses import wins
+from rto_fast.training import mesh
 from rto_fast.training.epochs import Epochs
 from rto_fast.training.loop import Note, Step, TrainState, silent
 
@@ -58,12 +59,14 @@ class DPO:
             self.state.tensors["ref_logprobs"] = self._reference_logprobs()
         for step in range(self.state.step, self.num_steps):
             chosen = self.epochs.chosen(step)
-            yield Step([self._batch(group) for group in self._groups(chosen)], len(chosen))
+            groups, idle = self._share(chosen)
+            yield Step([self._batch(group) for group in groups], len(chosen), idle=idle)
 
-    def _groups(self, items: list[int]) -> list[list[int]]:
-        """Pairs stay whole: their answers meet in the loss."""
+    def _share(self, items: list[int], finer: bool = True) -> Share:
+        """This rank's groups of items. Pairs stay whole: their answers meet in the loss."""
         lengths = [2 * len(p.prompt) + len(p.chosen) + len(p.rejected) - 2 for p in (self.pairs[i] for i in items)]
-        return [[items[i] for i in group] for group in microbatches(lengths, self.microbatch_rows)]
+        groups, idle = mesh.shares(lengths, self.microbatch_rows, finer)[mesh.rank()]
+        return Share([[items[i] for i in group] for group in groups], idle)
 
     def _pack(self, items: list[int]) -> PackedBatch:
         pairs = [self.pairs[i] for i in items]
@@ -78,12 +81,13 @@ class DPO:
         """(2, pairs) on the CPU, in float32 or better: log pi_ref of the chosen and the rejected answers to be seen."""
         sums = torch.zeros(2, len(self.pairs), dtype=torch.promote_types(self.model.hf.dtype, torch.float32))
         seen = sorted({i for step in range(self.num_steps) for i in self.epochs.chosen(step)})
-        for group in self._groups(seen):
+        groups, idle = self._share(seen, finer=False)
+        for group in groups[: len(groups) - idle]:
             self.note("reference log-probs")
             packed = self._pack(group).to(self.device)
             logprobs = response_logprobs(self.model, packed, self.workspace_mb)
             sums[:, group] = sequence_sums(logprobs, packed.response_cu_seqlens).view(2, -1).cpu()
-        return sums
+        return mesh.total(sums.to(self.device)).cpu()  # each is some rank's, and 0 on the others
 
     def losses(self, batch: Batch, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         packed, ref_logprobs = batch.packed, batch.ref_logprobs

@@ -20,8 +20,9 @@ from rto_fast.config import RMConfig
 from rto_fast.data.encode import EncodedPair
 from rto_fast.model.logprobs import last_token_scores
 from rto_fast.model.scalar import ScalarModel
-from rto_fast.packing import PackedBatch, microbatches, pack_whole
+from rto_fast.packing import PackedBatch, pack_whole
 from rto_fast.rl.losses import wins
+from rto_fast.training import mesh
 from rto_fast.training.epochs import Epochs
 from rto_fast.training.loop import Note, Step, TrainState, silent
 
@@ -54,8 +55,8 @@ class RewardModel:
         for step in range(self.state.step, self.num_steps):
             chosen = [self.pairs[i] for i in self.epochs.chosen(step)]
             lengths = [2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in chosen]
-            groups = microbatches(lengths, self.microbatch_rows)
-            yield Step([self._batch([chosen[i] for i in group]) for group in groups], len(chosen))
+            groups, idle = mesh.share(lengths, self.microbatch_rows)
+            yield Step([self._batch([chosen[i] for i in group]) for group in groups], len(chosen), idle=idle)
 
     def _batch(self, pairs: list[EncodedPair]) -> Batch:
         chosen, rejected = ([p.prompt + p.chosen for p in pairs], [p.prompt + p.rejected for p in pairs])

@@ -18,6 +18,7 @@ iteration.
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from rto_fast.rl.collect import Collector
 from rto_fast.rl.experience import Batch, Experience, from_tensors
 from rto_fast.rl.losses import value_loss
 from rto_fast.rl.rewards import next_beta_2
+from rto_fast.training import mesh
 from rto_fast.training.loop import Note, Step, TrainState, silent
 from rto_fast.training.seeds import permutation
 
@@ -94,7 +96,15 @@ class RTO:
         kept = [i for i in answers if experience.kept[i]]
         lengths = experience.packed.response_lengths
         total = sum(lengths[i] for i in kept) if self.config.average == "token" else len(kept)
-        return Step(experience.batches(kept, self.collector.microbatch_rows), total, metrics)
+        lengths = experience.packed.lengths
+        groups, idle = mesh.share([lengths[i] for i in kept], self.collector.microbatch_rows)
+        batches = experience.batches([[kept[i] for i in group] for group in groups])
+        return Step(batches, total, metrics, idle, partial(self._moved, total))
+
+    def _moved(self, total: float, sums: dict[str, Tensor]) -> None:
+        """Add a step's k3, and its weight, to those of the pass."""
+        if "k3" in sums:
+            self.state.tensors["moved"] += torch.stack((sums["k3"], sums["k3"].new_tensor(total)))
 
     def losses(self, batch: Batch, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """The policy's, with the value loss where they share weights; then that of a critic of its own."""
@@ -141,14 +151,11 @@ class RTO:
     def _policy_statistics(self, out: PPOHead, batch: Batch, total: float) -> dict[str, Tensor]:
         log_ratio = out.logprobs - batch.old_logprobs
         ratio = log_ratio.exp()
-        k3 = ((ratio - 1 - log_ratio) * batch.weights).sum()
-        tensors = self.state.tensors
-        tensors["moved"] = tensors.get("moved", 0.0) + torch.stack((k3, batch.weights.sum()))
         return {
             "policy_loss": out.loss.detach() * total,
             "ratio_gap": ((ratio - 1).abs() * batch.weights).sum(),
             "clipped": (((ratio - 1).abs() > self.config.clip).float() * batch.weights).sum(),
-            "k3": k3,
+            "k3": ((ratio - 1 - log_ratio) * batch.weights).sum(),
         }
 
     def _mean_k3(self) -> float:

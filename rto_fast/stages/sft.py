@@ -16,8 +16,9 @@ from rto_fast.config import SFTConfig
 from rto_fast.data.encode import EncodedDemonstration
 from rto_fast.model.language import LanguageModel
 from rto_fast.model.logprobs import response_logprobs
-from rto_fast.packing import PackedBatch, microbatches, pack
+from rto_fast.packing import PackedBatch, pack
 from rto_fast.rl.losses import nll_loss
+from rto_fast.training import mesh
 from rto_fast.training.epochs import Epochs
 from rto_fast.training.loop import Note, Step, TrainState, silent
 
@@ -53,12 +54,12 @@ class SFT:
 
     def _step(self, chosen: list[EncodedDemonstration]) -> Step[Batch]:
         lengths = [len(d.prompt) + len(d.response) - 1 for d in chosen]
-        batches = []
-        for group in microbatches(lengths, self.microbatch_rows):
+        batches, share = [], mesh.share(lengths, self.microbatch_rows)
+        for group in share.groups:
             prompts, responses = [chosen[i].prompt for i in group], [chosen[i].response for i in group]
             batches.append(Batch(pack(prompts, responses, self.config.average).to(self.device)))
         total = len(chosen) if self.config.average == "sequence" else sum(len(d.response) for d in chosen)
-        return Step(batches, total)
+        return Step(batches, total, idle=share.idle)
 
     def losses(self, batch: Batch, total: float) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         packed = batch.packed

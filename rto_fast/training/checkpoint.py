@@ -26,6 +26,7 @@ from rto_fast.files.digests import MANIFEST, seal, sha256, stated
 from rto_fast.files.disk import new_folder, remove, remove_partials
 from rto_fast.files.foreign import read_object
 from rto_fast.files.text import one_line
+from rto_fast.training import mesh
 from rto_fast.training.best import BestOf
 from rto_fast.training.resources import available_memory
 
@@ -45,7 +46,8 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         self.folder, self.config = folder, config
-        remove_partials(folder)
+        if mesh.is_first():
+            remove_partials(folder)
         self.last_step, self.last_time = 0, time.monotonic()
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
@@ -65,6 +67,9 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         OSError when the disk refused this one, or, in `wait` and the next `save`, the one before: older ones stay.
         Where the copies would take more than half of the memory that is left, nothing is copied and writing waits.
         """
+        if not mesh.is_first():  # every rank's state is the same
+            self.last_step = step
+            return
         self.wait()
         tensors = {name: {key: x.detach() for key, x in part.items()} for name, part in parts.items()}
         size = sum(x.numel() * x.element_size() for part in tensors.values() for x in part.values())
@@ -78,7 +83,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
 
     def report(self, metrics: dict[str, float]) -> None:
         """Hear what a step has measured, before that step can be saved: it may make the newest checkpoint the best."""
-        if self.best is not None and self.best.name in metrics:
+        if self.best is not None and self.best.name in metrics and mesh.is_first():
             self.wait()  # a checkpoint is there before it is named
             self.best.report(self.last_step, metrics)
 

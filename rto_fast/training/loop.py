@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rto_fast.config import GuardConfig, OptimConfig
 from rto_fast.packing import PackedBatch
+from rto_fast.training import mesh
 from rto_fast.training.adamw8 import BLOCK, make_adamw8
 from rto_fast.training.guards import StepGuard
 from rto_fast.training.host_adamw import HostAdamW
@@ -38,6 +39,10 @@ def silent(text: str) -> None:
     """A Note that nobody reads."""
 
 
+def ignored(sums: dict[str, Tensor]) -> None:
+    """What a stage that keeps nothing of its statistics does with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step(Generic[B]):
     """The micro-batches of one optimizer step."""
@@ -47,6 +52,10 @@ class Step(Generic[B]):
     """Weight of the whole step over all micro-batches (tokens, answers or pairs): the loss sums are divided by it."""
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     """What the stage has to say before this step, e.g. about the rollout that it trains on."""
+    idle: int = 0
+    """How many of the batches, the last ones, count for nothing: other ranks have more to do."""
+    after: Callable[[dict[str, Tensor]], None] = ignored
+    """Called with the sums of all statistics, when the step is done and not yet saved."""
 
 
 class Stage(Protocol[B]):
@@ -203,12 +212,17 @@ def train(
         state.between_steps = False
         rates = state.set_rates(stage.num_steps)
         sums: dict[str, Tensor] = {}
-        rows += sum(batch.packed.num_rows for batch in step.batches)
-        for batch in step.batches:
+        counted = step.batches[: len(step.batches) - step.idle]
+        rows += sum(batch.packed.num_rows for batch in counted)
+        for batch in counted:
             for loss, stats in _under(precision, stage.losses(batch, step.total)):
                 loss.backward()
                 for name, value in {"loss": loss.detach() * step.total, **stats}.items():
                     sums[name] = sums[name] + value if name in sums else value
+        if not counted:  # whoever has nothing to do still has to know what there is to add up
+            sums = _names(_under(precision, stage.losses(step.batches[0], step.total)))
+        mesh.add_up(sums, state.parameters())
+        step.after(sums)
         norms = {f"grad_norm/{name}": _clip(ps, state.optim.max_grad_norm) for name, ps in state.parameters().items()}
         logged = (state.step + 1) % log_every == 0 or bool(step.metrics) or state.step + 1 == stage.num_steps
         refused = guard.refuse(state.step + 1, step.batches, sums["loss"], list(norms.values()))
@@ -221,11 +235,17 @@ def train(
             means = {name: value / step.total for name, value in sums.items()}
             metrics = {name: float(value) for name, value in {**step.metrics, **means, **norms, **rates}.items()}
             metrics |= guard.report(metrics["loss"])
-            metrics["tokens_per_second"] = rows / (time.perf_counter() - since)
+            metrics["tokens_per_second"] = mesh.ranks() * rows / (time.perf_counter() - since)
             metrics["memory/peak_mb"] = peak_memory_mb(device)
             rows, since = 0, time.perf_counter()
             log(state.step, metrics)
         after_step(state)
+
+
+@torch.no_grad()
+def _names(losses: Iterator[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Zeros by the names of a step's statistics."""
+    return {name: torch.zeros_like(x) for loss, stats in losses for name, x in {"loss": loss, **stats}.items()}
 
 
 def _under(context: Callable[[], AbstractContextManager[Any]], items: Iterator[T]) -> Iterator[T]:

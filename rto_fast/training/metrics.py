@@ -86,6 +86,19 @@ def _quiet(original: Callable[[threading.ExceptHookArgs], object], failed: threa
         original(failed)
 
 
+class NoLog(contextlib.AbstractContextManager["NoLog"]):
+    """A log of nothing, for the ranks beside the first."""
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Every rank measures the same."""
+
+    def note(self, text: str) -> None:
+        """Nor is what it does shown."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+
 class StageLog(contextlib.AbstractContextManager["StageLog"]):
     """A stage's log, called as log(step, metrics).
 
